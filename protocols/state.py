@@ -1,0 +1,175 @@
+"""A snapshot of the training state as bytes, and the manifest by which its chunks are checked.
+
+The bytes are one safetensors file: `parameters.<name>`, `optimizer.<name>.<slot>`, and a JSON header with what is no tensor
+(`StateHeader`). safetensors is read without executing anything, so a hostile donor can at worst send wrong numbers, and those are caught
+by shape, dtype and finiteness checks here and by the digests in the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from protocols.errors import BadMessageError
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class StateHeader:
+    """What a snapshot says about itself. `commit` is the signed commit (hex of its wire bytes) that led to this state, '' at genesis."""
+
+    run_digest: str
+    epoch: int
+    lineage: str
+    samples: int
+    commit: str
+    scheduler: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Names a snapshot by the SHA-256 of each of its chunks of `chunk_bytes` bytes (the last may be shorter)."""
+
+    epoch: int
+    lineage: str
+    total_bytes: int
+    chunk_bytes: int
+    chunk_sha256: tuple[bytes, ...]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(b"".join(self.chunk_sha256)).hexdigest()
+
+
+def manifest_of(snapshot: bytes, header: StateHeader, chunk_bytes: int = CHUNK_BYTES) -> Manifest:
+    view = memoryview(snapshot)
+    digests = tuple(hashlib.sha256(view[at : at + chunk_bytes]).digest() for at in range(0, len(snapshot), chunk_bytes))
+    return Manifest(header.epoch, header.lineage, len(snapshot), chunk_bytes, digests)
+
+
+def capture(model: torch.nn.Module, optimizer: torch.optim.Optimizer, header: StateHeader) -> bytes:
+    """Serialise parameters, buffers and optimizer slots as they stand. The caller sees to it that no step is under way."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in _unique_tensors(model).items():
+        tensors[f"parameters.{name}"] = tensor.detach().to("cpu").contiguous()
+    scalars: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{name}.{slot}"] = value.detach().to("cpu").contiguous()
+            else:
+                scalars.setdefault(name, {})[slot] = value
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    document = {"header": asdict(header), "optimizer_scalars": scalars, "optimizer_groups": groups}
+    return save_tensors(tensors, metadata={"dugnad": json.dumps(document, sort_keys=True)})
+
+
+def read_header(snapshot: bytes) -> StateHeader:
+    """The header alone. Raises BadMessageError if these bytes are no snapshot."""
+    return StateHeader(**_document(snapshot)["header"])
+
+
+def read_parameters(snapshot: bytes) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, as `model.load_state_dict(..., strict=False)` takes them."""
+    tensors = _load(snapshot)
+    return {name.removeprefix("parameters."): tensor for name, tensor in tensors.items() if name.startswith("parameters.")}
+
+
+def restore(snapshot: bytes, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> StateHeader:
+    """Load a snapshot into model and optimizer, all or nothing: every name, shape, dtype and value is checked before the first write.
+
+    Raises BadMessageError when the snapshot does not fit the model, is truncated, or holds a value that is not finite.
+    """
+    document = _document(snapshot)
+    tensors = _load(snapshot)
+    wanted = _unique_tensors(model)
+    parameters = {name.removeprefix("parameters."): t for name, t in tensors.items() if name.startswith("parameters.")}
+    if parameters.keys() != wanted.keys():
+        odd = sorted(parameters.keys() ^ wanted.keys())[:3]
+        raise BadMessageError(f"the snapshot is of another model (first odd names: {', '.join(odd)})")
+    for name, tensor in parameters.items():
+        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+            raise BadMessageError(f"the snapshot's {name} is {tuple(tensor.shape)} {tensor.dtype}, not {tuple(wanted[name].shape)}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise BadMessageError(f"the snapshot's {name} holds a value that is not finite")
+    slots = _optimizer_slots(tensors, document["optimizer_scalars"], dict(model.named_parameters()))
+    if len(document["optimizer_groups"]) != len(optimizer.param_groups):
+        raise BadMessageError("the snapshot is of another optimizer (its parameter groups differ)")
+
+    with torch.no_grad():
+        for name, tensor in parameters.items():
+            wanted[name].copy_(tensor)
+    optimizer.state.clear()
+    for parameter, values in slots:
+        optimizer.state[parameter] = values
+    for group, saved in zip(optimizer.param_groups, document["optimizer_groups"], strict=True):
+        group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
+    return StateHeader(**document["header"])
+
+
+def _optimizer_slots(
+    tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, torch.nn.Parameter]
+) -> list[tuple[torch.nn.Parameter, dict[str, Any]]]:
+    by_name: dict[str, dict[str, Any]] = {name: dict(values) for name, values in scalars.items()}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            name, slot = key.removeprefix("optimizer.").rsplit(".", 1)
+            if not bool(torch.isfinite(tensor).all()):
+                raise BadMessageError(f"the snapshot's optimizer slot {slot} of {name} holds a value that is not finite")
+            by_name.setdefault(name, {})[slot] = tensor
+    unknown = by_name.keys() - parameters.keys()
+    if unknown:
+        raise BadMessageError(f"the snapshot has optimizer state for unknown parameters (first: {min(unknown)})")
+    result: list[tuple[torch.nn.Parameter, dict[str, Any]]] = []
+    for name, values in by_name.items():
+        parameter = parameters[name]
+        placed = {}
+        for slot, value in values.items():
+            if isinstance(value, torch.Tensor) and value.dim() > 0:
+                if value.shape != parameter.shape:
+                    raise BadMessageError(f"the snapshot's optimizer slot {slot} of {name} has shape {tuple(value.shape)}")
+                value = value.to(parameter.device)
+            placed[slot] = value
+        result.append((parameter, placed))
+    return result
+
+
+def _unique_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers, tied ones once (under their first name)."""
+    seen: set[int] = set()
+    unique: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            unique[name] = tensor
+    return unique
+
+
+def _load(snapshot: bytes) -> dict[str, torch.Tensor]:
+    try:
+        return load_tensors(snapshot)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BadMessageError(f"the snapshot is damaged: {error}") from error
+
+
+def _document(snapshot: bytes) -> dict[str, Any]:
+    # safetensors: 8 bytes little-endian length, that many bytes of JSON, then the tensors.
+    size = int.from_bytes(snapshot[:8], "little")
+    if len(snapshot) < 8 or size > len(snapshot) - 8:
+        raise BadMessageError("the snapshot is truncated")
+    try:
+        metadata = json.loads(snapshot[8 : 8 + size])["__metadata__"]
+        document: dict[str, Any] = json.loads(metadata["dugnad"])
+        StateHeader(**document["header"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadMessageError(f"the snapshot's header cannot be read: {error}") from error
+    return document
