@@ -70,7 +70,8 @@ def capture(model: torch.nn.Module, optimizer: torch.optim.Optimizer, header: St
                 scalars.setdefault(name, {})[slot] = value
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     document = {"header": asdict(header), "optimizer_scalars": scalars, "optimizer_groups": groups}
-    return save_tensors(tensors, metadata={"dugnad": json.dumps(document, sort_keys=True)})
+    snapshot: bytes = save_tensors(tensors, metadata={"dugnad": json.dumps(document, sort_keys=True)})
+    return snapshot
 
 
 def read_header(snapshot: bytes) -> StateHeader:
@@ -98,7 +99,9 @@ def restore(snapshot: bytes, model: torch.nn.Module, optimizer: torch.optim.Opti
         raise BadMessageError(f"the snapshot is of another model (first odd names: {', '.join(odd)})")
     for name, tensor in parameters.items():
         if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
-            raise BadMessageError(f"the snapshot's {name} is {tuple(tensor.shape)} {tensor.dtype}, not {tuple(wanted[name].shape)}")
+            raise BadMessageError(
+                f"the snapshot's {name} is {tuple(tensor.shape)} {tensor.dtype}, not {tuple(wanted[name].shape)}"
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise BadMessageError(f"the snapshot's {name} holds a value that is not finite")
     slots = _optimizer_slots(tensors, document["optimizer_scalars"], dict(model.named_parameters()))
@@ -156,7 +159,8 @@ def _unique_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _load(snapshot: bytes) -> dict[str, torch.Tensor]:
     try:
-        return load_tensors(snapshot)
+        tensors: dict[str, torch.Tensor] = load_tensors(snapshot)
+        return tensors
     except (SafetensorError, ValueError, KeyError) as error:
         raise BadMessageError(f"the snapshot is damaged: {error}") from error
 

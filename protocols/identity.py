@@ -1,0 +1,250 @@
+"""Who is who: keys, certificates and the ticket.
+
+A run has one certificate authority: the coordinator's. Every process has a P-256 key; its name on the network, the *peer id*, is the
+first 16 bytes of the SHA-256 of its public key, in hex. A certificate says "the authority of this run admitted that key", and is what both
+ends of every connection show. P-256 and not Ed25519: gRPC's TLS does not offer Ed25519 certificates.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from protocols.errors import BadMessageError, LocalError, TicketError
+from protocols.files import write_durably
+
+COORDINATOR_NAME = "coordinator.dugnad"
+VALIDITY = datetime.timedelta(days=365)
+# Certificates are valid from a day ago: home computers' clocks are wrong, and no safety rule reads them.
+CLOCK_SLACK = datetime.timedelta(days=1)
+
+TICKET_PREFIX = "dugnad1-"
+TICKET_SECRET_BYTES = 16
+_ECDSA = ec.ECDSA(hashes.SHA256())
+
+
+def peer_id_of(public_key: ec.EllipticCurvePublicKey) -> str:
+    der = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()[:32]
+
+
+def server_name(peer_id: str) -> str:
+    """The DNS name in a peer's certificate: dialling under it makes TLS itself check that the right peer answers."""
+    return f"{peer_id}.peer.dugnad"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A private key kept in a file that only its owner may read."""
+
+    private: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def generate(cls) -> Key:
+        return cls(ec.generate_private_key(ec.SECP256R1()))
+
+    @classmethod
+    def load_or_create(cls, path: Path) -> Key:
+        if not path.exists():
+            key = cls.generate()
+            write_durably(path, key.pem, mode=0o600)
+            return key
+        try:
+            private = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        except (ValueError, OSError) as error:
+            raise LocalError(
+                f"the key {path} cannot be read: {error}", remedy=f"Move {path} away to get a new identity."
+            ) from error
+        if not isinstance(private, ec.EllipticCurvePrivateKey):
+            raise LocalError(f"{path} holds no P-256 key", remedy=f"Move {path} away to get a new identity.")
+        return cls(private)
+
+    @property
+    def pem(self) -> bytes:
+        return self.private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+    @property
+    def peer_id(self) -> str:
+        return peer_id_of(self.private.public_key())
+
+    def sign(self, message: bytes) -> bytes:
+        return self.private.sign(message, _ECDSA)
+
+    def request(self) -> bytes:
+        """A certificate signing request (DER): proves possession of the key; the authority sets every name itself."""
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.peer_id)])
+        builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+        return builder.sign(self.private, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What one process needs for mutual TLS: its key, its certificate and the authority's (both PEM)."""
+
+    key: Key
+    certificate: bytes
+    authority: bytes
+
+    @property
+    def peer_id(self) -> str:
+        return self.key.peer_id
+
+
+class Authority:
+    """The run's certificate authority; lives in the coordinator's folder and nowhere else."""
+
+    def __init__(self, key: Key, certificate: x509.Certificate) -> None:
+        self._key = key
+        self._certificate = certificate
+
+    @classmethod
+    def load_or_create(cls, folder: Path) -> Authority:
+        key = Key.load_or_create(folder / "authority.key")
+        path = folder / "authority.pem"
+        if not path.exists():
+            write_durably(path, _self_signed(key).public_bytes(serialization.Encoding.PEM))
+        return cls(key, x509.load_pem_x509_certificate(path.read_bytes()))
+
+    @property
+    def pem(self) -> bytes:
+        return self._certificate.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def key_pem(self) -> bytes:
+        return self._key.pem
+
+    @property
+    def fingerprint(self) -> bytes:
+        return self._certificate.fingerprint(hashes.SHA256())
+
+    def admit(self, request: bytes) -> bytes:
+        """Certificate (PEM) for a signing request. Raises BadMessageError unless the request is signed by a P-256 key."""
+        try:
+            csr = x509.load_der_x509_csr(request)
+        except ValueError as error:
+            raise BadMessageError("the certificate request cannot be read") from error
+        public = csr.public_key()
+        if not isinstance(public, ec.EllipticCurvePublicKey) or not csr.is_signature_valid:
+            raise BadMessageError("the certificate request is not signed by a P-256 key")
+        peer_id = peer_id_of(public)
+        return self._issue(public, peer_id, server_name(peer_id))
+
+    def coordinator_credentials(self, key: Key) -> Credentials:
+        return Credentials(key, self._issue(key.private.public_key(), key.peer_id, COORDINATOR_NAME), self.pem)
+
+    def _issue(self, public: ec.EllipticCurvePublicKey, common_name: str, dns_name: str) -> bytes:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
+            .issuer_name(self._certificate.subject)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - CLOCK_SLACK)
+            .not_valid_after(now + VALIDITY)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(dns_name)]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .sign(self._key.private, hashes.SHA256())
+        )
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _self_signed(key: Key) -> x509.Certificate:
+    # The enrolment endpoint shows this very certificate, so that a newcomer, who holds nothing but its fingerprint, can check it.
+    now = datetime.datetime.now(datetime.timezone.utc)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dugnad authority " + key.peer_id)])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SLACK)
+        .not_valid_after(now + 10 * VALIDITY)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(COORDINATOR_NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key.private, hashes.SHA256())
+    )
+
+
+def verify_signature(message: bytes, signature: bytes, certificate: bytes, authority: bytes) -> str:
+    """The peer id of whoever signed `message`, read off a certificate (PEM) that `authority` (PEM) issued.
+
+    Raises BadMessageError if the certificate is not of this run or the signature is not of this message.
+    """
+    try:
+        theirs = x509.load_pem_x509_certificate(certificate)
+        theirs.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+        public = theirs.public_key()
+        if not isinstance(public, ec.EllipticCurvePublicKey):
+            raise BadMessageError("the certificate holds no P-256 key")
+        public.verify(signature, message, _ECDSA)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise BadMessageError("the signature does not hold under this run's authority") from error
+    return peer_id_of(public)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """All that a volunteer pastes: where the coordinator enrols, its authority's fingerprint, and the secret that admits.
+
+    `hosts` are tried in order. The last four characters before encoding are a checksum: a lost character is noticed before any connection.
+    """
+
+    hosts: tuple[str, ...]
+    port: int
+    fingerprint: bytes
+    secret: bytes
+
+    @staticmethod
+    def new_secret() -> bytes:
+        return secrets.token_bytes(TICKET_SECRET_BYTES)
+
+    def __str__(self) -> str:
+        body = self.fingerprint + self.secret + self.port.to_bytes(2, "big") + ",".join(self.hosts).encode()
+        return TICKET_PREFIX + base64.urlsafe_b64encode(body + _checksum(body)).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> Ticket:
+        """Raises TicketError when the text is no ticket, is damaged, or is of another version."""
+        text = "".join(text.split())
+        remedy = "Copy the whole ticket again from the organiser's message."
+        if not text.startswith(TICKET_PREFIX):
+            raise TicketError(f"this is no dugnad ticket: tickets start with {TICKET_PREFIX!r}", remedy=remedy)
+        encoded = text.removeprefix(TICKET_PREFIX)
+        try:
+            raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+        except (ValueError, binascii.Error) as error:
+            raise TicketError("the ticket is damaged: a character is missing or wrong", remedy=remedy) from error
+        body, checksum = raw[:-4], raw[-4:]
+        fixed = 32 + TICKET_SECRET_BYTES + 2
+        if len(body) <= fixed or checksum != _checksum(body):
+            raise TicketError("the ticket is damaged: a character is missing or wrong", remedy=remedy)
+        fingerprint, secret = body[:32], body[32 : 32 + TICKET_SECRET_BYTES]
+        port = int.from_bytes(body[fixed - 2 : fixed], "big")
+        return cls(tuple(body[fixed:].decode(errors="replace").split(",")), port, fingerprint, secret)
+
+
+def _checksum(body: bytes) -> bytes:
+    return hashlib.sha256(b"dugnad ticket" + body).digest()[:4]
+
+
+def new_incarnation(now_ns: int) -> int:
+    """63 bits: milliseconds since 1970 in the upper part so that a later start is the newer one, then 20 random bits."""
+    return ((now_ns // 1_000_000) & ((1 << 43) - 1)) << 20 | int.from_bytes(os.urandom(3), "big") >> 4

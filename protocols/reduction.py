@@ -1,0 +1,101 @@
+"""Averaging one shard, as a pure state machine: contributors' chunks in, averaged chunks out.
+
+A chunk is averaged when it is there from every planned contributor, never before and never without one of them; always in the order of
+contributor ids, so that the bytes do not depend on who was faster. What comes out is encoded once and is what everybody receives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from protocols.codecs import Codec
+from protocols.errors import BadMessageError
+from protocols.round.planner import GRID
+from protocols.round.records import Contribution, Plan, ShardResult
+
+CHUNK_ELEMENTS = 256 * GRID  # 1 MiB of fp32
+
+
+def weighted_mean(parts: Sequence[bytes | memoryview], weights: Sequence[int], codec: Codec) -> bytes:
+    """Encoded mean of encoded vectors: sum_i(w_i * x_i) / sum_i(w_i), summed in the order given.
+
+    `parts` are means over `weights[i]` samples each, so the result is the mean over all the samples. Raises BadMessageError on
+    a value that is not finite.
+    """
+    total = np.float64(sum(weights))
+    mean: np.ndarray[tuple[int], np.dtype[np.floating]] | None = None
+    for part, weight in zip(parts, weights, strict=True):
+        scaled = codec.decode(part)
+        scaled *= scaled.dtype.type(weight / total)
+        mean = scaled if mean is None else np.add(mean, scaled, out=mean)
+    if mean is None:
+        raise ValueError("nothing to average")
+    return codec.encode(mean)
+
+
+class ShardReduction:
+    """One shard of one plan. `open` each contributor, `feed` its bytes in order; `averaged` grows as chunks complete."""
+
+    def __init__(self, plan: Plan, shard_index: int, codec: Codec) -> None:
+        shard = plan.shards[shard_index]
+        self.plan = plan
+        self.shard = shard
+        self.codec = codec
+        self.shard_bytes = (shard.stop - shard.start) * codec.bytes_per_element
+        self._chunk_bytes = CHUNK_ELEMENTS * codec.bytes_per_element
+        self._contributions: dict[str, Contribution] = {}
+        self._received = {peer: 0 for peer in plan.contributors}
+        self._pending: dict[str, list[bytes]] = {peer: [] for peer in plan.contributors}
+        self._digest = hashlib.sha256()
+        self._sum_of_squares = 0.0
+        self.averaged: list[bytes] = []
+        self.averaged_bytes = 0
+
+    @property
+    def contributions(self) -> tuple[Contribution, ...] | None:
+        """All planned contributions in order, or None while one has not been opened."""
+        if len(self._contributions) < len(self.plan.contributors):
+            return None
+        return tuple(self._contributions[peer] for peer in self.plan.contributors)
+
+    @property
+    def result(self) -> ShardResult | None:
+        if self.averaged_bytes < self.shard_bytes:
+            return None
+        return ShardResult(self.shard.start, self.shard.stop, self._digest.hexdigest(), self._sum_of_squares)
+
+    def open(self, peer: str, contribution: Contribution) -> None:
+        """Raises BadMessageError when the plan does not have this contributor, or it was opened before, or it names somebody else."""
+        if peer not in self._received or contribution.peer != peer:
+            raise BadMessageError(f"{peer} is no contributor of this plan")
+        if contribution.base != self.plan.ballot.parent:
+            raise BadMessageError(f"{peer}'s contribution is of another lineage")
+        if peer in self._contributions:
+            raise BadMessageError(f"{peer} contributes twice")
+        self._contributions[peer] = contribution
+
+    def feed(self, peer: str, offset: int, data: bytes) -> None:
+        """The next bytes of `peer`'s shard: whole chunks only (the last may be shorter). Raises BadMessageError on any gap or surplus."""
+        if peer not in self._contributions:
+            raise BadMessageError(f"{peer} sends before it opened")
+        expected = min(self._chunk_bytes, self.shard_bytes - self._received[peer])
+        if offset != self._received[peer] or len(data) != expected or not data:
+            raise BadMessageError(f"{peer} sent {len(data)} bytes at {offset}, not {expected} at {self._received[peer]}")
+        self._received[peer] += len(data)
+        self._pending[peer].append(data)
+        while self.contributions is not None and all(self._pending.values()):
+            self._average_next()
+
+    def _average_next(self) -> None:
+        contributions = self.contributions
+        assert contributions is not None
+        parts = [self._pending[contribution.peer].pop(0) for contribution in contributions]
+        encoded = weighted_mean(parts, [contribution.weight for contribution in contributions], self.codec)
+        decoded = self.codec.decode(encoded).astype(np.float64)
+        self._sum_of_squares += float(decoded @ decoded)
+        self._digest.update(encoded)
+        self.averaged.append(encoded)
+        self.averaged_bytes += len(encoded)

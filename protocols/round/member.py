@@ -1,0 +1,287 @@
+"""A member's part in rounds, as a pure state machine: events in, actions out.
+
+Rule 1: nothing here touches a socket, a clock, a thread or a tensor. The driver feeds events in the order in which they happened and carries
+out the returned actions in order.
+
+    phase        what the peer does                      leaves it by
+    CATCHING_UP  fetches state, contributes nothing      adopted()
+    TRAINING     draws samples                           on_plan() accepted
+    FROZEN       contribution fixed, no attempt running  on_plan(), applied commit
+    REDUCING     an attempt runs                         reduced() -> READY, abort -> FROZEN
+    READY        holds every averaged shard              commit -> APPLYING, abort -> FROZEN
+    APPLYING     the commit is being applied             applied() -> TRAINING, apply_failed() -> CATCHING_UP
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from protocols.reasons import Reason
+from protocols.round.records import Ballot, Contribution, Plan, Result, SignedCommit, Tip
+
+
+class Phase(str, Enum):
+    CATCHING_UP = "catching up"
+    TRAINING = "training"
+    FROZEN = "frozen"
+    REDUCING = "reducing"
+    READY = "ready"
+    APPLYING = "applying"
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Stop drawing samples and answer with frozen(): the contribution, encoded, or None if nothing was accumulated."""
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """Stream the contribution (None: receive only) to the plan's reducers and reduce the own shard; answer reduced() or reduce_failed()."""
+
+    plan: Plan
+    contribution: Contribution | None
+
+
+@dataclass(frozen=True)
+class StopReducing:
+    plan_digest: str
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Accept:
+    plan_digest: str
+    contribution: Contribution | None
+
+
+@dataclass(frozen=True)
+class Refuse:
+    plan_digest: str
+    reason: Reason
+    promised_attempt: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    result: Result
+
+
+@dataclass(frozen=True)
+class Failed:
+    """`culprit` is the peer at the other end of what broke."""
+
+    plan_digest: str
+    reason: Reason
+    culprit: str
+
+
+Answer = Accept | Refuse | Ready | Failed
+
+
+@dataclass(frozen=True)
+class Send:
+    """To the lead of the plan (or of the current tip)."""
+
+    to: str
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Apply this commit's averaged shards, all of them, then answer applied() or apply_failed()."""
+
+    signed: SignedCommit
+    plan_digest: str
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Draw samples again. The accumulator starts empty unless `keep`."""
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """The samples accumulated or frozen here will never be committed; log them with the reason."""
+
+    reason: Reason
+    contribution: Contribution | None
+
+
+@dataclass(frozen=True)
+class CatchUp:
+    reason: Reason
+
+
+MemberAction = Freeze | Reduce | StopReducing | Send | Apply | Resume | GiveUp | CatchUp
+
+
+class Member:
+    """One peer's view of the epoch under way. See the table at the top for the phases."""
+
+    def __init__(self, me: str, incarnation: int) -> None:
+        self.me = me
+        self.incarnation = incarnation
+        self.phase = Phase.CATCHING_UP
+        self.tip: Tip | None = None
+        self.promised: Ballot | None = None
+        self.plan: Plan | None = None
+        self.contribution: Contribution | None = None
+        self._frozen = False  # whether the accumulator of this epoch is fixed (perhaps as "nothing")
+        self._freezing = False
+        self._result: Result | None = None
+        self._commit: SignedCommit | None = None
+
+    # -- state -------------------------------------------------------------------------------------------------------------
+
+    def adopted(self, tip: Tip) -> list[MemberAction]:
+        """State of `tip` is in place, from a donor or from the disk."""
+        actions = self._drop_plan(Reason.SUPERSEDED)
+        self._start_epoch(tip)
+        self.phase = Phase.TRAINING
+        return [*actions, Resume()]
+
+    def catch_up(self, reason: Reason) -> list[MemberAction]:
+        """The driver found that this lineage is behind, or lost to a heavier one."""
+        if self.phase in (Phase.CATCHING_UP, Phase.APPLYING):
+            return []
+        return self._fall_behind(reason)
+
+    # -- the lead's messages -----------------------------------------------------------------------------------------------
+
+    def on_plan(self, plan: Plan) -> list[MemberAction]:
+        refusal = self._refusal(plan)
+        lead = plan.ballot.lead
+        if refusal is not None:
+            return [Send(lead, Refuse(plan.digest, refusal, self.promised.attempt if self.promised else 0))]
+        actions = self._drop_plan(Reason.SUPERSEDED)
+        self.promised = plan.ballot
+        self.plan = plan
+        if self._frozen:
+            return [*actions, *self._begin_reducing()]
+        self.phase = Phase.FROZEN
+        if not self._freezing:
+            self._freezing = True
+            actions.append(Freeze())
+        return actions
+
+    def on_abort(self, plan_digest: str, reason: Reason) -> list[MemberAction]:
+        if self.plan is None or self.plan.digest != plan_digest or self.phase is Phase.APPLYING:
+            return []
+        return self._drop_plan(reason)
+
+    def on_commit(self, signed: SignedCommit) -> list[MemberAction]:
+        """`signed`'s signature was checked. A commit of a promised-away ballot is ignored, one whose shards are here is applied."""
+        commit, tip = signed.commit, self.tip
+        if tip is None or self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or commit.digest == tip.lineage:
+            return []
+        if commit.ballot.parent != tip.lineage:
+            return self._fall_behind(Reason.BEHIND) if Tip.after(commit).standing.heavier_than(tip.standing) else []
+        if self.promised is not None and commit.ballot.rank < self.promised.rank:
+            return []
+        if self.plan is None or self.plan.digest != commit.plan_digest:
+            return self._fall_behind(Reason.MISSED_RESULTS)
+        self._commit = signed
+        return self._apply_if_whole()
+
+    # -- the driver's answers ----------------------------------------------------------------------------------------------
+
+    def frozen(self, contribution: Contribution | None) -> list[MemberAction]:
+        if not self._freezing:
+            return []  # the epoch closed while the accumulator was being frozen
+        self._freezing = False
+        self._frozen = True
+        self.contribution = contribution
+        if self.plan is None:
+            self.phase = Phase.FROZEN
+            return []
+        return self._begin_reducing()
+
+    def reduced(self, result: Result) -> list[MemberAction]:
+        if self.plan is None or result.plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
+            return []
+        self._result = result
+        self.phase = Phase.READY
+        return [Send(self.plan.ballot.lead, Ready(result)), *self._apply_if_whole()]
+
+    def reduce_failed(self, plan_digest: str, reason: Reason, culprit: str) -> list[MemberAction]:
+        if self.plan is None or plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
+            return []
+        if self._commit is not None:
+            return self._fall_behind(Reason.MISSED_RESULTS)
+        lead = self.plan.ballot.lead
+        return [*self._drop_plan(reason), Send(lead, Failed(plan_digest, reason, culprit))]
+
+    def applied(self) -> list[MemberAction]:
+        assert self._commit is not None, "applied() answers an Apply"
+        signed = self._commit
+        actions: list[MemberAction] = []
+        if self.contribution is not None and self.contribution not in signed.commit.contributions:
+            actions.append(GiveUp(Reason.MISSED, self.contribution))
+        self._start_epoch(Tip.after(signed.commit))
+        self.phase = Phase.TRAINING
+        return [*actions, Resume()]
+
+    def apply_failed(self) -> list[MemberAction]:
+        self._commit = None
+        self.phase = Phase.READY
+        return self._fall_behind(Reason.APPLY_FAILED)
+
+    # -- inside ------------------------------------------------------------------------------------------------------------
+
+    def _refusal(self, plan: Plan) -> Reason | None:
+        if self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or self.tip is None:
+            return Reason.NOT_CAUGHT_UP
+        if plan.ballot.parent != self.tip.lineage or plan.ballot.epoch != self.tip.epoch + 1:
+            return Reason.OTHER_LINEAGE
+        if self.me not in plan.members:
+            return Reason.NOT_A_MEMBER
+        if self.promised is not None and plan.ballot.rank <= self.promised.rank:
+            return Reason.PROMISED_HIGHER
+        if self._frozen and self.me in plan.contributors and self.contribution is None:
+            return Reason.NOTHING_TO_GIVE
+        return None
+
+    def _begin_reducing(self) -> list[MemberAction]:
+        assert self.plan is not None
+        plan = self.plan
+        if self.me in plan.contributors and self.contribution is None:
+            actions = self._drop_plan(Reason.NOTHING_TO_GIVE)
+            return [*actions, Send(plan.ballot.lead, Refuse(plan.digest, Reason.NOTHING_TO_GIVE, plan.ballot.attempt))]
+        given = self.contribution if self.me in plan.contributors else None
+        self.phase = Phase.REDUCING
+        return [Send(plan.ballot.lead, Accept(plan.digest, given)), Reduce(plan, given)]
+
+    def _apply_if_whole(self) -> list[MemberAction]:
+        if self._commit is None or self._result is None:
+            return []
+        commit = self._commit.commit
+        if commit.shards != self._result.shards:
+            return self._fall_behind(Reason.RESULTS_DIFFER)
+        self.phase = Phase.APPLYING
+        return [Apply(self._commit, commit.plan_digest)]
+
+    def _drop_plan(self, reason: Reason) -> list[MemberAction]:
+        plan, phase = self.plan, self.phase
+        self.plan = self._result = self._commit = None
+        if plan is None:
+            return []
+        self.phase = Phase.FROZEN
+        return [StopReducing(plan.digest, reason)] if phase in (Phase.REDUCING, Phase.READY) else []
+
+    def _fall_behind(self, reason: Reason) -> list[MemberAction]:
+        actions = self._drop_plan(reason)
+        given_up = Reason.MISSED if reason in (Reason.BEHIND, Reason.MISSED_RESULTS) else reason
+        actions.append(GiveUp(given_up, self.contribution))
+        self._forget_contribution()
+        self.phase = Phase.CATCHING_UP
+        return [*actions, CatchUp(reason)]
+
+    def _start_epoch(self, tip: Tip) -> None:
+        self.tip = tip
+        self.promised = self.plan = self._result = self._commit = None
+        self._forget_contribution()
+
+    def _forget_contribution(self) -> None:
+        self.contribution = None
+        self._frozen = self._freezing = False

@@ -1,0 +1,292 @@
+"""The records that a round is made of: ballot, contribution, plan, result, commit, tip. Pure values; each checks itself when it is made.
+
+A digest is the SHA-256 (hex) of the record's canonical JSON: keys sorted, no spaces, floats at full precision. It is computed from the
+values, never from wire bytes, so that two encodings of one record cannot have two identities.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+MAX_REDUCERS = 64
+NO_PARENT = "0" * 64
+
+
+def digest_of(record: Any) -> str:
+    text = json.dumps(asdict(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise ValueError(problem)
+
+
+def _require_digest(value: str, what: str) -> None:
+    _require(len(value) == 64 and all(c in "0123456789abcdef" for c in value), f"{what} is no SHA-256 digest")
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """The identity of one attempt at an epoch. Ballots of one epoch are ordered by (attempt, lead)."""
+
+    epoch: int
+    parent: str  # lineage digest that the attempt builds on
+    attempt: int
+    lead: str
+
+    def __post_init__(self) -> None:
+        _require(self.epoch >= 1 and self.attempt >= 1, "epochs and attempts count from 1")
+        _require_digest(self.parent, "a ballot's parent")
+
+    @property
+    def rank(self) -> tuple[int, str]:
+        return (self.attempt, self.lead)
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """Samples [first, end) of one peer's incarnation, their gradient summed at the lineage `base`. `loss` is their mean, for the log."""
+
+    peer: str
+    incarnation: int
+    first: int
+    end: int
+    base: str
+    loss: float
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.first < self.end, "a contribution covers at least one sample")
+        _require(math.isfinite(self.loss), "a contribution's loss is finite")
+        _require_digest(self.base, "a contribution's base")
+
+    @property
+    def weight(self) -> int:
+        return self.end - self.first
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Elements [start, stop) of the flat parameter vector, averaged by `reducer`, which listens at `address` (host:port)."""
+
+    reducer: str
+    address: str
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.start < self.stop, "a shard is not empty")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One attempt: who gives (`contributors`, sorted), who takes part at all (`members`, sorted), and who reduces what."""
+
+    run_digest: str
+    ballot: Ballot
+    contributors: tuple[str, ...]
+    members: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    codec: str
+    patience_s: float  # without any byte moving for so long, a party gives the attempt up
+
+    def __post_init__(self) -> None:
+        _require(bool(self.contributors), "a plan has contributors")
+        _require(list(self.contributors) == sorted(set(self.contributors)), "a plan's contributors are sorted and distinct")
+        _require(list(self.members) == sorted(set(self.members)), "a plan's members are sorted and distinct")
+        members = set(self.members)
+        _require(members.issuperset(self.contributors), "a plan's contributors are members")
+        _require(members.issuperset(shard.reducer for shard in self.shards), "a plan's reducers are members")
+        _require(1 <= len(self.shards) <= MAX_REDUCERS, f"a plan has 1 to {MAX_REDUCERS} shards")
+        _require(self.shards[0].start == 0, "shards start at element 0")
+        _require(
+            all(left.stop == right.start for left, right in zip(self.shards, self.shards[1:], strict=False)),
+            "shards are contiguous",
+        )
+        _require(0 < self.patience_s < 1e6, "a plan's patience is positive")
+
+    @property
+    def elements(self) -> int:
+        return self.shards[-1].stop
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(self)
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """The averaged shard: SHA-256 of its encoded bytes, and the sum of squares of its decoded values (float64, for clipping)."""
+
+    start: int
+    stop: int
+    sha256: str
+    sum_of_squares: float
+
+    def __post_init__(self) -> None:
+        _require_digest(self.sha256, "a shard's digest")
+        _require(math.isfinite(self.sum_of_squares) and self.sum_of_squares >= 0, "a shard's sum of squares is finite")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a member holds when it is ready: every averaged shard, and whose contributions they average."""
+
+    plan_digest: str
+    contributions_digest: str
+    shards: tuple[ShardResult, ...]
+
+
+@dataclass(frozen=True)
+class _Contributions:
+    contributions: tuple[Contribution, ...]
+
+
+def contributions_digest(contributions: tuple[Contribution, ...]) -> str:
+    """Identity of a set of contributions with their counter ranges (the order given does not matter)."""
+    return digest_of(_Contributions(tuple(sorted(contributions, key=lambda c: c.peer))))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A reachable peer that may lead, in the order of succession."""
+
+    peer: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Closes an epoch. Its digest is the new lineage; signed by the lead that it names."""
+
+    ballot: Ballot
+    plan_digest: str
+    contributions: tuple[Contribution, ...]
+    members: tuple[str, ...]
+    shards: tuple[ShardResult, ...]
+    codec: str
+    total_samples: int  # of the lineage, this epoch included: its weight
+    lead: Candidate
+    succession: tuple[Candidate, ...]
+
+    def __post_init__(self) -> None:
+        _require(bool(self.contributions), "a commit has contributions")
+        _require(bool(self.shards), "a commit has shards")
+        _require(self.lead.peer == self.ballot.lead, "a commit is led by its ballot's lead")
+        _require_digest(self.plan_digest, "a commit's plan")
+        _require(self.total_samples >= self.samples, "a lineage's weight includes the commit's samples")
+
+    @property
+    def samples(self) -> int:
+        return sum(contribution.weight for contribution in self.contributions)
+
+    @property
+    def loss(self) -> float:
+        return sum(c.loss * c.weight for c in self.contributions) / self.samples
+
+    @property
+    def gradient_norm(self) -> float:
+        """L2 norm of the averaged gradient, from the shards' sums of squares alone, so that everybody has the same number."""
+        return math.sqrt(sum(shard.sum_of_squares for shard in self.shards))
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(self)
+
+
+@dataclass(frozen=True)
+class SignedCommit:
+    """A commit with its lead's signature over `dugnad commit <digest>` and the lead's certificate (PEM)."""
+
+    commit: Commit
+    signature: bytes
+    certificate: bytes
+
+    @property
+    def message(self) -> bytes:
+        return signed_message(self.commit)
+
+
+def signed_message(commit: Commit) -> bytes:
+    return b"dugnad commit " + commit.digest.encode()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a lineage has come: what peers tell each other of their tips."""
+
+    epoch: int
+    lineage: str
+    total_samples: int
+
+    def __post_init__(self) -> None:
+        _require(self.epoch >= 0 and self.total_samples >= 0, "a standing counts from 0")
+        _require_digest(self.lineage, "a standing's lineage")
+
+    def heavier_than(self, other: Standing) -> bool:
+        """Fork choice: more committed samples win; at a tie, the smaller digest."""
+        if self.total_samples != other.total_samples:
+            return self.total_samples > other.total_samples
+        return self.lineage < other.lineage
+
+
+@dataclass(frozen=True)
+class Tip:
+    """Where a lineage stands: what a peer needs of its last commit to go on from it."""
+
+    epoch: int
+    lineage: str
+    total_samples: int
+    lead: Candidate
+    succession: tuple[Candidate, ...] = ()
+    members: tuple[str, ...] = ()
+
+    @classmethod
+    def genesis(cls, run_digest: str, parameters_sha256: str, lead: Candidate) -> Tip:
+        seed = f"dugnad genesis {run_digest} {parameters_sha256} {lead.peer}"
+        return cls(epoch=0, lineage=hashlib.sha256(seed.encode()).hexdigest(), total_samples=0, lead=lead)
+
+    @classmethod
+    def after(cls, commit: Commit) -> Tip:
+        return cls(commit.ballot.epoch, commit.digest, commit.total_samples, commit.lead, commit.succession, commit.members)
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.epoch, self.lineage, self.total_samples)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A peer's progress, sent to the lead after each micro-batch and at least every heartbeat."""
+
+    standing: Standing
+    samples: int  # accumulated and not yet committed
+    samples_per_second: float
+    step_s: float  # seconds that one micro-batch takes: the longest that a freeze can be waited for
+    promised_attempt: int  # highest attempt accepted at this epoch, 0 if none
+    moved_bytes: int  # of rounds, sent and received so far: a round is alive while this grows
+    caught_up: bool
+    phase: str
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 0 and self.promised_attempt >= 0 and self.moved_bytes >= 0, "a report counts from 0")
+        _require(0 <= self.samples_per_second < 1e9 and 0 <= self.step_s < 1e6, "a report's rates are finite")
+
+
+@dataclass(frozen=True)
+class Hello:
+    """First message on a control stream. The sender's id is read off its certificate."""
+
+    incarnation: int
+    auxiliary: bool
+    address: str  # where it accepts connections; empty for a client-mode peer
+    name: str
+
+    @property
+    def reachable(self) -> bool:
+        return bool(self.address)

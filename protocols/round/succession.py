@@ -1,0 +1,56 @@
+"""Whom this peer takes for the lead: the first in the last commit's order that is not silent (pure).
+
+No election: the last commit names its lead and an order of succession, so that all peers of one lineage agree on the order, and a peer only
+ever moves down it after the one above went silent. Reachable peers that the commit does not name come last, by id: they lead only when
+everybody that it names is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from protocols.round.records import Candidate, Tip
+
+
+class Succession:
+    def __init__(self, me: Candidate) -> None:
+        self._me = me  # with an empty address in client mode: nobody could open a connection to such a lead
+        self._tip: Tip | None = None
+        self._others: dict[str, Candidate] = {}
+        self._silent: set[str] = set()
+
+    def follow(self, tip: Tip) -> None:
+        """A new tip names a lead that was there a moment ago: suspicions start afresh."""
+        if self._tip is None or tip.lineage != self._tip.lineage:
+            self._silent.clear()
+        self._tip = tip
+
+    def know(self, others: Iterable[Candidate]) -> None:
+        """Reachable peers found by discovery; their addresses are newer than those in the commit."""
+        self._others = {candidate.peer: candidate for candidate in others}
+
+    def silent(self, peer: str) -> None:
+        self._silent.add(peer)
+
+    def heard(self, peer: str) -> None:
+        self._silent.discard(peer)
+
+    @property
+    def order(self) -> list[Candidate]:
+        if self._tip is None:
+            return []
+        named = [self._tip.lead, *self._tip.succession]
+        rest = sorted([*self._others.values(), self._me], key=lambda candidate: candidate.peer)
+        newest = {**self._others, self._me.peer: self._me}
+        unique = {candidate.peer: newest.get(candidate.peer, candidate) for candidate in [*named, *rest]}
+        return [candidate for candidate in unique.values() if candidate.address]
+
+    @property
+    def acting(self) -> Candidate | None:
+        """The lead to follow now. When everybody is silent the suspicions are dropped and the order is tried from the top; None if it is empty."""
+        order = self.order
+        for candidate in order:
+            if candidate.peer not in self._silent:
+                return candidate
+        self._silent.clear()
+        return order[0] if order else None

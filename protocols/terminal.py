@@ -1,0 +1,190 @@
+"""What the volunteer's and the organiser's screens have in common: one live view on stderr, or plain lines where stderr is no terminal.
+
+Names and reasons come from other machines, so nothing here is ever read as markup, and control characters never reach the terminal.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from rich.console import Console as Terminal
+from rich.console import ConsoleRenderable, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+REFRESHES_PER_SECOND = 4
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+class Screen:
+    """Draws `render()` four times a second on a thread of its own, from `__enter__` to `__exit__`; off a terminal it only says lines.
+
+    Enter it only after everything that forks has forked: the thread may hold a lock at that instant.
+    """
+
+    def __init__(
+        self, render: Callable[[], RenderableType], *, stderr_is_tty: bool | None = None, terminal: Terminal | None = None
+    ) -> None:
+        if terminal is None:
+            is_tty = sys.stderr.isatty() if stderr_is_tty is None else stderr_is_tty
+            terminal = Terminal(stderr=True, highlight=False, force_terminal=is_tty)
+        elif stderr_is_tty is not None:
+            is_tty = stderr_is_tty
+        else:
+            is_tty = terminal.is_terminal
+        self.terminal = terminal
+        # A dumb terminal cannot move its cursor up, so a live view would scroll for ever.
+        self.is_live = is_tty and not terminal.is_dumb_terminal
+        self._render = render
+        self._live: Live | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def width(self) -> int:
+        return self.terminal.width
+
+    @property
+    def height(self) -> int:
+        return self.terminal.height
+
+    def say(self, line: str | Text) -> None:
+        """A line that stays: above the live view, or simply the next line."""
+        text = Text(line) if isinstance(line, str) else line
+        with self._lock:
+            if self.is_live:
+                self.terminal.print(text)
+            else:
+                self.terminal.print(text, soft_wrap=True)  # one event, one line: a log is for grep
+
+    def __enter__(self) -> Screen:
+        if self.is_live:
+            # Standard output is taken over only where it is the same terminal: elsewhere somebody's program reads it.
+            self._live = Live(
+                console=self.terminal,
+                get_renderable=self._render,
+                refresh_per_second=REFRESHES_PER_SECOND,
+                redirect_stdout=sys.stdout.isatty(),
+                redirect_stderr=True,
+                vertical_overflow="crop",
+            )
+            self._live.start(refresh=False)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
+
+
+def printable(text: str, limit: int = 80) -> str:
+    """`text` without control characters (escape sequences, newlines), at most `limit` characters long."""
+    clean = "".join(letter if letter.isprintable() else "�" for letter in text[: limit + 1])
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def short_id(peer: str) -> str:
+    return printable(peer, 80)[:4] + "…" if len(peer) > 4 else printable(peer)
+
+
+def display_name(name: str, peer: str) -> str:
+    return f"{printable(name, 24)} {short_id(peer)}" if name else short_id(peer)
+
+
+def rate(samples_per_second: float) -> str:
+    """Three significant digits up to 999, then thousands."""
+    if not math.isfinite(samples_per_second):
+        return "?"
+    if samples_per_second >= 100 or samples_per_second == 0:
+        return f"{samples_per_second:,.0f}"
+    return f"{samples_per_second:.1f}" if samples_per_second >= 10 else f"{samples_per_second:.2f}"
+
+
+def duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def data_size(size_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """`values` in at most `width` block characters, each the mean of its share of them."""
+    points = [value for value in values if math.isfinite(value)]
+    if not points or width < 1:
+        return ""
+    if len(points) > width:
+        edges = [round(i * len(points) / width) for i in range(width + 1)]
+        points = [sum(points[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    low, high = min(points), max(points)
+    if high == low:
+        return _BLOCKS[0] * len(points)
+    return "".join(_BLOCKS[round((value - low) / (high - low) * (len(_BLOCKS) - 1))] for value in points)
+
+
+def labelled(rows: Sequence[tuple[str, RenderableType]], *, label_width: int = 7) -> Table:
+    """Rows of a dim label and whatever belongs to it."""
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.add_column(width=label_width, style="dim", no_wrap=True)
+    grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    for label, value in rows:
+        grid.add_row(label, value)
+    return grid
+
+
+def batch_bar(samples: int, target_batch_size: int) -> Table:
+    """A bar of the samples gathered towards the batch, with the numbers beside it. A batch may overshoot."""
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.add_column(ratio=1)
+    grid.add_column(no_wrap=True, justify="right")
+    bar = ProgressBar(total=max(target_batch_size, 1), completed=min(samples, target_batch_size), complete_style="cyan")
+    grid.add_row(bar, Text(f"{samples:,} of {target_batch_size:,} samples"))
+    return grid
+
+
+def loss_line(losses: Sequence[float], note: str, width: int) -> Text:
+    """The newest loss, its course, and a note if there is room for it."""
+    if not losses:
+        return Text("not known yet", style="dim")
+    line = Text(f"{losses[-1]:.3f}", style="bold")
+    line.append(" ")
+    line.append(sparkline(losses, max(8, min(48, width - len(line) - len(note) - 4))), style="cyan")
+    if note:
+        line.append(f"  {note}", style="dim")
+    return line
+
+
+def stacked(parts: Sequence[RenderableType | None]) -> ConsoleRenderable:
+    return Group(*(part for part in parts if part is not None))
+
+
+def log_lines(lines: Sequence[Text]) -> ConsoleRenderable:
+    """The newest lines, cut at the edge rather than wrapped, so that the view keeps its height."""
+    grid = Table.grid(expand=True)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    for line in lines:
+        grid.add_row(line)
+    return grid

@@ -1,0 +1,527 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Ballot(_message.Message):
+    __slots__ = ("epoch", "parent", "attempt", "lead")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    parent: str
+    attempt: int
+    lead: str
+    def __init__(self, epoch: _Optional[int] = ..., parent: _Optional[str] = ..., attempt: _Optional[int] = ..., lead: _Optional[str] = ...) -> None: ...
+
+class Candidate(_message.Message):
+    __slots__ = ("peer", "address")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    address: str
+    def __init__(self, peer: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class Contribution(_message.Message):
+    __slots__ = ("peer", "incarnation", "first", "end", "base", "loss")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    incarnation: int
+    first: int
+    end: int
+    base: str
+    loss: float
+    def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., first: _Optional[int] = ..., end: _Optional[int] = ..., base: _Optional[str] = ..., loss: _Optional[float] = ...) -> None: ...
+
+class Shard(_message.Message):
+    __slots__ = ("reducer", "address", "start", "stop")
+    REDUCER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    reducer: str
+    address: str
+    start: int
+    stop: int
+    def __init__(self, reducer: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+
+class ShardResult(_message.Message):
+    __slots__ = ("start", "stop", "sha256", "sum_of_squares")
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SUM_OF_SQUARES_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    stop: int
+    sha256: str
+    sum_of_squares: float
+    def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ..., sha256: _Optional[str] = ..., sum_of_squares: _Optional[float] = ...) -> None: ...
+
+class Standing(_message.Message):
+    __slots__ = ("epoch", "lineage", "total_samples")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    lineage: str
+    total_samples: int
+    def __init__(self, epoch: _Optional[int] = ..., lineage: _Optional[str] = ..., total_samples: _Optional[int] = ...) -> None: ...
+
+class Plan(_message.Message):
+    __slots__ = ("run_digest", "ballot", "contributors", "members", "shards", "codec", "patience_s")
+    RUN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_S_FIELD_NUMBER: _ClassVar[int]
+    run_digest: str
+    ballot: Ballot
+    contributors: _containers.RepeatedScalarFieldContainer[str]
+    members: _containers.RepeatedScalarFieldContainer[str]
+    shards: _containers.RepeatedCompositeFieldContainer[Shard]
+    codec: str
+    patience_s: float
+    def __init__(self, run_digest: _Optional[str] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., contributors: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., codec: _Optional[str] = ..., patience_s: _Optional[float] = ...) -> None: ...
+
+class Result(_message.Message):
+    __slots__ = ("plan_digest", "contributions_digest", "shards")
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    plan_digest: str
+    contributions_digest: str
+    shards: _containers.RepeatedCompositeFieldContainer[ShardResult]
+    def __init__(self, plan_digest: _Optional[str] = ..., contributions_digest: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ...) -> None: ...
+
+class Commit(_message.Message):
+    __slots__ = ("ballot", "plan_digest", "contributions", "members", "shards", "codec", "total_samples", "lead", "succession")
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSION_FIELD_NUMBER: _ClassVar[int]
+    ballot: Ballot
+    plan_digest: str
+    contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
+    members: _containers.RepeatedScalarFieldContainer[str]
+    shards: _containers.RepeatedCompositeFieldContainer[ShardResult]
+    codec: str
+    total_samples: int
+    lead: Candidate
+    succession: _containers.RepeatedCompositeFieldContainer[Candidate]
+    def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., plan_digest: _Optional[str] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ..., codec: _Optional[str] = ..., total_samples: _Optional[int] = ..., lead: _Optional[_Union[Candidate, _Mapping]] = ..., succession: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
+
+class SignedCommit(_message.Message):
+    __slots__ = ("commit", "signature", "certificate")
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    commit: Commit
+    signature: bytes
+    certificate: bytes
+    def __init__(self, commit: _Optional[_Union[Commit, _Mapping]] = ..., signature: _Optional[bytes] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("incarnation", "auxiliary", "address", "name")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    AUXILIARY_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    auxiliary: bool
+    address: str
+    name: str
+    def __init__(self, incarnation: _Optional[int] = ..., auxiliary: _Optional[bool] = ..., address: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("standing", "samples", "samples_per_second", "step_s", "promised_attempt", "moved_bytes", "caught_up", "phase")
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    standing: Standing
+    samples: int
+    samples_per_second: float
+    step_s: float
+    promised_attempt: int
+    moved_bytes: int
+    caught_up: bool
+    phase: str
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., step_s: _Optional[float] = ..., promised_attempt: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., caught_up: _Optional[bool] = ..., phase: _Optional[str] = ...) -> None: ...
+
+class Accept(_message.Message):
+    __slots__ = ("plan_digest", "contribution")
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    plan_digest: str
+    contribution: Contribution
+    def __init__(self, plan_digest: _Optional[str] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ...) -> None: ...
+
+class Refuse(_message.Message):
+    __slots__ = ("plan_digest", "reason", "promised_attempt")
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    plan_digest: str
+    reason: str
+    promised_attempt: int
+    def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ..., promised_attempt: _Optional[int] = ...) -> None: ...
+
+class Ready(_message.Message):
+    __slots__ = ("result",)
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    result: Result
+    def __init__(self, result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
+
+class Failed(_message.Message):
+    __slots__ = ("plan_digest", "reason", "culprit")
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CULPRIT_FIELD_NUMBER: _ClassVar[int]
+    plan_digest: str
+    reason: str
+    culprit: str
+    def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ..., culprit: _Optional[str] = ...) -> None: ...
+
+class Leave(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MemberMessage(_message.Message):
+    __slots__ = ("hello", "report", "accept", "refuse", "ready", "failed", "leave")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_FIELD_NUMBER: _ClassVar[int]
+    REFUSE_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    report: Report
+    accept: Accept
+    refuse: Refuse
+    ready: Ready
+    failed: Failed
+    leave: Leave
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+
+class NotLead(_message.Message):
+    __slots__ = ("follows", "address")
+    FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    follows: str
+    address: str
+    def __init__(self, follows: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class Abort(_message.Message):
+    __slots__ = ("plan_digest", "reason")
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    plan_digest: str
+    reason: str
+    def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("standing", "samples", "samples_per_second", "peers")
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    standing: Standing
+    samples: int
+    samples_per_second: float
+    peers: int
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., peers: _Optional[int] = ...) -> None: ...
+
+class LeadMessage(_message.Message):
+    __slots__ = ("not_lead", "heartbeat", "plan", "abort", "signed_commit")
+    NOT_LEAD_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_COMMIT_FIELD_NUMBER: _ClassVar[int]
+    not_lead: NotLead
+    heartbeat: Heartbeat
+    plan: Plan
+    abort: Abort
+    signed_commit: SignedCommit
+    def __init__(self, not_lead: _Optional[_Union[NotLead, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ...) -> None: ...
+
+class ReduceUp(_message.Message):
+    __slots__ = ("open", "chunk")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    open: ReduceOpen
+    chunk: Chunk
+    def __init__(self, open: _Optional[_Union[ReduceOpen, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class ReduceOpen(_message.Message):
+    __slots__ = ("plan_digest", "shard", "contribution")
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    plan_digest: str
+    shard: int
+    contribution: Contribution
+    def __init__(self, plan_digest: _Optional[str] = ..., shard: _Optional[int] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("offset", "data")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    data: bytes
+    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ReduceDown(_message.Message):
+    __slots__ = ("averaged", "chunk", "done")
+    AVERAGED_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    averaged: Averaged
+    chunk: Chunk
+    done: ShardResult
+    def __init__(self, averaged: _Optional[_Union[Averaged, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., done: _Optional[_Union[ShardResult, _Mapping]] = ...) -> None: ...
+
+class Averaged(_message.Message):
+    __slots__ = ("contributions",)
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
+    def __init__(self, contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ...) -> None: ...
+
+class AskRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AskReply(_message.Message):
+    __slots__ = ("standing", "caught_up", "follows")
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    standing: Standing
+    caught_up: bool
+    follows: Candidate
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., caught_up: _Optional[bool] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ...) -> None: ...
+
+class SnapshotRequest(_message.Message):
+    __slots__ = ("digest", "first_chunk")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FIRST_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    first_chunk: int
+    def __init__(self, digest: _Optional[str] = ..., first_chunk: _Optional[int] = ...) -> None: ...
+
+class Manifest(_message.Message):
+    __slots__ = ("epoch", "lineage", "total_bytes", "chunk_bytes", "chunk_sha256")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SHA256_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    lineage: str
+    total_bytes: int
+    chunk_bytes: int
+    chunk_sha256: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, epoch: _Optional[int] = ..., lineage: _Optional[str] = ..., total_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., chunk_sha256: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class SnapshotPart(_message.Message):
+    __slots__ = ("manifest", "chunk")
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    manifest: Manifest
+    chunk: Chunk
+    def __init__(self, manifest: _Optional[_Union[Manifest, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class CommitsRequest(_message.Message):
+    __slots__ = ("after",)
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    after: str
+    def __init__(self, after: _Optional[str] = ...) -> None: ...
+
+class CommitPart(_message.Message):
+    __slots__ = ("signed_commit", "chunk")
+    SIGNED_COMMIT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    signed_commit: SignedCommit
+    chunk: Chunk
+    def __init__(self, signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class ObserveRequest(_message.Message):
+    __slots__ = ("after_epoch", "once")
+    AFTER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ONCE_FIELD_NUMBER: _ClassVar[int]
+    after_epoch: int
+    once: bool
+    def __init__(self, after_epoch: _Optional[int] = ..., once: _Optional[bool] = ...) -> None: ...
+
+class PeerView(_message.Message):
+    __slots__ = ("peer", "name", "role", "reachable", "epoch", "samples", "samples_per_second", "state", "is_lead")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    REACHABLE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    IS_LEAD_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    name: str
+    role: str
+    reachable: bool
+    epoch: int
+    samples: int
+    samples_per_second: float
+    state: str
+    is_lead: bool
+    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., role: _Optional[str] = ..., reachable: _Optional[bool] = ..., epoch: _Optional[int] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., state: _Optional[str] = ..., is_lead: _Optional[bool] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("ballot", "reason", "peer")
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ballot: Ballot
+    reason: str
+    peer: str
+    def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., reason: _Optional[str] = ..., peer: _Optional[str] = ...) -> None: ...
+
+class Committed(_message.Message):
+    __slots__ = ("signed_commit", "seconds", "attempts")
+    SIGNED_COMMIT_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    signed_commit: SignedCommit
+    seconds: float
+    attempts: int
+    def __init__(self, signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ..., seconds: _Optional[float] = ..., attempts: _Optional[int] = ...) -> None: ...
+
+class Seen(_message.Message):
+    __slots__ = ("peer", "name", "present", "reason")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    name: str
+    present: bool
+    reason: str
+    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., present: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Swarm(_message.Message):
+    __slots__ = ("standing", "samples", "phase", "peers", "follows")
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    standing: Standing
+    samples: int
+    phase: str
+    peers: _containers.RepeatedCompositeFieldContainer[PeerView]
+    follows: Candidate
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., samples: _Optional[int] = ..., phase: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerView, _Mapping]]] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ...) -> None: ...
+
+class Observation(_message.Message):
+    __slots__ = ("swarm", "committed", "failure", "seen")
+    SWARM_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    swarm: Swarm
+    committed: Committed
+    failure: Failure
+    seen: Seen
+    def __init__(self, swarm: _Optional[_Union[Swarm, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., seen: _Optional[_Union[Seen, _Mapping]] = ...) -> None: ...
+
+class EnrolRequest(_message.Message):
+    __slots__ = ("protocol", "secret", "request")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    secret: bytes
+    request: bytes
+    def __init__(self, protocol: _Optional[int] = ..., secret: _Optional[bytes] = ..., request: _Optional[bytes] = ...) -> None: ...
+
+class EnrolReply(_message.Message):
+    __slots__ = ("certificate", "run_toml", "genesis", "discovery", "peers")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    RUN_TOML_FIELD_NUMBER: _ClassVar[int]
+    GENESIS_FIELD_NUMBER: _ClassVar[int]
+    DISCOVERY_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    run_toml: str
+    genesis: Genesis
+    discovery: _containers.RepeatedScalarFieldContainer[str]
+    peers: _containers.RepeatedCompositeFieldContainer[Candidate]
+    def __init__(self, certificate: _Optional[bytes] = ..., run_toml: _Optional[str] = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ..., discovery: _Optional[_Iterable[str]] = ..., peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
+
+class Genesis(_message.Message):
+    __slots__ = ("lead", "parameters_sha256")
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    lead: str
+    parameters_sha256: str
+    def __init__(self, lead: _Optional[str] = ..., parameters_sha256: _Optional[str] = ...) -> None: ...
+
+class AssetRequest(_message.Message):
+    __slots__ = ("secret", "name")
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    secret: bytes
+    name: str
+    def __init__(self, secret: _Optional[bytes] = ..., name: _Optional[str] = ...) -> None: ...
+
+class AssetPart(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class Announcement(_message.Message):
+    __slots__ = ("peer", "incarnation", "address", "name", "auxiliary", "discovery")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    AUXILIARY_FIELD_NUMBER: _ClassVar[int]
+    DISCOVERY_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    incarnation: int
+    address: str
+    name: str
+    auxiliary: bool
+    discovery: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., auxiliary: _Optional[bool] = ..., discovery: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SignedAnnouncement(_message.Message):
+    __slots__ = ("announcement", "signature", "certificate")
+    ANNOUNCEMENT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    announcement: bytes
+    signature: bytes
+    certificate: bytes
+    def __init__(self, announcement: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., certificate: _Optional[bytes] = ...) -> None: ...
