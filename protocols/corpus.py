@@ -20,7 +20,7 @@ from protocols.errors import CorpusError
 from protocols.run_spec import DataSpec
 
 PIECE_CHARACTERS = 16 << 10
-_COMMON_LINE_DOCUMENTS = 16
+MIN_CHARACTERS = 4 << 10
 _DUPLICATE_SHARE = 0.5
 _HELD_OUT_SHARE = 0.1
 _MIN_SHARED_LINES = 4
@@ -42,7 +42,7 @@ class Document:
 def load_documents(data: DataSpec, folder: Path) -> list[Document]:
     """Read at most `data.max_bytes` of text, near-duplicates removed, sorted by name. Relative paths start from `folder`.
 
-    Raises CorpusError when there is none, or too little for the held-out text to be a small part of it.
+    Raises CorpusError when there is none, or next to none.
     """
     if data.source == "python-stdlib":
         candidates, where = _stdlib(), "the standard library's source"
@@ -57,22 +57,21 @@ def load_documents(data: DataSpec, folder: Path) -> list[Document]:
         if size > data.max_bytes:
             break
         documents.append(document)
-    documents = without_near_duplicates(documents)
+    documents = sorted(without_near_duplicates(documents), key=lambda document: document.name)
     size = sum(len(document.text) for document in documents)
-    if not documents:
-        raise CorpusError(f"{where} hold no text", remedy="Check data.source and data.paths in the run file.")
-    if size < 4 * data.held_out_bytes:
+    if size < MIN_CHARACTERS:
         raise CorpusError(
-            f"{where} hold {size} characters of distinct text, too few beside {data.held_out_bytes} held-out bytes",
-            remedy="Add text, or lower data.held_out_bytes to a quarter of the text or less.",
+            f"{where} hold {size} characters of distinct text; {MIN_CHARACTERS} are the least",
+            remedy="Check data.source and data.paths, or add text.",
         )
-    return sorted(documents, key=lambda document: document.name)
+    return documents
 
 
 def split(documents: Sequence[Document], held_out_bytes: int, seed: int) -> tuple[list[Document], list[Document]]:
     """(training, held-out). Chosen by a hash of the name, so that another version of the corpus holds out the same documents.
 
-    No document is more than a quarter of the held-out text, unless all are that large. Raises CorpusError if none is left over.
+    No document is more than a quarter of the held-out text, unless all are that large. Raises CorpusError when the held-out text
+    would be more than a quarter of the corpus.
     """
     order = sorted(documents, key=lambda document: hashlib.sha256(f"{seed}/{document.name}".encode()).digest())
     small = [document for document in order if len(document.text) <= held_out_bytes // 4] or order
@@ -85,32 +84,38 @@ def split(documents: Sequence[Document], held_out_bytes: int, seed: int) -> tupl
         size += len(document.text)
     names = {document.name for document in held_out}
     training = [document for document in documents if document.name not in names]
-    if not training:
+    total = sum(len(document.text) for document in documents)
+    if total < 4 * size:
         raise CorpusError(
-            f"the corpus has {len(documents)} documents, too few to hold one out", remedy="Add text or lower data.held_out_bytes."
+            f"the corpus has {total} characters in {len(documents)} documents, too few to hold {held_out_bytes} out",
+            remedy="Add text, or lower data.held_out_bytes.",
         )
     return training, held_out
 
 
 def without_near_duplicates(documents: Iterable[Document]) -> list[Document]:
     """Keep the first of documents of which the smaller is half contained in the larger. Order is kept; names are made unique."""
+    documents = list(documents)
+    every = [_lines(document.text) for document in documents]
+    common = _common(every)
     kept: list[Document] = []
     sizes: list[int] = []
     holders: defaultdict[int, list[int]] = defaultdict(list)  # line -> indices into kept
-    seen: set[str] = set()
-    for document in documents:
-        lines = _lines(document.text)
-        shared: Counter[int] = Counter()
-        for line in lines:
-            if (having := holders.get(line)) is not None and len(having) <= _COMMON_LINE_DOCUMENTS:
-                shared.update(having)
-        if document.name in seen or any(_overlaps(n, len(lines), sizes[i], _DUPLICATE_SHARE) for i, n in shared.items()):
+    names: set[str] = set()
+    texts: set[str] = set()
+    for document, lines in zip(documents, every, strict=True):
+        lines -= common
+        shared = Counter(index for line in lines if line in holders for index in holders[line])
+        if (
+            document.name in names
+            or document.text in texts
+            or any(_overlaps(count, len(lines), sizes[index], _DUPLICATE_SHARE) for index, count in shared.items())
+        ):
             continue
-        seen.add(document.name)
+        names.add(document.name)
+        texts.add(document.text)
         for line in lines:
-            having = holders[line]
-            if len(having) <= _COMMON_LINE_DOCUMENTS:  # one more than common, so that it is known to be common
-                having.append(len(kept))
+            holders[line].append(len(kept))
         kept.append(document)
         sizes.append(len(lines))
     return kept
@@ -121,30 +126,34 @@ def without_near_duplicates_of(documents: Iterable[Document], held_out: Sequence
 
     Much stricter than between training documents: losing some training text costs nothing, training on held-out text the proof.
     """
-    sizes = [0] * len(held_out)
-    holders: defaultdict[int, list[int]] = defaultdict(list)
-    for i, document in enumerate(held_out):
-        lines = _lines(document.text)
-        sizes[i] = len(lines)
+    documents = list(documents)
+    every = [_lines(document.text) for document in documents]
+    common = _common(every)
+    sizes: list[int] = []
+    holders: defaultdict[int, list[int]] = defaultdict(list)  # line -> indices into held_out
+    for index, document in enumerate(held_out):
+        lines = _lines(document.text) - common
+        sizes.append(len(lines))
         for line in lines:
-            holders[line].append(i)
-    held_out_lines = holders.keys()
+            holders[line].append(index)
+    texts = {document.text for document in held_out}
     result: list[Document] = []
-    matches: list[tuple[Document, set[int], int]] = []
-    spread: Counter[int] = Counter()
-    for document in documents:
-        lines = _lines(document.text)
-        common = lines & held_out_lines
-        spread.update(common)
-        matches.append((document, common, len(lines)))
-    for document, common, size in matches:
-        shared: Counter[int] = Counter()
-        for line in common:
-            if spread[line] <= _COMMON_LINE_DOCUMENTS:
-                shared.update(holders[line])
-        if not any(_overlaps(n, size, sizes[i], _HELD_OUT_SHARE) for i, n in shared.items()):
+    for document, lines in zip(documents, every, strict=True):
+        lines -= common
+        shared = Counter(index for line in lines if line in holders for index in holders[line])
+        close = any(_overlaps(count, len(lines), sizes[index], _HELD_OUT_SHARE) for index, count in shared.items())
+        if not close and document.text not in texts:
             result.append(document)
     return result
+
+
+def _common(every: Sequence[set[int]]) -> set[int]:
+    """Lines in more documents than a copied text would be: licences, imports. They say nothing about who copied whom."""
+    limit = min(64, max(16, len(every) // 10))
+    counts: Counter[int] = Counter()
+    for lines in every:
+        counts.update(lines)
+    return {line for line, count in counts.items() if count > limit}
 
 
 def _overlaps(shared: int, size: int, other_size: int, share: float) -> bool:

@@ -66,9 +66,10 @@ class UnreachableError(RemoteError):
 
 
 class RefusedError(RemoteError):
-    def __init__(self, message: str, *, reason: str, remedy: str = "") -> None:
+    def __init__(self, message: str, *, reason: str, sentence: str = "", remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
         self.reason = reason
+        self.sentence = sentence  # what the other side said, without our words around it
 
 
 class BadMessageError(RemoteError):

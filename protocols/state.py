@@ -85,6 +85,15 @@ def read_parameters(snapshot: bytes) -> dict[str, torch.Tensor]:
     return {name.removeprefix("parameters."): tensor for name, tensor in tensors.items() if name.startswith("parameters.")}
 
 
+def parameters_sha256(snapshot: bytes) -> str:
+    """Digest of the parameters alone, whatever the rest of the snapshot: names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(read_parameters(snapshot).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def restore(snapshot: bytes, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> StateHeader:
     """Load a snapshot into model and optimizer, all or nothing: every name, shape, dtype and value is checked before the first write.
 

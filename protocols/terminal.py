@@ -1,13 +1,13 @@
-"""What the volunteer's and the organiser's screens have in common: one live view on stderr, or plain lines where stderr is no terminal.
+"""What the volunteer's and the organiser's screens share: one live view on stderr, or plain lines where stderr is no terminal.
 
-Names and reasons come from other machines, so nothing here is ever read as markup, and control characters never reach the terminal.
+Names and reasons come from other machines, so nothing here is read as markup, and control characters never reach the terminal.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
@@ -23,7 +23,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Screen:
-    """Draws `render()` four times a second on a thread of its own, from `__enter__` to `__exit__`; off a terminal it only says lines.
+    """Draws `render()` four times a second on a thread of its own, from entry to exit; off a terminal it only says lines.
 
     Enter it only after everything that forks has forked: the thread may hold a lock at that instant.
     """
@@ -43,7 +43,6 @@ class Screen:
         self.is_live = is_tty and not terminal.is_dumb_terminal
         self._render = render
         self._live: Live | None = None
-        self._lock = threading.Lock()
 
     @property
     def width(self) -> int:
@@ -56,11 +55,8 @@ class Screen:
     def say(self, line: str | Text) -> None:
         """A line that stays: above the live view, or simply the next line."""
         text = Text(line) if isinstance(line, str) else line
-        with self._lock:
-            if self.is_live:
-                self.terminal.print(text)
-            else:
-                self.terminal.print(text, soft_wrap=True)  # one event, one line: a log is for grep
+        # Off a terminal one event is one line however long: a log is for grep.
+        self.terminal.print(text, soft_wrap=not self.is_live)
 
     def __enter__(self) -> Screen:
         if self.is_live:
@@ -138,7 +134,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
         return ""
     if len(points) > width:
         edges = [round(i * len(points) / width) for i in range(width + 1)]
-        points = [sum(points[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        points = [sum(points[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     low, high = min(points), max(points)
     if high == low:
         return _BLOCKS[0] * len(points)
@@ -181,10 +177,10 @@ def stacked(parts: Sequence[RenderableType | None]) -> ConsoleRenderable:
     return Group(*(part for part in parts if part is not None))
 
 
-def log_lines(lines: Sequence[Text]) -> ConsoleRenderable:
-    """The newest lines, cut at the edge rather than wrapped, so that the view keeps its height."""
+def log_lines(lines: Sequence[Text], *, wrap: bool = False) -> ConsoleRenderable:
+    """The newest lines, cut at the edge unless `wrap`, so that a tall view keeps its height."""
     grid = Table.grid(expand=True)
-    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_column(no_wrap=not wrap, overflow="fold" if wrap else "ellipsis")
     for line in lines:
         grid.add_row(line)
     return grid

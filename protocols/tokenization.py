@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -26,7 +26,7 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "
 
 
 def train_tokenizer(documents: Sequence[Document], vocab_size: int, kind: str, folder: Path) -> PreTrainedTokenizerFast:
-    """Train on documents (in their order, evenly thinned to TRAINING_CHARACTERS) and save to `folder`. The same input gives the same files.
+    """Train on documents, evenly thinned to TRAINING_CHARACTERS, and save to `folder`. The same input gives the same files.
 
     `kind` is the task's; it decides the special tokens. Raises CorpusError when the text is too small for that many tokens.
     """
@@ -63,7 +63,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         )
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, clean_up_tokenization_spaces=False)
-    except Exception as error:  # noqa: BLE001 (tokenizers raises bare Exception on a damaged file)
+    except Exception as error:  # tokenizers raises no narrower one on a damaged file
         raise SpecError(f"the tokenizer in {folder} cannot be read: {error}", remedy="Save it again.") from error
 
 
@@ -88,8 +88,4 @@ def _thinned(documents: Sequence[Document], limit: int) -> Iterator[str]:
     """Every k-th document, k such that about `limit` characters remain; all of it when there is less."""
     total = sum(len(document.text) for document in documents)
     step = max(1, -(-total // limit))
-    return iter(_texts(documents[::step]))
-
-
-def _texts(documents: Iterable[Document]) -> Iterator[str]:
-    return (document.text for document in documents)
+    return (document.text for document in documents[::step])

@@ -48,7 +48,8 @@ class SwarmView:
 
     @property
     def samples_per_second(self) -> float:
-        return sum(peer.samples_per_second for peer in self.peers)
+        """Of all peers that are heard from."""
+        return sum(peer.samples_per_second for peer in self.peers if peer.state != "silent")
 
     @property
     def lead(self) -> PeerView | None:

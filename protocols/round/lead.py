@@ -13,6 +13,7 @@ Every reachable peer holds a Lead; it sleeps until the driver finds, by the orde
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -194,11 +195,14 @@ class Lead:
             actions += self._hear({peer}, now)
         return [*actions, *self._consider(now)]
 
-    def answered(self, peer: str, follows: str, now: float) -> list[LeadAction]:
-        """A member of the last commit that is not connected here says whom it follows."""
-        if self.active and follows not in ("", self.me.peer, peer):
-            return [*self.step_down(), Yield(follows)]
-        return []  # it is there and looks for a lead: its report is waited for until the hearing ends
+    def answered(self, peer: str, follows: str, followers: int) -> list[LeadAction]:
+        """A member of the last commit that is not connected here says whom it follows, and how many follow it."""
+        if not self.active or follows in ("", self.me.peer):
+            return []  # it looks for a lead: its report is waited for until the hearing ends
+        mine = len(self.seats.keys() - {self.me.peer})
+        if follows == peer and (followers, peer) <= (mine, self.me.peer):
+            return []  # two leads at once: the one with fewer followers yields
+        return [*self.step_down(), Yield(follows)]
 
     def unreachable(self, peer: str, now: float) -> list[LeadAction]:
         self._unheard.discard(peer)
@@ -222,9 +226,9 @@ class Lead:
             if answer.reason is not Reason.PROMISED_HIGHER:
                 self.seats[peer].report = None  # out until it reports afresh
             return [*self._fail(answer.reason, peer), *self._consider(now)]
-        if answer.culprit in attempt.plan.members:
-            self._failed_pairs.add((peer, answer.culprit))
-        return [*self._fail(answer.reason, answer.culprit), *self._consider(now)]
+        self._failed_pairs.add((answer.member, answer.reducer))
+        culprit = answer.member if answer.reason in (Reason.BAD_CHUNK, Reason.CONTRIBUTOR_LOST) else answer.reducer
+        return [*self._fail(answer.reason, culprit), *self._consider(now)]
 
     def tick(self, now: float) -> list[LeadAction]:
         if not self.active:
@@ -297,17 +301,16 @@ class Lead:
         present = dict(self._at_tip())
         if self.me.peer not in present:
             return None
-        members = sorted(present)
-        failed_reducers = {reducer for _, reducer in self._failed_pairs}
-        reducers = [Candidate(p, self.seats[p].hello.address) for p in members if self.seats[p].hello.reachable]
-        sound = [candidate for candidate in reducers if candidate.peer not in failed_reducers]
-        if not sound:  # every reducer failed for somebody: keep the reducers and leave those out for whom they failed
-            sound = reducers
-            cut_off = {contributor for contributor, _ in self._failed_pairs}
-            members = [p for p in members if p not in cut_off or p == self.me.peer]
-        sound = [candidate for candidate in sound if candidate.peer in members]
+        left_out, not_reducing = self._around_failed_pairs(set(present))
+        members = sorted(present.keys() - left_out)
+        reducers = [
+            Candidate(p, self.seats[p].hello.address) for p in members if self.seats[p].hello.reachable and p not in not_reducing
+        ]
+        if not reducers:  # every reducer failed for somebody: better without those members than without the epoch
+            members = sorted(present.keys() - {member for member, _ in self._failed_pairs} | {self.me.peer})
+            reducers = [Candidate(p, self.seats[p].hello.address) for p in members if self.seats[p].hello.reachable]
         contributors = tuple(p for p in members if present[p].samples > 0)
-        if not contributors or not sound:
+        if not contributors or not reducers:
             return None
         attempt = self._highest_attempt + 1
         slowest = max(present[p].step_s for p in members)
@@ -316,10 +319,30 @@ class Lead:
             ballot=Ballot(tip.epoch + 1, tip.lineage, attempt, self.me.peer),
             contributors=contributors,
             members=tuple(members),
-            shards=equal_shards(self.elements, sound),
+            shards=equal_shards(self.elements, reducers),
             codec=self.codec,
             patience_s=max(BASE_PATIENCE_S, 3 * slowest) * 2 ** min(attempt - 1, 6),
         )
+
+    def _around_failed_pairs(self, present: set[str]) -> tuple[set[str], set[str]]:
+        """(members to leave out, members not to reduce) such that no pair that failed in this epoch meets again.
+
+        Whoever stands in most of the failed pairs goes first; at a tie a reducer, since it can still contribute.
+        """
+        pairs = {(member, reducer) for member, reducer in self._failed_pairs if member in present and reducer in present}
+        left_out: set[str] = set()
+        not_reducing: set[str] = set()
+        while pairs:
+            as_member = Counter(member for member, _ in pairs)
+            as_reducer = Counter(reducer for _, reducer in pairs)
+            member, member_count = min(as_member.items(), key=lambda item: (-item[1], item[0]))
+            reducer, reducer_count = min(as_reducer.items(), key=lambda item: (-item[1], item[0]))
+            if member_count > reducer_count and member != self.me.peer:
+                left_out.add(member)
+            else:
+                not_reducing.add(reducer)
+            pairs = {pair for pair in pairs if pair[0] not in left_out and pair[1] not in not_reducing}
+        return left_out, not_reducing
 
     def _accepted(self, attempt: _Attempt, peer: str, answer: Accept, now: float) -> list[LeadAction]:
         contribution, seat = answer.contribution, self.seats[peer]

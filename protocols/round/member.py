@@ -69,11 +69,12 @@ class Ready:
 
 @dataclass(frozen=True)
 class Failed:
-    """`culprit` is the peer at the other end of what broke."""
+    """Something broke between `member` (who gives, or only receives) and `reducer`; one of them is the sender of this."""
 
     plan_digest: str
     reason: Reason
-    culprit: str
+    member: str
+    reducer: str
 
 
 Answer = Accept | Refuse | Ready | Failed
@@ -204,13 +205,13 @@ class Member:
         self.phase = Phase.READY
         return [Send(self.plan.ballot.lead, Ready(result)), *self._apply_if_whole()]
 
-    def reduce_failed(self, plan_digest: str, reason: Reason, culprit: str) -> list[MemberAction]:
+    def reduce_failed(self, plan_digest: str, reason: Reason, member: str, reducer: str) -> list[MemberAction]:
         if self.plan is None or plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
             return []
         if self._commit is not None:
             return self._fall_behind(Reason.MISSED_RESULTS)
         lead = self.plan.ballot.lead
-        return [*self._drop_plan(reason), Send(lead, Failed(plan_digest, reason, culprit))]
+        return [*self._drop_plan(reason), Send(lead, Failed(plan_digest, reason, member, reducer))]
 
     def applied(self) -> list[MemberAction]:
         assert self._commit is not None, "applied() answers an Apply"

@@ -193,14 +193,16 @@ class Ready(_message.Message):
     def __init__(self, result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
 
 class Failed(_message.Message):
-    __slots__ = ("plan_digest", "reason", "culprit")
+    __slots__ = ("plan_digest", "reason", "member", "reducer")
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    CULPRIT_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    REDUCER_FIELD_NUMBER: _ClassVar[int]
     plan_digest: str
     reason: str
-    culprit: str
-    def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ..., culprit: _Optional[str] = ...) -> None: ...
+    member: str
+    reducer: str
+    def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ..., member: _Optional[str] = ..., reducer: _Optional[str] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ()
@@ -313,14 +315,16 @@ class AskRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class AskReply(_message.Message):
-    __slots__ = ("standing", "caught_up", "follows")
+    __slots__ = ("standing", "caught_up", "follows", "followers")
     STANDING_FIELD_NUMBER: _ClassVar[int]
     CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
     FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWERS_FIELD_NUMBER: _ClassVar[int]
     standing: Standing
     caught_up: bool
     follows: Candidate
-    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., caught_up: _Optional[bool] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ...) -> None: ...
+    followers: int
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., caught_up: _Optional[bool] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ..., followers: _Optional[int] = ...) -> None: ...
 
 class SnapshotRequest(_message.Message):
     __slots__ = ("digest", "first_chunk")

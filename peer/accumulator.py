@@ -1,0 +1,45 @@
+"""The gradient sum of an epoch, in one flat buffer that the parameters' `.grad` are views of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+
+class Accumulator:
+    """`flat` is (elements,) on the parameters' device and in their dtype; autograd adds into it without a copy.
+
+    A sample's place in the order of draws is its counter; [first, end) are those whose gradients are in the sum.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.elements = sum(parameter.numel() for parameter in self.parameters)
+        like = self.parameters[0]
+        self.flat = torch.zeros(self.elements, dtype=like.dtype, device=like.device)
+        at = 0
+        for parameter in self.parameters:
+            parameter.grad = self.flat[at : at + parameter.numel()].view_as(parameter)
+            at += parameter.numel()
+        self.first = self.end = 0
+        self.loss_sum = 0.0
+
+    @property
+    def samples(self) -> int:
+        return self.end - self.first
+
+    def add(self, samples: int, loss_sum: float) -> None:
+        """`samples` more have been through backward()."""
+        self.end += samples
+        self.loss_sum += loss_sum
+
+    def mean(self) -> torch.Tensor:
+        """(elements,) gradient averaged over the accumulated samples, on the CPU. A copy."""
+        return (self.flat / self.samples).to("cpu")
+
+    def restart(self) -> None:
+        """Forget the sum; the counter goes on, so that no sample is ever counted twice."""
+        self.flat.zero_()
+        self.first = self.end
+        self.loss_sum = 0.0

@@ -1,0 +1,78 @@
+"""What those who watch from outside are told: how the swarm stands, and each thing that happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from peer.averaging import Averaging
+from protocols.round.records import Candidate, Hello, SignedCommit
+from protocols.wire import dugnad_pb2 as pb
+from protocols.wire.convert import to_wire
+
+
+class Observers:
+    def __init__(self, averaging: Averaging) -> None:
+        self._averaging = averaging
+        self._inboxes: set[asyncio.Queue[pb.Observation]] = set()
+
+    @contextlib.contextmanager
+    def subscribe(self) -> Iterator[asyncio.Queue[pb.Observation]]:
+        inbox: asyncio.Queue[pb.Observation] = asyncio.Queue()
+        self._inboxes.add(inbox)
+        try:
+            yield inbox
+        finally:
+            self._inboxes.discard(inbox)
+
+    def happened(self, event: str, fields: dict[str, Any]) -> None:
+        """An event of Averaging; those that outsiders need are passed on."""
+        if event == "applied":
+            committed = pb.Committed(signed_commit=to_wire(fields["signed"]))
+            self._tell(pb.Observation(committed=committed))
+        elif event == "announced":
+            committed = pb.Committed(signed_commit=to_wire(fields["signed"]), seconds=fields["seconds"], attempts=fields["attempts"])
+            self._tell(pb.Observation(committed=committed))
+        elif event == "attempt_failed":
+            failure = pb.Failure(reason=fields["reason"], peer=fields["peer"])
+            failure.ballot.epoch, failure.ballot.attempt = fields["epoch"], fields["attempt"]
+            self._tell(pb.Observation(failure=failure))
+
+    def seen(self, peer: str, hello: Hello, *, present: bool, reason: str) -> None:
+        self._tell(pb.Observation(seen=pb.Seen(peer=peer, name=hello.name, present=present, reason=reason)))
+
+    def committed_after(self, epoch: int) -> list[pb.Observation]:
+        missing = [signed for signed in self._averaging.commits if signed.commit.ballot.epoch > epoch]
+        return [pb.Observation(committed=_committed(signed)) for signed in missing]
+
+    def swarm(self) -> pb.Observation:
+        averaging = self._averaging
+        swarm = pb.Swarm(phase=averaging.member.phase.value, samples=averaging.status.samples)
+        swarm.follows.CopyFrom(to_wire(averaging.following or Candidate("", "")))
+        if averaging.member.tip is not None:
+            swarm.standing.CopyFrom(to_wire(averaging.member.tip.standing))
+        for peer, seat in averaging.lead.seats.items():
+            view = swarm.peers.add(
+                peer=peer,
+                name=seat.hello.name,
+                role="auxiliary" if seat.hello.auxiliary else "contributor",
+                reachable=seat.hello.reachable,
+                is_lead=peer == averaging.me,
+                state="joining",
+            )
+            if seat.report is not None:
+                view.epoch = seat.report.standing.epoch
+                view.samples = seat.report.samples
+                view.samples_per_second = seat.report.samples_per_second
+                view.state = seat.report.phase
+        return pb.Observation(swarm=swarm)
+
+    def _tell(self, observation: pb.Observation) -> None:
+        for inbox in self._inboxes:
+            inbox.put_nowait(observation)
+
+
+def _committed(signed: SignedCommit) -> pb.Committed:
+    return pb.Committed(signed_commit=to_wire(signed))

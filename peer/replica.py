@@ -1,0 +1,139 @@
+"""This peer's copy of the training state: parameters, optimizer, learning rate, and the commit that led to them.
+
+Everything here runs on the thread that trains. State changes in two ways only: `apply` (one whole commit) and `restore` (one whole snapshot).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from peer.accumulator import Accumulator
+from protocols.codecs import Codec
+from protocols.errors import BadMessageError
+from protocols.identity import verify_signature
+from protocols.optimization import Schedule
+from protocols.round.records import SignedCommit, Tip
+from protocols.state import StateHeader, capture, parameters_sha256, read_header, restore
+from protocols.wire.convert import signed_commit_from_bytes, signed_commit_to_bytes
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The epoch's contribution as it goes on the wire: mean gradient, encoded, with its counter range and mean loss."""
+
+    first: int
+    end: int
+    loss: float
+    encoded: bytes
+
+
+class Replica:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        *,
+        codec: Codec,
+        max_grad_norm: float,
+        run_digest: str,
+        authority: bytes,
+        genesis: Tip,
+        genesis_sha256: str,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.codec = codec
+        self.max_grad_norm = max_grad_norm
+        self.run_digest = run_digest
+        self.authority = authority
+        self.genesis = genesis
+        self.genesis_sha256 = genesis_sha256
+        self.accumulator = Accumulator(model.parameters())
+        self.tip: Tip | None = None  # None while the state is not that of any lineage: before the first restore, after a failed step
+        self.commit: SignedCommit | None = None
+
+    @property
+    def elements(self) -> int:
+        return self.accumulator.elements
+
+    @property
+    def gradients_finite(self) -> bool:
+        return bool(torch.isfinite(self.accumulator.flat.sum(dtype=torch.float64)))
+
+    def freeze(self) -> Frozen | None:
+        """The accumulated samples, encoded once and for all; None when there are none, or their gradient overflowed."""
+        accumulator = self.accumulator
+        if not accumulator.samples or not self.gradients_finite or not math.isfinite(accumulator.loss_sum):
+            return None
+        encoded = self.codec.encode(accumulator.mean().numpy())
+        return Frozen(accumulator.first, accumulator.end, accumulator.loss_sum / accumulator.samples, encoded)
+
+    def apply(self, signed: SignedCommit, averaged: bytes | bytearray) -> Tip:
+        """Clip, step, advance. `averaged` is the encoded mean gradient whose shards the commit's digests name (checked by the caller).
+
+        Raises whatever a failing device raises; the state is then of no lineage and must be restored.
+        """
+        commit = signed.commit
+        if self.tip is None or commit.ballot.parent != self.tip.lineage:
+            raise BadMessageError("the commit does not follow this replica's state")
+        self.tip = None
+        gradient = torch.from_numpy(self.codec.decode(averaged))
+        norm = commit.gradient_norm  # from the commit, never computed here: everybody must clip by the same number
+        if self.max_grad_norm and norm > self.max_grad_norm:
+            gradient *= self.max_grad_norm / norm
+        self.accumulator.restart()
+        self.accumulator.flat.copy_(gradient)
+        self.schedule.set_epoch(commit.ballot.epoch - 1)
+        self.optimizer.step()
+        self.accumulator.flat.zero_()
+        self.schedule.set_epoch(commit.ballot.epoch)
+        self.commit, self.tip = signed, Tip.after(commit)
+        return self.tip
+
+    def capture(self) -> tuple[bytes, StateHeader, Tip]:
+        """A snapshot of the state as it stands. Raises BadMessageError when the state is of no lineage."""
+        if self.tip is None:
+            raise BadMessageError("this peer's state is of no lineage now")
+        commit = signed_commit_to_bytes(self.commit).hex() if self.commit is not None else ""
+        header = StateHeader(
+            run_digest=self.run_digest,
+            epoch=self.tip.epoch,
+            lineage=self.tip.lineage,
+            samples=self.tip.total_samples,
+            commit=commit,
+            scheduler=self.schedule.state_dict(),
+        )
+        return capture(self.model, self.optimizer, header), header, self.tip
+
+    def restore(self, snapshot: bytes) -> Tip:
+        """Take over a snapshot after checking run, lineage, signature, shapes and finiteness. Raises BadMessageError, with the state untouched."""
+        header = read_header(snapshot)
+        if header.run_digest != self.run_digest:
+            raise BadMessageError(f"the snapshot is of run {header.run_digest[:12]}, not {self.run_digest[:12]}")
+        if header.commit:
+            commit = check_signed(signed_commit_from_bytes(bytes.fromhex(header.commit)), self.authority)
+            tip = Tip.after(commit.commit)
+        else:
+            commit, tip = None, self.genesis
+            if parameters_sha256(snapshot) != self.genesis_sha256:
+                raise BadMessageError("the snapshot's parameters are not those that the run started from")
+        if (header.lineage, header.epoch) != (tip.lineage, tip.epoch):
+            raise BadMessageError("the snapshot's lineage is not that of its commit")
+        restore(snapshot, self.model, self.optimizer)
+        self.schedule.set_epoch(tip.epoch)
+        self.accumulator.restart()
+        self.commit, self.tip = commit, tip
+        return tip
+
+
+def check_signed(signed: SignedCommit, authority: bytes) -> SignedCommit:
+    """`signed`, once its signature proves to be that of the lead that it names. Raises BadMessageError."""
+    signer = verify_signature(signed.message, signed.signature, signed.certificate, authority)
+    if signer != signed.commit.lead.peer:
+        raise BadMessageError(f"a commit of lead {signed.commit.lead.peer} is signed by {signer}")
+    return signed

@@ -1,0 +1,169 @@
+"""The server side of a peer: every call of the `Peer` service, checked, then passed to Averaging."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from peer.averaging import HEARTBEAT_S, Averaging
+from peer.observers import Observers
+from peer.reducing import serve_reduce
+from protocols.errors import BadMessageError
+from protocols.reasons import Reason
+from protocols.reduction import CHUNK_ELEMENTS
+from protocols.round.member import Phase
+from protocols.round.records import Candidate, Hello, Report
+from protocols.transport.links import END, admit, refuse
+from protocols.wire import dugnad_pb2 as pb
+from protocols.wire.convert import MEMBER_KINDS, from_wire, to_wire
+from protocols.wire.dugnad_pb2_grpc import PeerServicer
+
+_log = logging.getLogger(__name__)
+_CHUNK_BYTES = CHUNK_ELEMENTS * 4
+
+
+class PeerService(PeerServicer):  # type: ignore[misc]  # generated without types
+    def __init__(self, averaging: Averaging, observers: Observers) -> None:
+        self._averaging = averaging
+        self._observers = observers
+        self._left: set[str] = set()  # peers that said goodbye; their stream is about to end
+
+    async def _admit(self, context: Any) -> str:
+        return await admit(context, self._averaging.settings.run_digest)
+
+    # -- a member at this lead -------------------------------------------------------------------------------------------------
+
+    async def Control(self, _requests: Any, context: Any) -> None:
+        peer = await self._admit(context)
+        averaging = self._averaging
+        opening = await context.read()
+        if opening is END or opening.WhichOneof("kind") != "hello":
+            await refuse(context, Reason.NOT_A_MEMBER, "a control stream opens with hello")
+        if not averaging.lead.active:
+            follows = averaging.following or Candidate("", "")
+            await context.write(pb.LeadMessage(not_lead=pb.NotLead(follows=follows.peer, address=follows.address)))
+            return
+        hello = await self._checked(context, Hello, opening.hello)
+        outbox: asyncio.Queue[pb.LeadMessage | None] = asyncio.Queue()
+        earlier = averaging.seats.pop(peer, None)
+        if earlier is not None:
+            earlier.put_nowait(None)
+        averaging.seats[peer] = outbox
+        averaging.perform(averaging.lead.joined(peer, hello, time.monotonic()))
+        self._observers.seen(peer, hello, present=True, reason="")
+        reading = asyncio.create_task(self._listen(peer, context, outbox))
+        try:
+            while (message := await outbox.get()) is not None:
+                await context.write(message)
+        except grpc.RpcError:
+            pass  # the link broke; what that means is said below
+        finally:
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
+            if averaging.seats.get(peer) is outbox:
+                del averaging.seats[peer]
+                reason = Reason.LEFT if peer in self._left else Reason.CONNECTION_LOST
+                self._left.discard(peer)
+                self._observers.seen(peer, hello, present=False, reason=reason.value)
+                averaging.perform(averaging.lead.left(peer, reason, time.monotonic()))
+
+    async def _listen(self, peer: str, context: Any, outbox: asyncio.Queue[pb.LeadMessage | None]) -> None:
+        averaging = self._averaging
+        try:
+            while (message := await context.read()) is not END:
+                kind = message.WhichOneof("kind")
+                now = time.monotonic()
+                averaging.lead.heard(peer, now)
+                if kind == "leave":
+                    self._left.add(peer)
+                    break
+                record = from_wire(MEMBER_KINDS[kind], getattr(message, kind))
+                if isinstance(record, Report):
+                    averaging.heard_standing(record.standing)
+                    averaging.perform(averaging.lead.reported(peer, record, now))
+                elif not isinstance(record, Hello):
+                    averaging.perform(averaging.lead.answer(peer, record, now))
+        except (BadMessageError, KeyError) as error:
+            _log.warning("%s broke the protocol and is dropped: %s", peer[:8], error)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            pass
+        finally:
+            outbox.put_nowait(None)
+
+    async def _checked(self, context: Any, kind: type[Hello], message: Any) -> Hello:
+        try:
+            return from_wire(kind, message)
+        except BadMessageError as error:
+            await refuse(context, Reason.NOT_A_MEMBER, str(error))
+
+    # -- bulk ------------------------------------------------------------------------------------------------------------------
+
+    async def Reduce(self, _requests: Any, context: Any) -> None:
+        peer = await self._admit(context)
+        opening = await context.read()
+        if opening is END or opening.WhichOneof("kind") != "open":
+            await refuse(context, Reason.BAD_CHUNK, peer)
+        reducing = await self._averaging.reducing(opening.open.plan_digest, opening.open.shard)
+        if reducing is None or peer not in reducing.plan.members:
+            await refuse(context, Reason.NOT_A_MEMBER, f"this peer reduces no such shard for {peer[:8]}")
+        await serve_reduce(reducing, peer, opening.open, context, self._averaging.moved)
+
+    # -- state -----------------------------------------------------------------------------------------------------------------
+
+    async def Ask(self, _request: pb.AskRequest, context: Any) -> pb.AskReply:
+        await self._admit(context)
+        averaging = self._averaging
+        tip = averaging.member.tip
+        if tip is None:
+            await refuse(context, Reason.NOT_CAUGHT_UP, "this peer has just started and holds no state yet")
+        return pb.AskReply(
+            standing=to_wire(tip.standing),
+            caught_up=averaging.member.phase is not Phase.CATCHING_UP,
+            follows=to_wire(averaging.following or Candidate("", "")),
+            followers=len(averaging.seats),
+        )
+
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Any) -> AsyncIterator[pb.SnapshotPart]:
+        await self._admit(context)
+        tip = self._averaging.member.tip
+        found = await self._averaging.donor.snapshot(request.digest, tip.lineage) if tip is not None else None
+        if found is None:
+            await refuse(context, Reason.NOT_CAUGHT_UP, "this peer does not have that snapshot")
+        manifest, snapshot = found
+        yield pb.SnapshotPart(manifest=to_wire(manifest))
+        for index in range(request.first_chunk, len(manifest.chunk_sha256)):
+            at = index * manifest.chunk_bytes
+            yield pb.SnapshotPart(chunk=pb.Chunk(offset=at, data=snapshot[at : at + manifest.chunk_bytes]))
+
+    async def Commits(self, request: pb.CommitsRequest, context: Any) -> AsyncIterator[pb.CommitPart]:
+        await self._admit(context)
+        kept = self._averaging.donor.commits_after(request.after)
+        if kept is None:
+            await refuse(context, Reason.OTHER_LINEAGE, "this peer's commits do not reach back to that lineage")
+        for item in kept:
+            yield pb.CommitPart(signed_commit=to_wire(item.signed))
+            for at in range(0, len(item.averaged), _CHUNK_BYTES):
+                yield pb.CommitPart(chunk=pb.Chunk(offset=at, data=item.averaged[at : at + _CHUNK_BYTES]))
+
+    # -- observing -------------------------------------------------------------------------------------------------------------
+
+    async def Observe(self, request: pb.ObserveRequest, context: Any) -> AsyncIterator[pb.Observation]:
+        await self._admit(context)
+        yield self._observers.swarm()
+        if request.once:
+            return
+        with self._observers.subscribe() as inbox:
+            for observation in self._observers.committed_after(request.after_epoch):
+                yield observation
+            while True:
+                try:
+                    yield await asyncio.wait_for(inbox.get(), HEARTBEAT_S)
+                except asyncio.TimeoutError:
+                    yield self._observers.swarm()

@@ -1,0 +1,191 @@
+"""Finding peers through the hivemind DHT. Every key, who writes it, and how long it lives, is in this table:
+
+    key                    subkey    value                 written by               lives
+    `<run digest>.peers`   peer id   SignedAnnouncement    each reachable peer,     ANNOUNCEMENT_S, written again
+                                                           for itself only          three times in that span
+
+A node stores an announcement only if it is signed with a certificate of this run and the subkey is its signer's id (see
+discovery_process.AnnouncementValidator), so nobody can write for somebody else. The DHT finds peers; it never decides anything.
+
+hivemind runs in a child process of its own (discovery_process.py): its event loop, its daemon and its logging stay out of the process that
+trains. One JSON object a line: requests go to the child's standard input, replies come from its standard output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from protocols.child_process import kill_quietly
+from protocols.errors import BadMessageError, LocalError, PortInUseError, UnreachableError
+from protocols.identity import Credentials, verify_signature
+from protocols.wire import dugnad_pb2 as pb
+from protocols.wire.convert import from_wire, to_wire
+
+ANNOUNCEMENT_S = 30.0
+START_S = 60.0
+CALL_S = 15.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """How to reach a peer. `discovery`: its DHT multiaddresses; `address`: where its gRPC server listens."""
+
+    peer: str
+    incarnation: int
+    address: str
+    name: str
+    auxiliary: bool
+    discovery: tuple[str, ...]
+
+
+def sign_announcement(announcement: Announcement, credentials: Credentials) -> bytes:
+    body = to_wire(announcement).SerializeToString(deterministic=True)
+    signature = credentials.key.sign(b"dugnad announcement " + body)
+    signed = pb.SignedAnnouncement(announcement=body, signature=signature, certificate=credentials.certificate)
+    data: bytes = signed.SerializeToString()
+    return data
+
+
+def read_announcement(data: bytes, authority: bytes) -> Announcement:
+    """Raises BadMessageError unless `data` is signed, under this run's authority, by the very peer that it announces."""
+    try:
+        signed = pb.SignedAnnouncement.FromString(data)
+        announcement = from_wire(Announcement, pb.Announcement.FromString(signed.announcement))
+    except DecodeError as error:
+        raise BadMessageError("an announcement cannot be decoded") from error
+    signer = verify_signature(b"dugnad announcement " + signed.announcement, signed.signature, signed.certificate, authority)
+    if signer != announcement.peer:
+        raise BadMessageError(f"{signer} announces in the name of {announcement.peer}")
+    return announcement
+
+
+@dataclass(frozen=True)
+class DiscoveryConfig:
+    run_digest: str
+    authority: str  # PEM
+    initial_peers: tuple[str, ...]  # multiaddresses; empty for the first node
+    listen: tuple[str, ...]  # multiaddresses; empty in client mode
+    announce: tuple[str, ...]
+    identity: str  # file of the libp2p key; the multiaddress stays the same across restarts
+    client_mode: bool
+    must_join: bool  # False for a coordinator that starts again: the peers that it remembers may all have gone
+
+
+class Discovery:
+    """The DHT node of this process. start(), then announce() and peers(); aclose() ends the child and its daemon."""
+
+    def __init__(self, config: DiscoveryConfig, credentials: Credentials, log_file: Path) -> None:
+        self._config = config
+        self._credentials = credentials
+        self._log_file = log_file
+        self._process: asyncio.subprocess.Process | None = None
+        self._daemon_pid = 0
+        self._lock = asyncio.Lock()
+        self.addresses: tuple[str, ...] = ()
+
+    async def start(self) -> None:
+        """Raises UnreachableError when no initial peer answers, PortInUseError when the port is taken."""
+        environment = {**os.environ, "HIVEMIND_LOGLEVEL": "WARNING", "HIVEMIND_COLORS": "never", "CUDA_VISIBLE_DEVICES": ""}
+        with self._log_file.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "protocols.transport.discovery_process",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                limit=1 << 24,
+                # A Ctrl-C in the terminal is for the peer, which leaves in its own time; the child ends when the peer does.
+                start_new_session=True,
+            )
+        try:
+            reply = await self._call(asdict(self._config), START_S)
+        except BaseException:
+            await self.aclose()
+            raise
+        if "error" in reply:
+            await self.aclose()
+            self._raise(reply)
+        self.addresses = tuple(reply["addresses"])
+        self._daemon_pid = reply["daemon_pid"]
+
+    async def announce(self, announcement: Announcement) -> None:
+        data = sign_announcement(announcement, self._credentials)
+        reply = await self._request({"do": "store", "subkey": announcement.peer, "value": data.hex(), "lives_s": ANNOUNCEMENT_S})
+        if not reply.get("stored"):
+            _log.warning("the announcement was not stored on any DHT node")
+
+    async def peers(self) -> list[Announcement]:
+        """Whoever announces itself now; entries that do not check are dropped."""
+        reply = await self._request({"do": "get"})
+        found = []
+        for value in reply.get("values", []):
+            with contextlib.suppress(BadMessageError):
+                found.append(read_announcement(bytes.fromhex(value), self._credentials.authority))
+        return found
+
+    async def _request(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._process is None or self._process.returncode is not None:
+            _log.warning("the DHT process ended; starting it again")
+            await self.aclose()
+            await self.start()
+        return await self._call(request, CALL_S)
+
+    async def _call(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        async with self._lock:
+            try:
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                await process.stdin.drain()
+                line = await asyncio.wait_for(process.stdout.readline(), limit_s)
+            except (asyncio.TimeoutError, ConnectionError) as error:
+                # The reply that may still come would be taken for the next one's: this child is of no use any more.
+                process.kill()
+                raise UnreachableError(f"the DHT process did not answer within {limit_s:.0f} s (see {self._log_file})") from error
+        if not line:
+            raise LocalError(f"the DHT process ended (see {self._log_file})")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _raise(self, reply: dict[str, Any]) -> None:
+        text = str(reply["error"])
+        if "address already in use" in text or "failed to listen" in text:
+            raise PortInUseError(
+                f"the DHT cannot listen on {', '.join(self._config.listen)}: the port is in use", remedy="Choose another --port."
+            )
+        if "local time must be within" in text:
+            raise LocalError(
+                "this computer's clock is off by more than 3 seconds, which the DHT refuses",
+                remedy="Switch on automatic time (NTP), then join again.",
+            )
+        raise UnreachableError(
+            f"no DHT node answers at {', '.join(self._config.initial_peers) or 'all'}: {text}",
+            remedy="Check that the coordinator runs and that a firewall lets its ports through.",
+        )
+
+    async def aclose(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            if process.stdin is not None:
+                process.stdin.close()
+            try:
+                await asyncio.wait_for(process.wait(), 5)
+            except asyncio.TimeoutError:
+                process.kill()
+                await process.wait()
+        if self._daemon_pid:
+            kill_quietly(self._daemon_pid)  # already gone unless the child was killed before it could end its daemon
+            self._daemon_pid = 0
