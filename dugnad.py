@@ -1,3 +1,54 @@
 """The `dugnad` command: puts the volunteer's and the organiser's commands under one name."""
 
 from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+
+import typer
+
+from coordinator.cli import coordinator, status
+from peer.cli import peer
+from protocols.command import run_app
+
+app = typer.Typer(
+    help="Train one transformer together on the computers you already own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(coordinator)
+app.command()(peer)
+app.command()(status)
+
+
+@app.command()
+def version() -> None:
+    """Print dugnad's version."""
+    print(importlib.metadata.version("dugnad"))
+
+
+@app.command()
+def env() -> None:
+    """Print what a bug report should say about this machine: versions, system, devices."""
+    import torch
+
+    packages = ["dugnad", "torch", "hivemind", "transformers", "grpcio", "protobuf", "pydantic", "numpy", "cryptography"]
+    for package in packages:
+        print(f"{package}: {importlib.metadata.version(package)}")
+    print(f"python: {platform.python_version()} ({sys.executable})")
+    print(f"system: {platform.platform()}")
+    print(f"cpu threads: {torch.get_num_threads()}")
+    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    print(f"cuda: {', '.join(cuda) or 'none'}")
+    print(f"mps: {'yes' if torch.backends.mps.is_available() else 'no'}")
+
+
+def main() -> None:
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

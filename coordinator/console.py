@@ -167,6 +167,17 @@ class Console:
         return f"{duration(max(1.0, left)) if left >= 10 else 'a few seconds'} left" if view.epoch < view.max_epochs else ""
 
 
+def render_view(view: SwarmView, width: int) -> RenderableType:
+    """The swarm at one instant, as `dugnad status` prints it."""
+    of = f" of {view.max_epochs:,}" if view.max_epochs is not None else ""
+    rows: list[tuple[str, RenderableType]] = [
+        ("run", Text.assemble((printable(view.run, 32), "bold"), " · ", (f"epoch {view.epoch:,}{of}", "bold cyan"))),
+        ("batch", batch_bar(view.samples, view.target_batch_size)),
+        ("swarm", _swarm_line(view, "")),
+    ]
+    return stacked([labelled(rows), "", _peer_table(view.peers, width, len(view.peers) + 1)])
+
+
 def _swarm_line(view: SwarmView, eta: str) -> Text:
     contributors = sum(peer.role == "contributor" and peer.state != "silent" for peer in view.peers)
     # The most telling first: a narrow terminal cuts the end.

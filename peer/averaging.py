@@ -1,10 +1,10 @@
 """Drives the round's state machines over the network: events in, actions out, on the network's thread.
 
-    sources of events                                     carried out by
-    service.py      what members and donors are sent      _perform, one action after another
-    _sit_at         what this peer's lead sends           handover: freeze, apply, restore on the training thread
-    _ticks          time                                  reducing.exchange: the bulk traffic of a plan
-    Discovery       who else is there                     catch_up: state from donors
+sources of events                                     carried out by
+service.py      what members and donors are sent      _perform, one action after another
+_sit_at         what this peer's lead sends           handover: freeze, apply, restore on the training thread
+_ticks          time                                  reducing.exchange: the bulk traffic of a plan
+Discovery       who else is there                     catch_up: state from donors
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -21,22 +22,24 @@ from typing import Any, Protocol
 
 import grpc
 
-from peer.catch_up import Progress, ask, ask_all, fetch_commits, fetch_snapshot
+from peer.catch_up import CatchUp
 from peer.donor import Donor
 from peer.handover import Handover
-from peer.reducing import Reducing, ReduceError, exchange
-from peer.replica import Frozen, Replica, check_signed
+from peer.reducing import ReduceError, Reducing, exchange
+from peer.replica import Frozen, Replica
 from protocols.codecs import Codec
-from protocols.errors import BadMessageError, DugnadError, LocalError, RefusedError, RemoteError, UnreachableError
+from protocols.errors import BadMessageError, LocalError, RefusedError, RemoteError
 from protocols.reasons import Reason
 from protocols.round import lead as lead_actions
 from protocols.round import member as member_actions
 from protocols.round.lead import DETECTION_S, Lead
 from protocols.round.member import Member, Phase
-from protocols.round.records import Candidate, Contribution, Hello, Plan, Report, SignedCommit, Standing, Tip, signed_message
+from protocols.round.records import Candidate, Contribution, Hello, Plan, Report, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
+from protocols.signing import check_signed, sign_commit
 from protocols.transport.discovery import Announcement, Discovery
 from protocols.transport.links import END, Links, translate
+from protocols.transport.state_transfer import Progress, ask
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import answer_to_wire, from_wire, to_wire
 from protocols.wire.dugnad_pb2_grpc import PeerStub
@@ -46,8 +49,6 @@ HEARTBEAT_S = 0.5
 DISCOVERY_S = 5.0
 # The first answer of a lead includes the TLS handshake, which a busy home computer may take its time for.
 FIRST_ANSWER_S = 3 * DETECTION_S
-# Catching up is tried this often, with a pause that doubles from the first to the longest: about two minutes in all.
-CATCH_UP_TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 20, 0.25, 8.0
 
 _log = logging.getLogger(__name__)
 EventSink = Callable[..., None]  # (event name, **fields)
@@ -126,17 +127,17 @@ class Averaging:
         self._replica = replica
         self._handover = handover
         self._discovery = discovery
+        self._events = _with_plain_reasons(events)
+        self._catching_up = CatchUp(self.donor, replica, handover, links, settings.codec, self._events, progress)
         self._bootstrap = bootstrap
-        self._events = events
-        self._progress = progress
         self._to_lead: tuple[str, asyncio.Queue[pb.MemberMessage]] | None = None
         self._reducing: dict[tuple[str, int], Reducing] = {}
         self._planned = asyncio.Condition()
         self._exchange: asyncio.Task[None] | None = None
         self._encoded = b""
         self._averaged: tuple[str, bytearray] = ("", bytearray())
-        self._samples = 0
-        self._rate = self._step_s = 0.0
+        self.samples = 0
+        self.samples_per_second = self._step_s = 0.0
         self._moved_bytes = 0
         self._queue: deque[Any] = deque()
         self._performing = False
@@ -161,16 +162,16 @@ class Averaging:
     def progressed(self, samples: int, samples_per_second: float, step_s: float) -> None:
         """The training thread finished a micro-batch; `samples` are accumulated now. Call on the network's thread."""
         if self.member.phase is not Phase.CATCHING_UP:
-            self._samples = samples
-        self._rate, self._step_s = samples_per_second, step_s
+            self.samples = samples
+        self.samples_per_second, self._step_s = samples_per_second, step_s
         self.report()
 
     async def leave(self) -> None:
         """Finish the round under way, if any, and tell the lead."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._round_over(), timeout=30)
-        if self.member.tip is not None and self._samples and self.member.phase is Phase.TRAINING:
-            self.note("given_up", reason=Reason.LEFT, samples=self._samples)
+        if self.member.tip is not None and self.samples and self.member.phase is Phase.TRAINING:
+            self._events("given_up", reason=Reason.LEFT, samples=self.samples)
         if self._to_lead is not None:
             self._to_lead[1].put_nowait(pb.MemberMessage(leave=pb.Leave()))
             await asyncio.sleep(0.1)  # let it go out before the channel closes
@@ -178,9 +179,6 @@ class Averaging:
     async def _round_over(self) -> None:
         while self.member.phase in (Phase.FROZEN, Phase.REDUCING, Phase.READY, Phase.APPLYING):
             await asyncio.sleep(TICK_S / 5)
-
-    def note(self, event: str, **fields: Any) -> None:
-        self._events(event, **{name: value.value if isinstance(value, Reason) else value for name, value in fields.items()})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -242,7 +240,10 @@ class Averaging:
                         )
                     )
                 found = await self._discovery.peers()
-                self.succession.know(Candidate(item.peer, item.address) for item in found if item.peer != self.me)
+                others = [Candidate(item.peer, item.address) for item in found if item.peer != self.me]
+                self.succession.know(others)
+                if others:  # one at random, now and then: a heavier lineage that this peer's own lead does not know of
+                    self.heard_standing((await ask(self.links, random.choice(others))).standing)
             except (RemoteError, LocalError) as error:
                 _log.warning("discovery: %s", error)  # peers that know each other go on without it
             await asyncio.sleep(DISCOVERY_S)
@@ -268,7 +269,7 @@ class Averaging:
             return
         now = time.monotonic()
         self.following = me
-        self.note("leading", epoch=self.member.tip.epoch if self.member.tip else 0)
+        self._events("leading", epoch=self.member.tip.epoch if self.member.tip else 0)
         self.perform([*self.lead.take_over(now), *self.lead.joined(self.me, self.hello, now)])
         self.report()
 
@@ -318,7 +319,7 @@ class Averaging:
             call.cancel()
             await asyncio.gather(writing, return_exceptions=True)
         self.succession.silent(lead.peer)
-        self.note("lead_lost", peer=lead.peer, reason=reason)
+        self._events("lead_lost", peer=lead.peer, reason=reason)
         await asyncio.sleep(TICK_S)
 
     def _from_lead(self, message: pb.LeadMessage) -> None:
@@ -350,8 +351,8 @@ class Averaging:
             return
         report = Report(
             standing=tip.standing,
-            samples=self._samples,
-            samples_per_second=self._rate,
+            samples=self.samples,
+            samples_per_second=self.samples_per_second,
             step_s=self._step_s,
             promised_attempt=self.member.promised.attempt if self.member.promised is not None else 0,
             moved_bytes=self._moved_bytes,
@@ -390,34 +391,33 @@ class Averaging:
             case member_actions.Apply(signed, plan_digest):
                 self._spawn(self._apply(signed, plan_digest))
             case member_actions.Resume():
-                self._samples = 0
+                self.samples = 0
                 self._handover.put(self._training.resume)
                 self.report()
             case member_actions.GiveUp(reason, contribution):
-                samples = contribution.weight if contribution is not None else self._samples
+                samples = contribution.weight if contribution is not None else self.samples
                 if samples:
-                    self.note("given_up", reason=reason, samples=samples)
+                    self._events("given_up", reason=reason, samples=samples)
             case member_actions.CatchUp(reason):
                 self._handover.put(self._training.pause)
-                self._samples = 0
+                self.samples = 0
                 self._spawn(self._catch_up(reason))
             case lead_actions.Ask(peers):
                 for peer in peers:
                     self._spawn(self._ask(peer))
             case lead_actions.SendPlan(to, plan):
-                self.note("planned", epoch=plan.ballot.epoch, attempt=plan.ballot.attempt, members=list(plan.members))
+                self._events("planned", epoch=plan.ballot.epoch, attempt=plan.ballot.attempt, members=list(plan.members))
                 self._to_members(to, pb.LeadMessage(plan=to_wire(plan)), lambda: self.member.on_plan(plan))
             case lead_actions.SendAbort(to, plan_digest, reason):
                 message = pb.LeadMessage(abort=pb.Abort(plan_digest=plan_digest, reason=reason.value))
                 self._to_members(to, message, lambda: self.member.on_abort(plan_digest, reason))
             case lead_actions.Announce(commit, seconds, attempts):
-                signature = self.links.credentials.key.sign(signed_message(commit))
-                signed = SignedCommit(commit, signature, self.links.credentials.certificate)
-                self.note("announced", signed=signed, seconds=seconds, attempts=attempts)
+                signed = sign_commit(commit, self.links.credentials)
+                self._events("announced", signed=signed, seconds=seconds, attempts=attempts)
                 everybody = (*self.seats, self.me)
                 self._to_members(everybody, pb.LeadMessage(signed_commit=to_wire(signed)), lambda: self.member.on_commit(signed))
             case lead_actions.NoteFailure(ballot, reason, peer):
-                self.note("attempt_failed", epoch=ballot.epoch, attempt=ballot.attempt, reason=reason, peer=peer)
+                self._events("attempt_failed", epoch=ballot.epoch, attempt=ballot.attempt, reason=reason, peer=peer)
             case lead_actions.Yield(_):
                 self.succession.silent(self.me)
             case _:
@@ -458,9 +458,9 @@ class Averaging:
         if frozen is not None and tip is not None:
             contribution = Contribution(self.me, self.hello.incarnation, frozen.first, frozen.end, tip.lineage, frozen.loss)
             self._encoded = frozen.encoded
-        elif self._samples and not self._replica.gradients_finite:
-            self.note("given_up", reason=Reason.NOT_FINITE, samples=self._samples)
-        self._samples = contribution.weight if contribution is not None else 0
+        elif self.samples and not self._replica.gradients_finite:
+            self._events("given_up", reason=Reason.NOT_FINITE, samples=self.samples)
+        self.samples = contribution.weight if contribution is not None else 0
         self.report()  # before Accept: the lead checks the weight against the report
         self.perform(self.member.frozen(contribution))
 
@@ -519,75 +519,36 @@ class Averaging:
         self.commits.append(signed)
         self.lead.follow(tip, commit)
         self.succession.follow(tip)
-        self.note("applied", signed=signed)
-        if self.settings.max_epochs is not None and tip.epoch >= self.settings.max_epochs:
-            self.finished.set()
+        self._events("applied", signed=signed)
+        self._finish_at(tip)
 
     def moved(self, size: int) -> None:
         self._moved_bytes += size
 
-    # -- catching up -----------------------------------------------------------------------------------------------------------
-
     async def _catch_up(self, reason: Reason) -> None:
-        self.note("catching_up", reason=reason)
-        pause_s = FIRST_PAUSE_S
-        problem: DugnadError = UnreachableError(
-            "no peer answers that holds the run's state", remedy="Check that the coordinator runs, then join again."
-        )
-        for _ in range(CATCH_UP_TRIES):
-            known = {candidate.peer: candidate for candidate in (*self._bootstrap, *self.succession.order)}
-            known.pop(self.me, None)
-            found = await ask_all(self.links, known.values())
-            mine = self._replica.tip
-            ahead = [there for there in found if mine is None or there.standing.heavier_than(mine.standing)]
-            if mine is not None and not ahead:
-                self._adopt(mine)
-                return
-            for there in ahead[:3]:
-                try:
-                    await self._take_from(there.peer)
-                    pause_s = FIRST_PAUSE_S
-                    break
-                except RemoteError as error:
-                    problem = error
-                    self.note("donor_failed", peer=there.peer.peer, problem=str(error))
-            else:
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        raise problem
+        def known() -> list[Candidate]:
+            peers = {candidate.peer: candidate for candidate in (*self._bootstrap, *self.succession.order)}
+            return [candidate for peer, candidate in peers.items() if peer != self.me]
 
-    def _adopt(self, tip: Tip) -> None:
+        tip = await self._catching_up.run(reason, known, self._advanced)
         self.lead.follow(tip)
         self.succession.follow(tip)
-        self.note("caught_up", epoch=tip.epoch, lineage=tip.lineage)
+        self._finish_at(tip)
         self.perform(self.member.adopted(tip))
+
+    def _finish_at(self, tip: Tip) -> None:
         if self.settings.max_epochs is not None and tip.epoch >= self.settings.max_epochs:
             self.finished.set()
-
-    async def _take_from(self, donor: Candidate) -> None:
-        """Replay the donor's commits, from this peer's own state if they reach back to it, else from the donor's snapshot."""
-        if self._replica.tip is None or not await self._replay(donor):
-            snapshot = await fetch_snapshot(self.links, donor, 16 * self._replica.elements * 8 + (64 << 20), self._progress)
-            tip = await self._handover.run(lambda: self._replica.restore(snapshot))
-            self.donor.forget()
-            self.succession.follow(tip)
-
-    async def _replay(self, donor: Candidate) -> bool:
-        assert self._replica.tip is not None
-        size = self._replica.elements * self.settings.codec.bytes_per_element
-        try:
-            async for signed, averaged in fetch_commits(self.links, donor, self._replica.tip.lineage, size):
-                check_signed(signed, self.links.credentials.authority)
-                tip = await self._handover.run(functools.partial(self._replica.apply, signed, averaged))
-                self._advanced(signed, tip, averaged)
-        except RefusedError as error:
-            if error.reason == Reason.OTHER_LINEAGE.value:
-                return False
-            raise
-        return True
 
 
 async def _write_all(call: Any, outbox: asyncio.Queue[pb.MemberMessage]) -> None:
     with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
         while True:
             await call.write(await outbox.get())
+
+
+def _with_plain_reasons(events: EventSink) -> EventSink:
+    def sink(event: str, /, **fields: Any) -> None:
+        events(event, **{name: value.value if isinstance(value, Reason) else value for name, value in fields.items()})
+
+    return sink

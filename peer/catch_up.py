@@ -1,141 +1,102 @@
-"""Getting to where the others are: ask who is furthest, take a snapshot if need be, then the commits since."""
+"""Getting to where the others are: ask who is furthest, replay their commits if they reach back to here, else take a
+snapshot first."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import random
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
 from typing import Any
 
-from protocols.errors import BadMessageError, RefusedError, RemoteError
+from peer.donor import Donor
+from peer.handover import Handover
+from peer.replica import Replica
+from protocols.codecs import Codec
+from protocols.errors import DugnadError, RefusedError, RemoteError, UnreachableError
 from protocols.reasons import Reason
-from protocols.round.lead import DETECTION_S
-from protocols.round.records import Candidate, SignedCommit, Standing
-from protocols.state import Manifest
-from protocols.transport.links import Links, translated
-from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import from_wire
-from protocols.wire.dugnad_pb2_grpc import PeerStub
+from protocols.round.records import Candidate, SignedCommit, Tip
+from protocols.signing import check_signed
+from protocols.transport.links import Links
+from protocols.transport.state_transfer import Progress, ask_all, fetch_commits, fetch_snapshot
 
-Progress = Callable[[int, int], None]  # (bytes done, bytes in total)
-# A transfer in which no byte comes for this long is given up and another donor is tried.
-IDLE_S = 10.0
+# Tried this often, with a pause that doubles from the first to the longest: about two minutes in all.
+TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 20, 0.25, 8.0
+DONORS_A_TRY = 3
+# No snapshot holds more than parameters and this many numbers of 8 bytes for each of them, and a header.
+SLOTS, HEADER_BYTES = 16, 64 << 20
 
-
-@dataclass(frozen=True)
-class Whereabouts:
-    """What a peer answers when it is asked where it stands."""
-
-    peer: Candidate
-    standing: Standing
-    caught_up: bool
-    follows: Candidate  # with an empty id when it follows nobody
-    followers: int
+Advanced = Callable[[SignedCommit, Tip, bytes], None]
 
 
-async def ask(links: Links, peer: Candidate, limit_s: float = DETECTION_S) -> Whereabouts:
-    """Raises UnreachableError, RefusedError (another run) or BadMessageError."""
-    with translated(f"peer {peer.peer[:8]}"):
-        stub = PeerStub(links.to(peer.peer, peer.address))
-        reply = await stub.Ask(pb.AskRequest(), metadata=links.metadata, timeout=limit_s)
-    follows = from_wire(Candidate, reply.follows)
-    return Whereabouts(peer, from_wire(Standing, reply.standing), reply.caught_up, follows, reply.followers)
+class CatchUp:
+    def __init__(
+        self,
+        donor: Donor,
+        replica: Replica,
+        handover: Handover,
+        links: Links,
+        codec: Codec,
+        events: Callable[..., None],
+        progress: Progress,
+    ) -> None:
+        self._donor = donor
+        self._replica = replica
+        self._handover = handover
+        self._links = links
+        self._codec = codec
+        self._events = events
+        self._progress = progress
 
+    async def run(self, reason: Reason, known: Callable[[], list[Candidate]], advanced: Advanced) -> Tip:
+        """Bring the replica to the heaviest lineage among `known()` peers; its tip. `advanced` is told of each commit replayed.
 
-async def ask_all(links: Links, peers: Iterable[Candidate], limit_s: float = DETECTION_S) -> list[Whereabouts]:
-    """Those of `peers` that answer and are caught up, the furthest first; among equals in random order, so that donors share the load.
+        With nobody further than this replica, that is its own tip. Raises the last problem when all tries failed.
+        """
+        self._events("catching_up", reason=reason)
+        pause_s = FIRST_PAUSE_S
+        problem: DugnadError = UnreachableError(
+            "no peer answers that holds the run's state", remedy="Check that the coordinator runs, then join again."
+        )
+        for _ in range(TRIES):
+            found = await ask_all(self._links, known())
+            mine = self._replica.tip
+            ahead = [there for there in found if mine is None or there.standing.heavier_than(mine.standing)]
+            if mine is not None and not ahead:
+                self._events("caught_up", epoch=mine.epoch, lineage=mine.lineage)
+                return mine
+            for there in ahead[:DONORS_A_TRY]:
+                try:
+                    await self._take_from(there.peer, advanced)
+                    pause_s = FIRST_PAUSE_S
+                    break
+                except RemoteError as error:
+                    problem = error
+                    self._events("donor_failed", peer=there.peer.peer, problem=str(error))
+            else:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        raise problem
 
-    Raises RefusedError when nobody answers and somebody refused: then this peer is not of their run.
-    """
-    answers = await asyncio.gather(*(ask(links, peer, limit_s) for peer in peers), return_exceptions=True)
-    for answer in answers:
-        if isinstance(answer, BaseException) and not isinstance(answer, RemoteError):
-            raise answer
-    found = [answer for answer in answers if isinstance(answer, Whereabouts) and answer.caught_up]
-    refusals = [answer for answer in answers if isinstance(answer, RefusedError)]
-    if not found and refusals:
-        raise refusals[0]
-    random.shuffle(found)
-    return sorted(found, key=lambda answer: (-answer.standing.total_samples, answer.standing.lineage))
-
-
-async def fetch_snapshot(links: Links, donor: Candidate, max_bytes: int, progress: Progress) -> bytes:
-    """The donor's newest snapshot, every chunk checked against the manifest that came first.
-
-    Raises BadMessageError when a chunk does not match, or the snapshot is larger than `max_bytes`; UnreachableError when the donor goes.
-    """
-    whom = f"donor {donor.peer[:8]}"
-    call = PeerStub(links.to(donor.peer, donor.address)).Snapshot(pb.SnapshotRequest(), metadata=links.metadata)
-    manifest: Manifest | None = None
-    received = bytearray()
-    index = 0
-    try:
-        async for part in _unless_idle(call, whom):
-            if part.WhichOneof("kind") == "manifest":
-                manifest = from_wire(Manifest, part.manifest)
-                if manifest.total_bytes > max_bytes:
-                    raise BadMessageError(f"{whom} offers a snapshot of {manifest.total_bytes} bytes, more than this model can have")
-                continue
-            if manifest is None or index >= len(manifest.chunk_sha256):
-                raise BadMessageError(f"{whom} sent a chunk that its manifest does not name")
-            if hashlib.sha256(part.chunk.data).digest() != manifest.chunk_sha256[index]:
-                raise BadMessageError(f"{whom} sent chunk {index} with another digest than it promised")
-            received += part.chunk.data
-            index += 1
-            progress(len(received), manifest.total_bytes)
-    finally:
-        call.cancel()
-    if manifest is None or len(received) != manifest.total_bytes:
-        raise BadMessageError(f"{whom}'s snapshot ended early, at {len(received)} bytes")
-    return bytes(received)
-
-
-async def fetch_commits(links: Links, donor: Candidate, after: str, averaged_bytes: int) -> AsyncIterator[tuple[SignedCommit, bytes]]:
-    """The commits after lineage `after`, each with its averaged vector (`averaged_bytes` bytes), digests checked, signatures not.
-
-    Raises RefusedError (reason other-lineage) when the donor's commits do not reach back that far.
-    """
-    whom = f"donor {donor.peer[:8]}"
-    call = PeerStub(links.to(donor.peer, donor.address)).Commits(pb.CommitsRequest(after=after), metadata=links.metadata)
-    signed: SignedCommit | None = None
-    vector = bytearray()
-    try:
-        async for part in _unless_idle(call, whom):
-            if part.WhichOneof("kind") == "signed_commit":
-                if signed is not None:
-                    raise BadMessageError(f"{whom} sent a commit without its averages")
-                signed, vector = from_wire(SignedCommit, part.signed_commit), bytearray()
-                continue
-            vector += part.chunk.data
-            if signed is None or len(vector) > averaged_bytes:
-                raise BadMessageError(f"{whom} sent averages that belong to no commit")
-            if len(vector) == averaged_bytes:
-                check_averaged(signed, vector)
-                yield signed, bytes(vector)
-                signed = None
-    finally:
-        call.cancel()
-
-
-def check_averaged(signed: SignedCommit, averaged: bytes | bytearray) -> None:
-    """Raises BadMessageError unless every shard of `averaged` has the digest that the commit names."""
-    shards = signed.commit.shards
-    size = len(averaged) // shards[-1].stop if shards[-1].stop else 0
-    view = memoryview(averaged)
-    for shard in shards:
-        if hashlib.sha256(view[shard.start * size : shard.stop * size]).hexdigest() != shard.sha256:
-            raise BadMessageError(f"the averages of elements {shard.start} to {shard.stop} do not match the commit")
-
-
-async def _unless_idle(call: Any, whom: str) -> AsyncIterator[Any]:
-    parts = aiter(call)
-    while True:
-        try:
-            with translated(whom):
-                yield await asyncio.wait_for(anext(parts), IDLE_S)
-        except StopAsyncIteration:
+    async def _take_from(self, donor: Candidate, advanced: Advanced) -> None:
+        if self._replica.tip is not None and await self._replay(donor, advanced):
             return
-        except asyncio.TimeoutError as error:
-            raise RefusedError(f"{whom} sent nothing for {IDLE_S:.0f} s", reason=Reason.SILENT.value) from error
+        limit = SLOTS * self._replica.elements * 8 + HEADER_BYTES
+        snapshot = await fetch_snapshot(self._links, donor, limit, self._progress)
+        await self._handover.run(functools.partial(self._replica.restore, snapshot))
+        self._donor.forget()
+
+    async def _replay(self, donor: Candidate, advanced: Advanced) -> bool:
+        """False when the donor's commits do not reach back to this replica's tip."""
+        assert self._replica.tip is not None
+        size = self._replica.elements * self._codec.bytes_per_element
+        commits = fetch_commits(self._links, donor, self._replica.tip.lineage, size)
+        try:
+            async for signed, averaged in commits:
+                check_signed(signed, self._links.credentials.authority)
+                tip: Any = await self._handover.run(functools.partial(self._replica.apply, signed, averaged))
+                advanced(signed, tip, averaged)
+        except RefusedError as error:
+            if error.reason == Reason.OTHER_LINEAGE.value:
+                return False
+            raise
+        return True

@@ -33,7 +33,9 @@ class Observers:
             committed = pb.Committed(signed_commit=to_wire(fields["signed"]))
             self._tell(pb.Observation(committed=committed))
         elif event == "announced":
-            committed = pb.Committed(signed_commit=to_wire(fields["signed"]), seconds=fields["seconds"], attempts=fields["attempts"])
+            committed = pb.Committed(
+                signed_commit=to_wire(fields["signed"]), seconds=fields["seconds"], attempts=fields["attempts"]
+            )
             self._tell(pb.Observation(committed=committed))
         elif event == "attempt_failed":
             failure = pb.Failure(reason=fields["reason"], peer=fields["peer"])

@@ -1,6 +1,7 @@
 """One plan's bulk traffic: this peer's contribution goes up to every reducer while the averaged shards come down.
 
-A stream a shard, opened by the member to the shard's reducer (its own shard takes the same way without a network). Both directions flow at
+A stream a shard, opened by the member to the shard's reducer (its own shard takes the same way without a network). Both
+directions flow at
 once: a reducer sends an averaged chunk as soon as the last contributor's piece of it is there.
 """
 
@@ -175,7 +176,8 @@ async def exchange(
 ) -> tuple[Result, bytearray]:
     """Take part in a plan: returns the result and the averaged vector, encoded.
 
-    `encoded` is the whole contribution (empty when there is none), `own` this peer's reductions by shard index. Raises ReduceError for the
+    `encoded` is the whole contribution (empty when there is none), `own` this peer's reductions by shard index. Raises
+    ReduceError for the
     first shard that cannot be finished; the others are given up.
     """
     me = links.credentials.peer_id
@@ -282,7 +284,9 @@ async def _exchange_remotely(
     except RefusedError as error:
         # The reducer gave up because of some contributor: pass on whom it names, so that all members tell the lead the same.
         named = error.reason in (Reason.BAD_CHUNK.value, Reason.CONTRIBUTOR_LOST.value)
-        raise ReduceError(Reason(error.reason) if named else Reason.REDUCER_LOST, error.sentence if named else me, shard.reducer, str(error)) from error
+        raise ReduceError(
+            Reason(error.reason) if named else Reason.REDUCER_LOST, error.sentence if named else me, shard.reducer, str(error)
+        ) from error
     except RemoteError as error:
         raise ReduceError(Reason.REDUCER_LOST, me, shard.reducer, str(error)) from error
     finally:

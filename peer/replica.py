@@ -1,6 +1,7 @@
 """This peer's copy of the training state: parameters, optimizer, learning rate, and the commit that led to them.
 
-Everything here runs on the thread that trains. State changes in two ways only: `apply` (one whole commit) and `restore` (one whole snapshot).
+Everything here runs on the thread that trains. State changes in two ways only: `apply` (one whole commit) and `restore` (one
+whole snapshot).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import torch
 from peer.accumulator import Accumulator
 from protocols.codecs import Codec
 from protocols.errors import BadMessageError
-from protocols.identity import verify_signature
 from protocols.optimization import Schedule
 from protocols.round.records import SignedCommit, Tip
+from protocols.signing import check_signed
 from protocols.state import StateHeader, capture, parameters_sha256, read_header, restore
 from protocols.wire.convert import signed_commit_from_bytes, signed_commit_to_bytes
 
@@ -54,7 +55,9 @@ class Replica:
         self.genesis = genesis
         self.genesis_sha256 = genesis_sha256
         self.accumulator = Accumulator(model.parameters())
-        self.tip: Tip | None = None  # None while the state is not that of any lineage: before the first restore, after a failed step
+        self.tip: Tip | None = (
+            None  # None while the state is not that of any lineage: before the first restore, after a failed step
+        )
         self.commit: SignedCommit | None = None
 
     @property
@@ -74,7 +77,8 @@ class Replica:
         return Frozen(accumulator.first, accumulator.end, accumulator.loss_sum / accumulator.samples, encoded)
 
     def apply(self, signed: SignedCommit, averaged: bytes | bytearray) -> Tip:
-        """Clip, step, advance. `averaged` is the encoded mean gradient whose shards the commit's digests name (checked by the caller).
+        """Clip, step, advance. `averaged` is the encoded mean gradient whose shards the commit's digests name (checked by
+        the caller).
 
         Raises whatever a failing device raises; the state is then of no lineage and must be restored.
         """
@@ -111,7 +115,8 @@ class Replica:
         return capture(self.model, self.optimizer, header), header, self.tip
 
     def restore(self, snapshot: bytes) -> Tip:
-        """Take over a snapshot after checking run, lineage, signature, shapes and finiteness. Raises BadMessageError, with the state untouched."""
+        """Take over a snapshot after checking run, lineage, signature, shapes and finiteness. Raises BadMessageError, with
+        the state untouched."""
         header = read_header(snapshot)
         if header.run_digest != self.run_digest:
             raise BadMessageError(f"the snapshot is of run {header.run_digest[:12]}, not {self.run_digest[:12]}")
@@ -129,11 +134,3 @@ class Replica:
         self.accumulator.restart()
         self.commit, self.tip = commit, tip
         return tip
-
-
-def check_signed(signed: SignedCommit, authority: bytes) -> SignedCommit:
-    """`signed`, once its signature proves to be that of the lead that it names. Raises BadMessageError."""
-    signer = verify_signature(signed.message, signed.signature, signed.certificate, authority)
-    if signer != signed.commit.lead.peer:
-        raise BadMessageError(f"a commit of lead {signed.commit.lead.peer} is signed by {signer}")
-    return signed

@@ -1,7 +1,9 @@
 """No child process outlives its parent, however the parent dies.
 
-The parent holds the write end of a pipe that is the child's standard input and never closes it. The system closes it when the parent is gone,
-even after SIGKILL; the child sees end-of-file and ends itself. Unlike a parent-death signal this works on every system and across threads.
+The parent holds the write end of a pipe that is the child's standard input and never closes it. The system closes it when
+the parent is gone,
+even after SIGKILL; the child sees end-of-file and ends itself. Unlike a parent-death signal this works on every system and
+across threads.
 """
 
 from __future__ import annotations

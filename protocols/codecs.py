@@ -1,6 +1,7 @@
 """Averaged and contributed vectors as bytes.
 
-Every codec is elementwise or works on blocks that `planner.GRID` is a multiple of, so that the encoding of a value does not depend on where a
+Every codec is elementwise or works on blocks that `planner.GRID` is a multiple of, so that the encoding of a value does not
+depend on where a
 plan cuts the vector: a vector is encoded once and every shard of every plan is a slice of those bytes.
 """
 
@@ -21,7 +22,8 @@ FP16_MAX = 65504.0
 class Codec:
     """`bytes_per_element` on the wire; averages are computed in `working` precision.
 
-    Errors: fp64 and fp32 lose nothing of a vector of their own precision; fp16 rounds to nearest, relative error at most 2^-11 (absolute 2^-25
+    Errors: fp64 and fp32 lose nothing of a vector of their own precision; fp16 rounds to nearest, relative error at most
+    2^-11 (absolute 2^-25
     below 2^-14), and values beyond ±65504 saturate.
     """
 
@@ -43,8 +45,9 @@ class Codec:
         """Raises BadMessageError unless `data` is a whole number of elements, all finite."""
         if len(data) % self.bytes_per_element:
             raise BadMessageError(f"{len(data)} bytes are no whole number of {self.name} values")
-        values = np.frombuffer(data, dtype=self.wire).astype(self.working)
-        # One pass instead of isfinite's two: a sum is finite unless an element is not (or float64 overflows, which no gradient does).
+        values: FloatArray = np.frombuffer(data, dtype=self.wire).astype(self.working)
+        # One pass instead of isfinite's two: a sum is finite unless an element is not (or float64 overflows, which no
+        # gradient does).
         if not np.isfinite(values.sum(dtype=np.float64)):
             raise BadMessageError("a value is not finite")
         return values

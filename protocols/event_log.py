@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from protocols.errors import DiskError
+from protocols.round.records import Commit
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,25 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
                 logger.warning("history-line-skipped: line %d of %s is no event (torn by a crash?)", number, path)
                 continue
             yield record
+
+
+def commit_fields(commit: Commit) -> dict[str, Any]:
+    """A commit as the log writes it."""
+    return {
+        "epoch": commit.ballot.epoch,
+        "lineage": commit.digest,
+        "parent": commit.ballot.parent,
+        "attempt": commit.ballot.attempt,
+        "lead": commit.lead.peer,
+        "samples": commit.samples,
+        "total_samples": commit.total_samples,
+        "loss": commit.loss,
+        "grad_norm": commit.gradient_norm,
+        "contributors": [
+            {"peer": c.peer, "incarnation": c.incarnation, "first": c.first, "end": c.end, "loss": c.loss}
+            for c in commit.contributions
+        ],
+    }
 
 
 def _finite(value: Any) -> Any:

@@ -1,7 +1,9 @@
 """Who is who: keys, certificates and the ticket.
 
-A run has one certificate authority: the coordinator's. Every process has a P-256 key; its name on the network, the *peer id*, is the
-first 16 bytes of the SHA-256 of its public key, in hex. A certificate says "the authority of this run admitted that key", and is what both
+A run has one certificate authority: the coordinator's. Every process has a P-256 key; its name on the network, the *peer
+id*, is the
+first 16 bytes of the SHA-256 of its public key, in hex. A certificate says "the authority of this run admitted that key",
+and is what both
 ends of every connection show. P-256 and not Ed25519: gRPC's TLS does not offer Ed25519 certificates.
 """
 
@@ -204,7 +206,8 @@ def verify_signature(message: bytes, signature: bytes, certificate: bytes, autho
 class Ticket:
     """All that a volunteer pastes: where the coordinator enrols, its authority's fingerprint, and the secret that admits.
 
-    `hosts` are tried in order. The last four characters before encoding are a checksum: a lost character is noticed before any connection.
+    `hosts` are tried in order. The last four characters before encoding are a checksum: a lost character is noticed before
+    any connection.
     """
 
     hosts: tuple[str, ...]

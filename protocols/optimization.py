@@ -37,7 +37,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _groups(model: nn.Module, options: OptimizerSpec) -> list[dict[str, Any]]:
-    """Weight decay for matrices and embeddings; none for biases and normalisation, which are vectors. Both in the model's order."""
+    """Weight decay for matrices and embeddings; none for vectors: biases and normalisation. Both in the model's order."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in parameters if parameter.dim() >= 2]
     plain = [parameter for parameter in parameters if parameter.dim() < 2]

@@ -1,6 +1,7 @@
 """Averaging one shard, as a pure state machine: contributors' chunks in, averaged chunks out.
 
-A chunk is averaged when it is there from every planned contributor, never before and never without one of them; always in the order of
+A chunk is averaged when it is there from every planned contributor, never before and never without one of them; always in
+the order of
 contributor ids, so that the bytes do not depend on who was faster. What comes out is encoded once and is what everybody receives.
 """
 
@@ -47,7 +48,7 @@ class ShardReduction:
         self.shard_bytes = (shard.stop - shard.start) * codec.bytes_per_element
         self._chunk_bytes = CHUNK_ELEMENTS * codec.bytes_per_element
         self._contributions: dict[str, Contribution] = {}
-        self._received = {peer: 0 for peer in plan.contributors}
+        self._received = dict.fromkeys(plan.contributors, 0)
         self._pending: dict[str, list[bytes]] = {peer: [] for peer in plan.contributors}
         self._digest = hashlib.sha256()
         self._sum_of_squares = 0.0
@@ -68,7 +69,8 @@ class ShardReduction:
         return ShardResult(self.shard.start, self.shard.stop, self._digest.hexdigest(), self._sum_of_squares)
 
     def open(self, peer: str, contribution: Contribution) -> None:
-        """Raises BadMessageError when the plan does not have this contributor, or it was opened before, or it names somebody else."""
+        """Raises BadMessageError when the plan does not have this contributor, or it was opened before, or it names somebody
+        else."""
         if peer not in self._received or contribution.peer != peer:
             raise BadMessageError(f"{peer} is no contributor of this plan")
         if contribution.base != self.plan.ballot.parent:
@@ -78,7 +80,8 @@ class ShardReduction:
         self._contributions[peer] = contribution
 
     def feed(self, peer: str, offset: int, data: bytes) -> None:
-        """The next bytes of `peer`'s shard: whole chunks only (the last may be shorter). Raises BadMessageError on any gap or surplus."""
+        """The next bytes of `peer`'s shard: whole chunks only (the last may be shorter). Raises BadMessageError on any gap
+        or surplus."""
         if peer not in self._contributions:
             raise BadMessageError(f"{peer} sends before it opened")
         expected = min(self._chunk_bytes, self.shard_bytes - self._received[peer])

@@ -1,7 +1,8 @@
 """A snapshot of the training state as bytes, and the manifest by which its chunks are checked.
 
 The bytes are one safetensors file: `parameters.<name>`, `optimizer.<name>.<slot>`, and a JSON header with what is no tensor
-(`StateHeader`). safetensors is read without executing anything, so a hostile donor can at worst send wrong numbers, and those are caught
+(`StateHeader`). safetensors is read without executing anything, so a hostile donor can at worst send wrong numbers, and
+those are caught
 by shape, dtype and finiteness checks here and by the digests in the manifest.
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,10 +24,14 @@ from protocols.errors import BadMessageError
 
 CHUNK_BYTES = 1 << 20
 
+# What changes in an optimizer's groups as it steps. All else there comes from the run spec and must be equal.
+_MOVING_GROUP_KEYS = frozenset({"lr", "initial_lr", "step"})
+
 
 @dataclass(frozen=True)
 class StateHeader:
-    """What a snapshot says about itself. `commit` is the signed commit (hex of its wire bytes) that led to this state, '' at genesis."""
+    """What a snapshot says about itself. `commit` is the signed commit (hex of its wire bytes) that led to this state, '' at
+    genesis."""
 
     run_digest: str
     epoch: int
@@ -95,12 +101,15 @@ def parameters_sha256(snapshot: bytes) -> str:
 
 
 def restore(snapshot: bytes, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> StateHeader:
-    """Load a snapshot into model and optimizer, all or nothing: every name, shape, dtype and value is checked before the first write.
+    """Load a snapshot into model and optimizer, all or nothing: every name, shape, dtype and value is checked before the
+    first write.
 
     Raises BadMessageError when the snapshot does not fit the model, is truncated, or holds a value that is not finite.
     """
     document = _document(snapshot)
     tensors = _load(snapshot)
+    if foreign := [name for name in tensors if not name.startswith(("parameters.", "optimizer."))]:
+        raise BadMessageError(f"the snapshot holds something unknown: {foreign[0][:100]!r}")
     wanted = _unique_tensors(model)
     parameters = {name.removeprefix("parameters."): t for name, t in tensors.items() if name.startswith("parameters.")}
     if parameters.keys() != wanted.keys():
@@ -114,8 +123,8 @@ def restore(snapshot: bytes, model: torch.nn.Module, optimizer: torch.optim.Opti
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise BadMessageError(f"the snapshot's {name} holds a value that is not finite")
     slots = _optimizer_slots(tensors, document["optimizer_scalars"], dict(model.named_parameters()))
-    if len(document["optimizer_groups"]) != len(optimizer.param_groups):
-        raise BadMessageError("the snapshot is of another optimizer (its parameter groups differ)")
+    _check_slots(slots, optimizer)
+    _check_groups(document["optimizer_groups"], optimizer.param_groups)
 
     with torch.no_grad():
         for name, tensor in parameters.items():
@@ -124,6 +133,8 @@ def restore(snapshot: bytes, model: torch.nn.Module, optimizer: torch.optim.Opti
     for parameter, values in slots:
         optimizer.state[parameter] = values
     for group, saved in zip(optimizer.param_groups, document["optimizer_groups"], strict=True):
+        for key in group.keys() & _MOVING_GROUP_KEYS - saved.keys():
+            del group[key]  # a counter that the snapshot's optimizer had not begun yet
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
     return StateHeader(**document["header"])
 
@@ -147,12 +158,41 @@ def _optimizer_slots(
         placed = {}
         for slot, value in values.items():
             if isinstance(value, torch.Tensor) and value.dim() > 0:
-                if value.shape != parameter.shape:
-                    raise BadMessageError(f"the snapshot's optimizer slot {slot} of {name} has shape {tuple(value.shape)}")
+                if value.shape != parameter.shape or value.dtype != parameter.dtype:
+                    raise BadMessageError(f"the snapshot's optimizer slot {slot} of {name} is {tuple(value.shape)} {value.dtype}")
                 value = value.to(parameter.device)
             placed[slot] = value
         result.append((parameter, placed))
     return result
+
+
+def _check_slots(slots: Sequence[tuple[torch.nn.Parameter, Mapping[str, Any]]], optimizer: torch.optim.Optimizer) -> None:
+    """A slot too few would only be noticed in the middle of the next step."""
+    kinds = {frozenset(values) for _, values in slots}
+    kinds |= {frozenset(values) for values in optimizer.state.values() if values}
+    if len(kinds) > 1:
+        raise BadMessageError("the snapshot is of another optimizer (its slots differ)")
+    if slots and {id(parameter) for parameter, _ in slots} != {
+        id(p) for group in optimizer.param_groups for p in group["params"]
+    }:
+        raise BadMessageError("the snapshot has optimizer state for some parameters only")
+
+
+def _check_groups(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> None:
+    if len(saved) != len(own):
+        raise BadMessageError("the snapshot is of another optimizer (its parameter groups differ)")
+    for theirs, ours in zip(saved, own, strict=True):
+        fixed = {key: list(value) if isinstance(value, tuple) else value for key, value in ours.items() if key != "params"}
+        for key in sorted((theirs.keys() | fixed.keys()) - _MOVING_GROUP_KEYS):
+            if key not in theirs or key not in fixed or theirs[key] != fixed[key]:
+                raise BadMessageError(f"the snapshot is of another optimizer ({key} differs)")
+        for key in theirs.keys() & _MOVING_GROUP_KEYS:
+            if not _is_number(theirs[key]) or theirs[key] < 0:
+                raise BadMessageError(f"the snapshot's optimizer has {key} {str(theirs[key])[:50]}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _unique_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -182,7 +222,18 @@ def _document(snapshot: bytes) -> dict[str, Any]:
     try:
         metadata = json.loads(snapshot[8 : 8 + size])["__metadata__"]
         document: dict[str, Any] = json.loads(metadata["dugnad"])
-        StateHeader(**document["header"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadMessageError(f"the snapshot's header cannot be read: {error}") from error
+        header = StateHeader(**document["header"])
+        scalars, groups = document["optimizer_scalars"], document["optimizer_groups"]
+        sound = (
+            all(isinstance(text, str) for text in (header.run_digest, header.lineage, header.commit))
+            and all(isinstance(count, int) and count >= 0 for count in (header.epoch, header.samples))
+            and isinstance(header.scheduler, dict)
+            and isinstance(groups, list)
+            and all(isinstance(group, dict) and "params" not in group for group in groups)
+            and all(value is None or _is_number(value) for slots in scalars.values() for value in slots.values())
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadMessageError(f"the snapshot's header cannot be read: {str(error)[:200]}") from error
+    if not sound:
+        raise BadMessageError("the snapshot's header holds values of the wrong kind")
     return document

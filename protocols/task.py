@@ -93,8 +93,8 @@ def initial_model(author: RunSpec, resolved: RunSpec, directory: Path) -> nn.Mod
 def open_task(resolved: RunSpec, directory: Path, *, data_paths: Sequence[str] | None = None) -> Task:
     """The run's task from a resolved spec and `directory/assets`, whose files are checked against the spec first.
 
-    The training text is read when batches are first asked for: this machine's `data_paths` when given, else what the spec says, from
-    `resolved.folder`. Raises SpecError, and BadMessageError when an asset is not what the spec names.
+    The training text is read when batches are first asked for: this machine's `data_paths` when given, else what the spec says,
+    from `resolved.folder`. Raises SpecError, and BadMessageError when an asset is not what the spec names.
     """
     if not resolved.assets:
         raise SpecError("this run spec is not resolved: it names no assets", remedy="Start a coordinator with it.")

@@ -37,7 +37,8 @@ from protocols.round.records import (
 DETECTION_S = 2.0
 # An attempt in which no byte moves for max(this, 3 micro-batches of the slowest), doubled with each attempt, is given up.
 BASE_PATIENCE_S = 4.0
-# After more than half are ready, the others get this share of the attempt's duration so far (and at least this long) to be ready too.
+# After more than half are ready, the others get this share of the attempt's duration so far (and at least this long) to be
+# ready too.
 GRACE_SHARE, GRACE_S = 0.5, 0.25
 
 

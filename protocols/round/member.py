@@ -1,6 +1,7 @@
 """A member's part in rounds, as a pure state machine: events in, actions out.
 
-Rule 1: nothing here touches a socket, a clock, a thread or a tensor. The driver feeds events in the order in which they happened and carries
+Rule 1: nothing here touches a socket, a clock, a thread or a tensor. The driver feeds events in the order in which they
+happened and carries
 out the returned actions in order.
 
     phase        what the peer does                      leaves it by
@@ -37,7 +38,8 @@ class Freeze:
 
 @dataclass(frozen=True)
 class Reduce:
-    """Stream the contribution (None: receive only) to the plan's reducers and reduce the own shard; answer reduced() or reduce_failed()."""
+    """Stream the contribution (None: receive only) to the plan's reducers and reduce the own shard; answer reduced() or
+    reduce_failed()."""
 
     plan: Plan
     contribution: Contribution | None
@@ -172,7 +174,8 @@ class Member:
         return self._drop_plan(reason)
 
     def on_commit(self, signed: SignedCommit) -> list[MemberAction]:
-        """`signed`'s signature was checked. A commit of a promised-away ballot is ignored, one whose shards are here is applied."""
+        """`signed`'s signature was checked. A commit of a promised-away ballot is ignored, one whose shards are here is
+        applied."""
         commit, tip = signed.commit, self.tip
         if tip is None or self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or commit.digest == tip.lineage:
             return []

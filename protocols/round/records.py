@@ -1,6 +1,8 @@
-"""The records that a round is made of: ballot, contribution, plan, result, commit, tip. Pure values; each checks itself when it is made.
+"""The records that a round is made of: ballot, contribution, plan, result, commit, tip. Pure values; each checks itself when
+it is made.
 
-A digest is the SHA-256 (hex) of the record's canonical JSON: keys sorted, no spaces, floats at full precision. It is computed from the
+A digest is the SHA-256 (hex) of the record's canonical JSON: keys sorted, no spaces, floats at full precision. It is
+computed from the
 values, never from wire bytes, so that two encodings of one record cannot have two identities.
 """
 
@@ -51,7 +53,8 @@ class Ballot:
 
 @dataclass(frozen=True)
 class Contribution:
-    """Samples [first, end) of one peer's incarnation, their gradient summed at the lineage `base`. `loss` is their mean, for the log."""
+    """Samples [first, end) of one peer's incarnation, their gradient summed at the lineage `base`. `loss` is their mean, for
+    the log."""
 
     peer: str
     incarnation: int
@@ -206,10 +209,6 @@ class SignedCommit:
     commit: Commit
     signature: bytes
     certificate: bytes
-
-    @property
-    def message(self) -> bytes:
-        return signed_message(self.commit)
 
 
 def signed_message(commit: Commit) -> bytes:

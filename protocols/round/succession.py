@@ -1,7 +1,9 @@
 """Whom this peer takes for the lead: the first in the last commit's order that is not silent (pure).
 
-No election: the last commit names its lead and an order of succession, so that all peers of one lineage agree on the order, and a peer only
-ever moves down it after the one above went silent. Reachable peers that the commit does not name come last, by id: they lead only when
+No election: the last commit names its lead and an order of succession, so that all peers of one lineage agree on the order,
+and a peer only
+ever moves down it after the one above went silent. Reachable peers that the commit does not name come last, by id: they lead
+only when
 everybody that it names is gone.
 """
 
@@ -47,7 +49,8 @@ class Succession:
 
     @property
     def acting(self) -> Candidate | None:
-        """The lead to follow now. When everybody is silent the suspicions are dropped and the order is tried from the top; None if it is empty."""
+        """The lead to follow now. When everybody is silent the suspicions are dropped and the order is tried from the top;
+        None if it is empty."""
         order = self.order
         for candidate in order:
             if candidate.peer not in self._silent:

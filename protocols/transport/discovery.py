@@ -7,7 +7,8 @@
 A node stores an announcement only if it is signed with a certificate of this run and the subkey is its signer's id (see
 discovery_process.AnnouncementValidator), so nobody can write for somebody else. The DHT finds peers; it never decides anything.
 
-hivemind runs in a child process of its own (discovery_process.py): its event loop, its daemon and its logging stay out of the process that
+hivemind runs in a child process of its own (discovery_process.py): its event loop, its daemon and its logging stay out of
+the process that
 trains. One JSON object a line: requests go to the child's standard input, replies come from its standard output.
 """
 

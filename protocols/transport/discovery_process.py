@@ -1,4 +1,5 @@
-"""The child process around one hivemind DHT node (see discovery.py for why, and for the keys). The only file that imports hivemind."""
+"""The child process around one hivemind DHT node (see discovery.py for why, and for the keys). The only file that imports
+hivemind."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ async def _serve() -> None:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
-    fields = json.loads(await reader.readline())
+    fields: dict[str, Any] = json.loads(await reader.readline())
     config = DiscoveryConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
     try:
         node = await _start(config)

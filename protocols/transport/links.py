@@ -63,9 +63,7 @@ class Links:
 def coordinator_channel(address: str, authority: bytes) -> grpc.aio.Channel:
     """To the enrolment endpoint. `authority` is the pinned certificate, which that endpoint itself shows."""
     tls = grpc.ssl_channel_credentials(root_certificates=authority)
-    return grpc.aio.secure_channel(
-        address, tls, options=[*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
-    )
+    return grpc.aio.secure_channel(address, tls, options=[*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR_NAME)])
 
 
 def peer_server(credentials: Credentials) -> tuple[grpc.aio.Server, grpc.ServerCredentials]:

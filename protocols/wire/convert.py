@@ -1,10 +1,12 @@
-"""Records <-> protobuf, field by field by name, with bounds. Whatever breaks a bound, or a record's own checks, is a BadMessageError."""
+"""Records <-> protobuf, field by field by name, with bounds. Whatever breaks a bound, or a record's own checks, is a
+BadMessageError."""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
+from collections.abc import Hashable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -23,9 +25,10 @@ T = TypeVar("T")
 
 
 @cache
-def _fields(kind: type) -> dict[str, Any]:
+def _fields(kind: Hashable) -> dict[str, Any]:
+    assert isinstance(kind, type)
     hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, kind))}
 
 
 def to_wire(record: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from coordinator.history import History, Mark, summarise
-from protocols.event_log import read_events
 from protocols.errors import DiskError
+from protocols.event_log import read_events
 
 
 def committed(epoch: int, *, at: float = 0.0, lineage: str = "", samples: int = 10, loss: float | None = 5.0) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from protocols.corpus import Document, load_documents, split, without_near_dupli
 from protocols.errors import CorpusError
 from protocols.run_spec import DataSpec
 
-WORDS = "neighbour tool barn roof bridge harvest road boat fence stone timber rope".split()
+WORDS = ["neighbour", "tool", "barn", "roof", "bridge", "harvest", "road", "boat", "fence", "stone", "timber", "rope"]
 
 
 def text(seed: int, lines: int = 100) -> str:
@@ -90,7 +90,7 @@ def test_a_corpus_stops_at_its_byte_limit(tmp_path: Path) -> None:
 
 def test_data_set_rows_become_documents_and_faults_become_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Rows(list[dict[str, str]]):
-        column_names = ["text"]
+        column_names = ("text",)
 
     def load_dataset(name: str, config: str | None, split: str) -> Any:
         if name == "absent/name":

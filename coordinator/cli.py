@@ -1,0 +1,46 @@
+"""`dugnad coordinator` and `dugnad status`: the organiser's commands. Imports nothing heavy before the arguments are known
+to be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coordinator.config import DEFAULT_PORT, CoordinatorConfig
+
+
+def coordinator(
+    run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run spec.")],
+    directory: Annotated[Path | None, typer.Option("--dir", help="The run's folder; runs/NAME when left out.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    announce: Annotated[
+        list[str] | None, typer.Option(help="Host that volunteers reach this machine by; may be given several times.")
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65533, help="This port and the next two are used; 0 takes free ones.")
+    ] = DEFAULT_PORT,
+    json: Annotated[bool, typer.Option("--json", help="Print the ticket as a JSON object on standard output.")] = False,
+) -> None:
+    """Start a run, or resume it from its folder.
+
+    Prints the ticket and the line that volunteers paste, shows the swarm live, and writes checkpoints. The training goes on if
+    this process stops; start it again with the same folder and port, and the same ticket holds.
+
+    Example: dugnad coordinator examples/python_lm/run.toml
+    """
+    from coordinator.session import run_coordinator  # torch takes seconds: a wrong option should not wait for it
+
+    config = CoordinatorConfig(run_file=run, directory=directory, host=host, announce=tuple(announce or ()), port=port, json=json)
+    raise typer.Exit(run_coordinator(config))
+
+
+def status(
+    ticket: Annotated[str, typer.Argument(help="The ticket of the run.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+) -> None:
+    """Show the swarm from outside: epoch, samples towards the batch, peers, speed."""
+    from coordinator.status import show_status
+
+    show_status(ticket, as_json=json)

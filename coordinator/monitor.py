@@ -1,0 +1,254 @@
+"""The organiser's loop: the whole story of a coordinator, on the main thread.
+
+Watch the swarm, write down what happens, show it, and every few epochs fetch the state from a peer, measure it on held-out
+text and keep it
+as a checkpoint. Nothing here is on the training path: when this process dies, the peers go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from coordinator.checkpoints import CheckpointFacts, Checkpoints
+from coordinator.console import Console
+from coordinator.history import History
+from coordinator.watching import swarm_view
+from protocols.errors import BadMessageError, DiskError, RemoteError
+from protocols.event_log import commit_fields
+from protocols.optimization import Schedule
+from protocols.round.records import SignedCommit
+from protocols.run_spec import RunSpec
+from protocols.signing import check_signed
+from protocols.state import StateHeader, read_header, read_parameters
+from protocols.tasks.base import Task
+from protocols.view import SwarmView
+from protocols.wire import dugnad_pb2 as pb
+from protocols.wire.convert import from_wire, signed_commit_from_bytes
+
+WAIT_S = 0.2
+FETCH_AGAIN_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is fixed while a coordinator runs."""
+
+    spec: RunSpec
+    task: Task
+    model: torch.nn.Module
+    schedule: Schedule
+    authority: bytes
+    pipeline_tag: str
+
+
+class Monitor:
+    """`inbox` is fed by the network's thread; `fetch` gets a snapshot from some peer (raises RemoteError)."""
+
+    def __init__(
+        self,
+        run: Run,
+        history: History,
+        checkpoints: Checkpoints,
+        console: Console,
+        inbox: queue.SimpleQueue[pb.Observation],
+        fetch: Callable[[], bytes],
+    ) -> None:
+        self._run = run
+        self._history = history
+        self._checkpoints = checkpoints
+        self._console = console
+        self._inbox = inbox
+        self._fetch = fetch
+        self._lineages: set[str] = set()
+        self._present: dict[str, str] = {}  # peers that were announced as joined, and their names
+        self._kept_epoch = 0  # newest epoch evaluated or kept
+        self._fetch_not_before = 0.0
+        self.epoch = 0
+        self.last_checkpoint: Path | None = None
+
+    @property
+    def finished(self) -> bool:
+        most = self._run.spec.training.max_epochs
+        return most is not None and self._kept_epoch >= most
+
+    def start(self, snapshot: bytes, *, resumed: bool) -> None:
+        """Where the run stands now: at its beginning, or at the checkpoint that it is resumed from."""
+        header = read_header(snapshot)
+        self.epoch = self._kept_epoch = header.epoch
+        fields = {"run": self._run.spec.run.name, "run_digest": self._run.spec.digest}
+        if resumed:
+            self._record("run_resumed", **fields, epoch=header.epoch, lineage=header.lineage)
+        else:
+            self._record("run_started", **fields)
+            self._evaluate(snapshot, header)
+
+    def step(self) -> None:
+        """Take in what has arrived, and keep the state if that is due."""
+        self.take_in()
+        if self._due() and time.monotonic() >= self._fetch_not_before:
+            self.keep()
+
+    # -- what the swarm tells ------------------------------------------------------------------------------------------------
+
+    def take_in(self) -> None:
+        """All that has arrived; waits a moment for it."""
+        try:
+            self._observe(self._inbox.get(timeout=WAIT_S))
+            while True:
+                self._observe(self._inbox.get_nowait())
+        except queue.Empty:
+            return
+
+    def _observe(self, observation: pb.Observation) -> None:
+        kind = observation.WhichOneof("kind")
+        try:
+            if kind == "swarm":
+                self._see(swarm_view(observation.swarm, self._run.spec))
+            elif kind == "committed":
+                signed = from_wire(SignedCommit, observation.committed.signed_commit)
+                self._committed(check_signed(signed, self._run.authority), observation.committed)
+            elif kind == "failure":
+                failure = observation.failure
+                fields = {"epoch": failure.ballot.epoch, "attempt": failure.ballot.attempt}
+                self._record("attempt_failed", **fields, reason=failure.reason, peer=failure.peer)
+            elif kind == "seen" and not observation.seen.present and self._present.pop(observation.seen.peer, None) is not None:
+                seen = observation.seen
+                self._record("peer_left", peer=seen.peer, name=seen.name, reason=seen.reason)
+        except BadMessageError as error:
+            _log.warning("an observation was dropped: %s", error)
+
+    def _see(self, view: SwarmView) -> None:
+        self._console.update(view)
+        for peer in view.peers:
+            if peer.peer not in self._present:
+                self._present[peer.peer] = peer.name
+                self._record("peer_joined", peer=peer.peer, name=peer.name, role=peer.role, reachable=peer.reachable)
+        here = {peer.peer for peer in view.peers}
+        if any(peer.is_lead for peer in view.peers):  # after a change of lead: who has not come to the new one?
+            for gone in [peer for peer in self._present if peer not in here]:
+                self._record("peer_left", peer=gone, name=self._present.pop(gone), reason="not-with-the-new-lead")
+
+    def _committed(self, signed: SignedCommit, told: pb.Committed) -> None:
+        commit = signed.commit
+        if commit.digest in self._lineages:
+            return
+        self._lineages.add(commit.digest)
+        self.epoch = epoch = commit.ballot.epoch
+        rate = self._run.schedule.learning_rate_at(epoch - 1)
+        self._record(
+            "committed",
+            **commit_fields(commit),
+            lr=rate,
+            seconds=told.seconds or None,
+            attempts=told.attempts or commit.ballot.attempt,
+        )
+        for tag, value in (
+            ("train/loss", commit.loss),
+            ("train/lr", rate),
+            ("train/grad_norm", commit.gradient_norm),
+            ("swarm/peers", float(len(commit.members))),
+            ("swarm/samples", float(commit.samples)),
+        ):
+            self._scalar(tag, value, epoch)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------------
+
+    def _due(self) -> bool:
+        spec = self._run.spec
+        every = min(spec.checkpoint.every_epochs, spec.evaluation.every_epochs)
+        last = spec.training.max_epochs is not None and self.epoch >= spec.training.max_epochs
+        return self.epoch // every > self._kept_epoch // every or (last and self.epoch > self._kept_epoch)
+
+    def keep(self, *, checkpoint: bool | None = None) -> None:
+        """Fetch the state; evaluate it, and write it down if that is due (or as `checkpoint` says). Failures are told, and
+        tried again."""
+        try:
+            snapshot = self._fetch()
+            header = read_header(snapshot)
+            self._check(header)
+        except (RemoteError, TimeoutError) as error:
+            _log.info("no snapshot: %s", error)
+            self._fetch_not_before = time.monotonic() + FETCH_AGAIN_S
+            return
+        every = self._run.spec.checkpoint.every_epochs
+        most = self._run.spec.training.max_epochs
+        due = header.epoch // every > self._kept_epoch // every or (most is not None and header.epoch >= most)
+        loss = self._evaluate(snapshot, header)
+        if due if checkpoint is None else checkpoint:
+            self._write(snapshot, header, loss)
+        self._kept_epoch = max(self._kept_epoch, header.epoch)
+
+    def _check(self, header: StateHeader) -> None:
+        """Raises BadMessageError unless the snapshot is of this run and of a commit that its lead signed."""
+        if header.run_digest != self._run.spec.digest:
+            raise BadMessageError("the snapshot is of another run")
+        if header.commit:
+            signed = check_signed(signed_commit_from_bytes(bytes.fromhex(header.commit)), self._run.authority)
+            if signed.commit.digest != header.lineage:
+                raise BadMessageError("the snapshot's lineage is not that of its commit")
+
+    def _evaluate(self, snapshot: bytes, header: StateHeader) -> float:
+        self._console.status(f"Measuring the held-out loss at epoch {header.epoch}")
+        self._run.model.load_state_dict(read_parameters(snapshot), strict=False)
+        with torch.no_grad():
+            loss = self._run.task.evaluate(self._run.model, self._run.spec.evaluation.max_samples)
+        self._record("evaluated", epoch=header.epoch, loss=loss)
+        self._scalar("eval/loss", loss, header.epoch)
+        self._console.status(None)
+        return loss
+
+    def _write(self, snapshot: bytes, header: StateHeader, loss: float) -> None:
+        spec = self._run.spec
+        commit = signed_commit_from_bytes(bytes.fromhex(header.commit)).commit if header.commit else None
+        facts = CheckpointFacts(
+            run_digest=spec.digest,
+            epoch=header.epoch,
+            lineage=header.lineage,
+            samples=header.samples,
+            peers=[contribution.peer for contribution in commit.contributions] if commit is not None else [],
+            held_out_loss=loss,
+            pipeline_tag=self._run.pipeline_tag,
+        )
+        began = time.monotonic()
+        try:
+            path = self._checkpoints.write(
+                snapshot, self._run.model, self._run.task.tokenizer, spec_toml=spec.to_toml(), run_name=spec.run.name, facts=facts
+            )
+        except DiskError as error:
+            # The training goes on without this process; the next checkpoint is tried in its turn.
+            self._record("checkpoint_failed", epoch=header.epoch, reason=f"{error} {error.remedy}")
+            return
+        self.last_checkpoint = path
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        self._record("checkpoint_written", epoch=header.epoch, path=str(path), bytes=size, seconds=time.monotonic() - began)
+
+    def finish(self) -> None:
+        """The last line of the history: the run's last epoch is kept."""
+        self._record("run_finished", epoch=self._kept_epoch)
+
+    # -- writing down --------------------------------------------------------------------------------------------------------
+
+    def _record(self, event: str, **fields: object) -> None:
+        try:
+            record = self._history.record(event, **fields)
+        except DiskError as error:
+            _log.error("%s", error)
+            record = {"time": time.time(), "event": event, **fields}
+        self._console.event(record)
+
+    def _scalar(self, tag: str, value: float, epoch: int) -> None:
+        try:
+            self._history.scalar(tag, value, epoch)
+        except DiskError as error:
+            _log.error("%s", error)
+
+    def auxiliary_restarted(self, reason: str) -> None:
+        self._record("auxiliary_restarted", reason=reason)

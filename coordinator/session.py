@@ -1,0 +1,272 @@
+"""One start of a coordinator, from the run file to the exit code: puts the parts together and takes them apart again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import queue
+import random
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from coordinator.auxiliary import AuxiliaryPeer
+from coordinator.checkpoints import Checkpoints
+from coordinator.config import CoordinatorConfig
+from coordinator.console import Console
+from coordinator.enrolment import EnrolmentService, make_ticket
+from coordinator.genesis import RunFolder, open_run
+from coordinator.history import History
+from coordinator.monitor import Monitor, Run
+from coordinator.watching import watch
+from protocols.errors import BadMessageError, DiskError, RemoteError, UnreachableError
+from protocols.files import write_durably
+from protocols.home import Home
+from protocols.identity import Ticket
+from protocols.optimization import build_optimizer, build_scheduler
+from protocols.round.records import Candidate
+from protocols.run_spec import RunSpec
+from protocols.task import open_task
+from protocols.transport.discovery import Announcement, Discovery, DiscoveryConfig
+from protocols.transport.links import Links, enrolment_server, listen
+from protocols.transport.network_thread import NetworkThread
+from protocols.transport.state_transfer import ask_all, fetch_snapshot
+from protocols.wire import dugnad_pb2 as pb
+from protocols.wire.dugnad_pb2_grpc import add_EnrolmentServicer_to_server
+
+EXIT_DONE, EXIT_INTERRUPTED = 0, 130
+FETCH_S = 600.0
+MAX_SNAPSHOT_BYTES = 64 << 30
+# Discovery is asked this often until the auxiliary peer shows up, then less often.
+EAGER_S, DISCOVERY_S = 0.5, 3.0
+
+
+def run_coordinator(config: CoordinatorConfig) -> int:
+    """Start or resume a run and watch it to its end. Returns the exit code; raises DugnadError for what a person should read."""
+    author = RunSpec.load(config.run_file)
+    path = config.directory or Path("runs") / author.run.name
+    with Home.claim(path), Console() as console:
+        checkpoints = Checkpoints(path / "checkpoints", keep=author.checkpoint.keep)
+        folder = open_run(author, path, checkpoints, console.status)
+        with History(path) as history, NetworkThread() as network:
+            return _Session(config, folder, checkpoints, history, console, network).run()
+
+
+class _Session:
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        folder: RunFolder,
+        checkpoints: Checkpoints,
+        history: History,
+        console: Console,
+        network: NetworkThread,
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._checkpoints = checkpoints
+        self._console = console
+        self._network = network
+        self._links = Links(folder.credentials, folder.spec.digest)
+        self._announced: list[Announcement] = []
+        self._inbox: queue.SimpleQueue[pb.Observation] = queue.SimpleQueue()
+        self._interrupted = False
+        console.status("Loading the task")
+        task = open_task(folder.spec, folder.path)
+        model = task.build_model()
+        run = Run(
+            spec=folder.spec,
+            task=task,
+            model=model,
+            schedule=build_scheduler(folder.spec, build_optimizer(folder.spec, model)),
+            authority=folder.credentials.authority,
+            pipeline_tag="text-generation" if folder.spec.task.kind == "causal-lm" else "fill-mask",
+        )
+        self._monitor = Monitor(run, history, checkpoints, console, self._inbox, self._fetch)
+
+    def run(self) -> int:
+        folder, monitor = self._folder, self._monitor
+        with contextlib.ExitStack() as stack:
+            self._console.status("Opening the ports")
+            ticket = stack.enter_context(self._serving())
+            monitor.start(folder.snapshot.read_bytes(), resumed=folder.resumed)
+            auxiliary = self._auxiliary(ticket)
+            stack.callback(auxiliary.stop)
+            auxiliary.start(folder.snapshot)
+            self._say_how_to_join(ticket)
+            stack.enter_context(self._signals())
+            watching = self._network.start(self._watch())
+            stack.callback(watching.cancel)
+            while not self._interrupted and not monitor.finished:
+                monitor.step()
+                why = auxiliary.restarted(self._newest_snapshot())
+                if why:
+                    monitor.auxiliary_restarted(why)
+            if self._interrupted:
+                self._console.say("Stopping: writing a last checkpoint (Ctrl-C again to stop at once)")
+                monitor.keep(checkpoint=True)
+                return EXIT_INTERRUPTED
+            monitor.finish()
+        self._console.say(f"The run is complete. Checkpoint: {monitor.last_checkpoint}")
+        return EXIT_DONE
+
+    def _newest_snapshot(self) -> Path:
+        newest = self._monitor.last_checkpoint
+        return newest / "training_state.safetensors" if newest is not None else self._folder.snapshot
+
+    def _auxiliary(self, ticket: Ticket) -> AuxiliaryPeer:
+        port = self._config.port + 2 if self._config.port else 0
+        # The child reaches this process on the machine itself; only what it announces is for others.
+        local = Ticket((_reachable(self._config.host),), ticket.port, ticket.fingerprint, ticket.secret)
+        home = self._folder.path / "auxiliary"
+        return AuxiliaryPeer(str(local), home, host=self._config.host, announce=self._hosts()[0], port=port)
+
+    def _say_how_to_join(self, ticket: Ticket) -> None:
+        write_durably(self._folder.path / "ticket.txt", f"{ticket}\n".encode())
+        command = f"dugnad peer {ticket}"
+        self._console.say("Volunteers join with this line:\n\n" + command + "\n")
+        if self._config.json:
+            print(json.dumps({"ticket": str(ticket), "join": command, "directory": str(self._folder.path)}), flush=True)
+
+    def _hosts(self) -> tuple[str, ...]:
+        if self._config.announce:
+            return self._config.announce
+        return (_own_address(),) if self._config.host in ("0.0.0.0", "::") else (self._config.host,)
+
+    # -- on the network's thread -----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _serving(self) -> Iterator[Ticket]:
+        """Discovery and enrolment, from here on; the ticket under which newcomers find them."""
+        stop = asyncio.Event()
+        ready: asyncio.Future[int] = self._network.loop.create_future()
+        serving = self._network.start(self._serve(ready, stop))
+
+        async def port() -> int:
+            ended: asyncio.Future[Any] = asyncio.wrap_future(serving)
+            waiting: list[asyncio.Future[Any]] = [ended, ready]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                ended.result()
+            return ready.result()
+
+        try:
+            bound = self._network.call(port())
+            yield make_ticket(self._folder.authority, self._folder.secret, self._hosts(), bound)
+        finally:
+            self._network.loop.call_soon_threadsafe(stop.set)
+            with contextlib.suppress(Exception):
+                serving.result(timeout=15)
+
+    async def _serve(self, ready: asyncio.Future[int], stop: asyncio.Event) -> None:
+        config, folder = self._config, self._folder
+        authority = folder.authority
+        server, tls = enrolment_server(authority.key_pem, authority.pem)
+        port = listen(server, tls, config.host, config.port)
+        remembered = folder.path / "discovery.json"
+        discovery = Discovery(
+            DiscoveryConfig(
+                run_digest=folder.spec.digest,
+                authority=authority.pem.decode(),
+                initial_peers=_remembered(remembered),
+                listen=(f"/ip4/{config.host}/tcp/{config.port + 1 if config.port else 0}",),
+                announce=(),
+                identity=str(folder.path / "identity" / "discovery.key"),
+                client_mode=False,
+                must_join=False,
+            ),
+            folder.credentials,
+            folder.path / "discovery.log",
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._links.aclose)
+            stack.push_async_callback(discovery.aclose)
+            await discovery.start()
+            service = EnrolmentService(
+                authority, folder.secret, folder.spec, folder.path, folder.genesis, lambda: discovery.addresses, self._peers
+            )
+            add_EnrolmentServicer_to_server(service, server)
+            await server.start()
+            stack.push_async_callback(server.stop, 0.5)
+            looking = asyncio.create_task(self._look_around(discovery, remembered))
+            stack.callback(looking.cancel)
+            ready.set_result(port)
+            await stop.wait()
+
+    async def _look_around(self, discovery: Discovery, remembered: Path) -> None:
+        while True:
+            with contextlib.suppress(RemoteError, DiskError):
+                found = await discovery.peers()
+                if {item.peer for item in found} != {item.peer for item in self._announced}:
+                    addresses = sorted({address for item in found for address in item.discovery})
+                    write_durably(remembered, json.dumps(addresses).encode())
+                self._announced = found
+            await asyncio.sleep(DISCOVERY_S if self._announced else EAGER_S)
+
+    def _peers(self) -> list[Candidate]:
+        """Reachable peers, auxiliary ones first: they have the time to answer."""
+        found = sorted(self._announced, key=lambda item: not item.auxiliary)
+        return [Candidate(item.peer, item.address) for item in found]
+
+    async def _watch(self) -> None:
+        async for observation in watch(self._links, self._peers, lambda: self._monitor.epoch):
+            self._inbox.put(observation)
+
+    def _fetch(self) -> bytes:
+        return self._network.call(asyncio.wait_for(self._fetch_newest(), FETCH_S))
+
+    async def _fetch_newest(self) -> bytes:
+        """From whoever is furthest, an auxiliary peer rather than one that trains. Raises RemoteError."""
+        found = await ask_all(self._links, self._peers())
+        best = [there.peer for there in found if there.standing == found[0].standing]
+        auxiliary = {item.peer for item in self._announced if item.auxiliary}
+        random.shuffle(best)
+        problem: RemoteError = UnreachableError("no peer answers that holds the run's state")
+        for donor in sorted(best, key=lambda peer: peer.peer not in auxiliary):
+            try:
+                return await fetch_snapshot(self._links, donor, MAX_SNAPSHOT_BYTES, lambda done, total: None)
+            except (RemoteError, BadMessageError) as error:
+                problem = error
+        raise problem
+
+    # -- stopping --------------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _remembered(file: Path) -> tuple[str, ...]:
+    """DHT addresses of peers seen by the last coordinator process: a swarm that went on without it is found again."""
+    try:
+        return tuple(str(address) for address in json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return ()
+
+
+def _own_address() -> str:
+    """This machine's address towards the world; sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # reserved for documentation: nobody is there
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host == "0.0.0.0" else host

@@ -1,0 +1,36 @@
+"""`dugnad status`: a look at the swarm by somebody who does not take part."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console as Terminal
+
+from coordinator.console import render_view
+from coordinator.watching import look_once
+from protocols.identity import Key, Ticket
+from protocols.transport.enrolling import enrol
+from protocols.transport.links import Links
+from protocols.transport.network_thread import NetworkThread
+from protocols.view import SwarmView
+
+
+def show_status(ticket_text: str, *, as_json: bool) -> None:
+    """Print the view. Raises TicketError, UnreachableError (coordinator, or no peer)."""
+    ticket = Ticket.parse(ticket_text)
+    with NetworkThread() as network:
+        view = network.call(_look(ticket))
+    if as_json:
+        print(json.dumps(view.to_json()))
+    else:
+        terminal = Terminal(highlight=False)
+        terminal.print(render_view(view, terminal.width))
+
+
+async def _look(ticket: Ticket) -> SwarmView:
+    enrolment = await enrol(ticket, Key.generate())  # an identity for this look alone
+    links = Links(enrolment.credentials, enrolment.spec.digest)
+    try:
+        return await look_once(links, enrolment.peers, enrolment.spec)
+    finally:
+        await links.aclose()

@@ -1,0 +1,101 @@
+"""Watching the swarm from outside, through whichever peer leads it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from protocols.errors import BadMessageError, RemoteError, UnreachableError
+from protocols.round.records import Candidate, Commit, SignedCommit, Standing
+from protocols.run_spec import RunSpec
+from protocols.transport.links import Links, parts
+from protocols.view import PeerView, SwarmView
+from protocols.wire import dugnad_pb2 as pb
+from protocols.wire.convert import from_wire
+from protocols.wire.dugnad_pb2_grpc import PeerStub
+
+# The lead is looked up again when it says nothing for this long; it says something twice a second.
+SILENCE_S = 5.0
+RETRY_S = 0.5
+
+
+async def look_once(links: Links, peers: Iterable[Candidate], spec: RunSpec) -> SwarmView:
+    """How the swarm stands now, from its lead. Raises UnreachableError when no peer answers."""
+    problem: RemoteError = UnreachableError("nobody takes part in this run now", remedy="Start a peer with its ticket.")
+    for peer in peers:
+        try:
+            observation = await _first(links, peer)
+            follows = from_wire(Candidate, observation.swarm.follows)
+            if follows.peer and follows.peer != peer.peer and follows.address:
+                observation = await _first(links, follows)
+            return swarm_view(observation.swarm, spec)
+        except RemoteError as error:
+            problem = error
+    raise problem
+
+
+async def _first(links: Links, peer: Candidate) -> pb.Observation:
+    whom = f"peer {peer.peer[:8]}"
+    stub = PeerStub(links.to(peer.peer, peer.address))
+    async for observation in parts(stub.Observe(pb.ObserveRequest(once=True), metadata=links.metadata, timeout=SILENCE_S), whom):
+        return observation  # type: ignore[no-any-return]
+    raise BadMessageError(f"{whom} answered nothing")
+
+
+async def watch(links: Links, peers: Callable[[], list[Candidate]], epoch: Callable[[], int]) -> AsyncIterator[pb.Observation]:
+    """What the swarm's lead says, for ever: when the lead goes or changes, the next one is found among `peers()`.
+
+    Commits after `epoch()` that happened meanwhile are told first.
+    """
+    lead: Candidate | None = None
+    while True:
+        for peer in [lead] if lead is not None else peers():
+            whom = f"peer {peer.peer[:8]}"
+            lead = None
+            request = pb.ObserveRequest(after_epoch=epoch())
+            call = PeerStub(links.to(peer.peer, peer.address)).Observe(request, metadata=links.metadata)
+            stream = aiter(parts(call, whom))
+            try:
+                while True:
+                    observation = await asyncio.wait_for(anext(stream), SILENCE_S)
+                    if observation.WhichOneof("kind") == "swarm":
+                        follows = from_wire(Candidate, observation.swarm.follows)
+                        if follows.peer != peer.peer:
+                            lead = follows if follows.address else None
+                            break
+                    yield observation
+            except (RemoteError, asyncio.TimeoutError, StopAsyncIteration):
+                lead = None
+            finally:
+                call.cancel()
+            if lead is not None:
+                break
+        else:
+            await asyncio.sleep(RETRY_S)
+
+
+def swarm_view(swarm: pb.Swarm, spec: RunSpec) -> SwarmView:
+    standing = from_wire(Standing, swarm.standing) if swarm.HasField("standing") else Standing(0, "0" * 64, 0)
+    return SwarmView(
+        run=spec.run.name,
+        run_digest=spec.digest,
+        epoch=standing.epoch,
+        lineage=standing.lineage,
+        samples=swarm.samples,
+        target_batch_size=spec.training.target_batch_size,
+        total_samples=standing.total_samples,
+        phase=swarm.phase,
+        peers=tuple(from_wire(PeerView, peer) for peer in swarm.peers),
+        max_epochs=spec.training.max_epochs,
+    )
+
+
+def signed_commit(committed: pb.Committed) -> SignedCommit:
+    return from_wire(SignedCommit, committed.signed_commit)
+
+
+def contributors(commit: Commit) -> list[dict[str, object]]:
+    return [
+        {"peer": c.peer, "incarnation": c.incarnation, "first": c.first, "end": c.end, "loss": c.loss}
+        for c in commit.contributions
+    ]

@@ -1,0 +1,66 @@
+"""`dugnad peer`: the volunteer's command. Imports nothing heavy before the arguments are known to be right."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peer.config import PeerConfig
+from protocols.child_process import end_with_parent
+
+
+class Role(str, Enum):
+    contributor = "contributor"
+    auxiliary = "auxiliary"
+
+
+def peer(
+    ticket: Annotated[str, typer.Argument(help="The ticket that the organiser gave out.")],
+    role: Annotated[Role, typer.Option(help="auxiliary: average for others, compute nothing.")] = Role.contributor,
+    client_mode: Annotated[
+        bool, typer.Option("--client-mode", help="Open connections but accept none: right behind most home routers.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Samples per pass; found by trial when left out.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for training; all cores when left out.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 0,
+    announce: Annotated[
+        str | None, typer.Option(help="HOST or HOST:PORT under which others reach you, if a router forwards a port.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Shown to others; this computer's name when left out.")] = "",
+    data: Annotated[list[str] | None, typer.Option(help="Text file or glob to train on instead of the run's own data.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Folder for this peer's key, files and log.")] = None,
+    start_from: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    end_with_standard_input: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Join a run with its ticket and train.
+
+    Fetches and checks the run's description, picks the device, downloads the current state, and contributes from then on.
+    Ctrl-C finishes the round under way and leaves; a second Ctrl-C stops at once.
+
+    Example: dugnad peer dugnad1-… --name kitchen-pc
+    """
+    if end_with_standard_input:
+        end_with_parent()
+    config = PeerConfig(
+        ticket=ticket,
+        role=role.value,
+        client_mode=client_mode,
+        device=device,
+        micro_batch=micro_batch,
+        threads=threads,
+        host=host,
+        port=port,
+        announce=announce,
+        name=name,
+        data=tuple(data or ()),
+        home=home,
+        start_from=start_from,
+    )
+    from peer.session import run_peer  # torch and transformers take seconds: a wrong option should not wait for them
+
+    raise typer.Exit(run_peer(config))

@@ -1,0 +1,45 @@
+"""What a volunteer may choose. Everything else is the run's, and comes with the ticket."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerConfig:
+    ticket: str
+    """The string that the organiser gave out."""
+    role: Literal["contributor", "auxiliary"] = "contributor"
+    """A contributor computes gradients; an auxiliary peer only averages, for those who cannot be reached."""
+    client_mode: bool = False
+    """Open connections but accept none: behind a home router."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    micro_batch: int | None = None
+    """Samples per forward and backward pass; None finds what fits."""
+    threads: int | None = None
+    """CPU threads for training; None leaves it to torch."""
+    host: str | None = None
+    """Address to listen on; None listens where the coordinator is reached from."""
+    port: int = 0
+    """Port to listen on; 0 takes a free one."""
+    announce: str | None = None
+    """host or host:port under which others reach this peer, when a router forwards a port."""
+    name: str = ""
+    """Shown to others beside the peer's id."""
+    data: tuple[str, ...] = ()
+    """Text files or globs to train on instead of what the run spec names."""
+    home: Path | None = None
+    """Folder for this peer's key, files and log; None takes the user's data folder."""
+    start_from: Path | None = None
+    """A snapshot to start from if nobody is further: how a coordinator brings a run into being."""
+
+
+def default_home() -> Path:
+    """$DUGNAD_HOME, or the place where this system keeps a user's data."""
+    return Path(os.environ.get("DUGNAD_HOME") or platformdirs.user_data_dir("dugnad"))

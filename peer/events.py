@@ -1,0 +1,59 @@
+"""Where a peer's events go: its log (every one, with its numbers), those who watch from outside, and the volunteer's screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peer.console import PeerConsole
+from peer.observers import Observers
+from protocols.event_log import EventLog, commit_fields
+from protocols.round.records import Commit, SignedCommit
+
+
+class PeerEvents:
+    def __init__(self, me: str, log: EventLog, console: PeerConsole) -> None:
+        self._me = me
+        self._log = log
+        self._console = console
+        self.observers: Observers | None = None  # set once the network side stands
+        self.contributions = 0
+        self.contributed_samples = 0
+        self.loss: float | None = None
+
+    def __call__(self, event: str, /, **fields: Any) -> None:
+        if self.observers is not None:
+            self.observers.happened(event, fields)
+        signed = fields.get("signed")
+        if isinstance(signed, SignedCommit):
+            rest = {name: value for name, value in fields.items() if name != "signed"}
+            self._log.record("committed" if event == "applied" else event, **commit_fields(signed.commit), **rest)
+            if event == "applied":
+                self._applied(signed.commit)
+            return
+        self._log.record(event, **fields)
+        self._tell(event, fields)
+
+    def _applied(self, commit: Commit) -> None:
+        self.loss = commit.loss
+        mine = sum(c.weight for c in commit.contributions if c.peer == self._me)
+        if mine:
+            self.contributions += 1
+            self.contributed_samples += mine
+            self._console.contributed(commit.ballot.epoch, mine)
+
+    def _tell(self, event: str, fields: dict[str, Any]) -> None:
+        if event == "given_up":
+            self._console.event(f"{fields['samples']} samples given up: {fields['reason']}")
+        elif event == "attempt_failed":
+            culprit = f" ({fields['peer'][:8]})" if fields["peer"] else ""
+            self._console.event(f"attempt {fields['attempt']} of epoch {fields['epoch']} failed: {fields['reason']}{culprit}")
+        elif event == "lead_lost":
+            self._console.event(f"lead {fields['peer'][:8]} lost: {fields['reason']}")
+        elif event == "leading":
+            self._console.event(f"this peer leads now, from epoch {fields['epoch']} on")
+        elif event == "catching_up":
+            self._console.event(f"catching up: {fields['reason']}")
+        elif event == "caught_up":
+            self._console.event(f"caught up at epoch {fields['epoch']}")
+        elif event == "donor_failed":
+            self._console.event(fields["problem"])

@@ -1,0 +1,148 @@
+"""Joining a run with nothing but its ticket: check the coordinator's certificate, get one's own, fetch the run spec and its
+files."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocols.errors import BadMessageError, DugnadError, RefusedError, RemoteError, TicketError, UnreachableError
+from protocols.identity import Credentials, Key, Ticket
+from protocols.reasons import Reason
+from protocols.round.records import Candidate, Tip
+from protocols.run_spec import MAX_ASSETS_BYTES, RunSpec
+from protocols.transport.links import PROTOCOL_VERSION, coordinator_channel, translated
+from protocols.wire import dugnad_pb2 as pb
+from protocols.wire.convert import from_wire
+from protocols.wire.dugnad_pb2_grpc import EnrolmentStub
+
+CONNECT_S = 10.0
+ASSET_S = 120.0
+_REMEDY = "Check that the coordinator runs and that its ports are open; if it moved, ask the organiser for a new ticket."
+
+
+@dataclass(frozen=True)
+class Genesis:
+    """Where the run began: the peer that leads first, and the digest of the first parameters."""
+
+    lead: str
+    parameters_sha256: str
+
+    def tip(self, run_digest: str) -> Tip:
+        return Tip.genesis(run_digest, self.parameters_sha256, Candidate(self.lead, ""))
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """What a newcomer holds once it is admitted."""
+
+    credentials: Credentials
+    spec: RunSpec
+    genesis: Genesis
+    discovery: tuple[str, ...]
+    peers: tuple[Candidate, ...]
+    coordinator: str  # host:port that answered
+
+
+async def enrol(ticket: Ticket, key: Key) -> Enrolment:
+    """Raises TicketError for a ticket that this coordinator does not accept, UnreachableError when none of its hosts answers."""
+    problem: DugnadError = UnreachableError("the ticket names no host", remedy=_REMEDY)
+    for host in ticket.hosts:
+        address = f"{host}:{ticket.port}"
+        try:
+            authority = await _pinned_authority(host, ticket.port, ticket.fingerprint)
+            return await _enrol_at(address, authority, ticket, key)
+        except UnreachableError as error:
+            problem = error
+    raise problem
+
+
+async def fetch_assets(enrolment: Enrolment, ticket: Ticket, missing: list[str], take: Callable[[str, bytes], None]) -> None:
+    """Fetch the files named in `missing` and hand each, whole, to `take`, which checks its digest."""
+    async with coordinator_channel(enrolment.coordinator, enrolment.credentials.authority) as channel:
+        stub = EnrolmentStub(channel)
+        for name in missing:
+            content = bytearray()
+            with translated(f"coordinator {enrolment.coordinator}"):
+                request = pb.AssetRequest(secret=ticket.secret, name=name)
+                async for part in stub.Asset(request, timeout=ASSET_S):
+                    content += part.data
+                    if len(content) > MAX_ASSETS_BYTES:
+                        raise BadMessageError(f"the coordinator's file {name} is larger than any asset may be")
+            take(name, bytes(content))
+
+
+async def _pinned_authority(host: str, port: int, fingerprint: bytes) -> bytes:
+    """The certificate (PEM) that the enrolment endpoint shows, if it is the one that the ticket pins.
+
+    Nothing is trusted before that comparison, and nothing but this certificate after it.
+    """
+    unchecked = ssl.create_default_context()
+    unchecked.check_hostname = False
+    unchecked.verify_mode = ssl.CERT_NONE
+    unchecked.set_alpn_protocols(["h2"])  # gRPC servers end a handshake that does not offer HTTP/2
+    try:
+        connection = asyncio.open_connection(host, port, ssl=unchecked, server_hostname=host)
+        _, writer = await asyncio.wait_for(connection, CONNECT_S)
+    except (OSError, asyncio.TimeoutError) as error:
+        cause = "no answer" if isinstance(error, asyncio.TimeoutError) else str(error)
+        raise UnreachableError(f"the coordinator at {host}:{port} cannot be reached: {cause}", remedy=_REMEDY) from error
+    try:
+        der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    finally:
+        writer.close()
+    if hashlib.sha256(der).digest() != fingerprint:
+        raise TicketError(
+            f"whoever answers at {host}:{port} is not the coordinator that made this ticket",
+            remedy="Ask the organiser for a new ticket, and whether the coordinator was set up again.",
+        )
+    return ssl.DER_cert_to_PEM_cert(der).encode()
+
+
+async def _enrol_at(address: str, authority: bytes, ticket: Ticket, key: Key) -> Enrolment:
+    request = pb.EnrolRequest(protocol=PROTOCOL_VERSION, secret=ticket.secret, request=key.request())
+    whom = f"the coordinator at {address}"
+    async with coordinator_channel(address, authority) as channel:
+        try:
+            with translated(whom):
+                reply = await EnrolmentStub(channel).Enrol(request, timeout=CONNECT_S)
+        except RefusedError as error:
+            raise _explained(error) from error
+        except RemoteError as error:
+            raise UnreachableError(str(error), remedy=_REMEDY) from error
+    try:
+        spec = RunSpec.from_toml(reply.run_toml)
+    except DugnadError as error:
+        raise BadMessageError(
+            f"{whom} sent a run spec that cannot be used: {error}", remedy="Install its version of dugnad."
+        ) from error
+    return Enrolment(
+        credentials=Credentials(key, reply.certificate, authority),
+        spec=spec,
+        genesis=from_wire(Genesis, reply.genesis),
+        discovery=tuple(reply.discovery),
+        peers=tuple(from_wire(Candidate, peer) for peer in reply.peers),
+        coordinator=address,
+    )
+
+
+def _explained(error: RefusedError) -> DugnadError:
+    if error.reason == Reason.BAD_TICKET.value:
+        return TicketError("the coordinator does not accept this ticket", remedy="Ask the organiser for a new one.")
+    if error.reason == Reason.OTHER_VERSION.value:
+        return TicketError(f"the coordinator speaks another version: {error.sentence}", remedy="Install its version of dugnad.")
+    return error
+
+
+def missing_assets(spec: RunSpec, folder: Path) -> list[str]:
+    """Names of the run's files that are not, whole, in `folder`/assets."""
+
+    def there(name: str, digest: str) -> bool:
+        path = folder / "assets" / name
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+    return [name for name, digest in spec.assets.items() if not there(name, digest)]

@@ -1,0 +1,147 @@
+"""Asking peers where they stand, and fetching state from them: a snapshot, or the commits since a lineage."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from protocols.errors import BadMessageError, RefusedError, RemoteError
+from protocols.reasons import Reason
+from protocols.round.lead import DETECTION_S
+from protocols.round.records import Candidate, SignedCommit, Standing
+from protocols.state import Manifest
+from protocols.transport.links import Links, translated
+from protocols.wire import dugnad_pb2 as pb
+from protocols.wire.convert import from_wire
+from protocols.wire.dugnad_pb2_grpc import PeerStub
+
+Progress = Callable[[int, int], None]  # (bytes done, bytes in total)
+# A transfer in which no byte comes for this long is given up and another donor is tried.
+IDLE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """What a peer answers when it is asked where it stands."""
+
+    peer: Candidate
+    standing: Standing
+    caught_up: bool
+    follows: Candidate  # with an empty id when it follows nobody
+    followers: int
+
+
+async def ask(links: Links, peer: Candidate, limit_s: float = DETECTION_S) -> Whereabouts:
+    """Raises UnreachableError, RefusedError (another run) or BadMessageError."""
+    with translated(f"peer {peer.peer[:8]}"):
+        stub = PeerStub(links.to(peer.peer, peer.address))
+        reply = await stub.Ask(pb.AskRequest(), metadata=links.metadata, timeout=limit_s)
+    follows = from_wire(Candidate, reply.follows)
+    return Whereabouts(peer, from_wire(Standing, reply.standing), reply.caught_up, follows, reply.followers)
+
+
+async def ask_all(links: Links, peers: Iterable[Candidate], limit_s: float = DETECTION_S) -> list[Whereabouts]:
+    """Those of `peers` that answer and are caught up, the furthest first; among equals in random order, so that donors share
+    the load.
+
+    Raises RefusedError when nobody answers and somebody refused: then this peer is not of their run.
+    """
+    answers = await asyncio.gather(*(ask(links, peer, limit_s) for peer in peers), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, RemoteError):
+            raise answer
+    found = [answer for answer in answers if isinstance(answer, Whereabouts) and answer.caught_up]
+    refusals = [answer for answer in answers if isinstance(answer, RefusedError)]
+    if not found and refusals:
+        raise refusals[0]
+    random.shuffle(found)
+    return sorted(found, key=lambda answer: (-answer.standing.total_samples, answer.standing.lineage))
+
+
+async def fetch_snapshot(links: Links, donor: Candidate, max_bytes: int, progress: Progress) -> bytes:
+    """The donor's newest snapshot, every chunk checked against the manifest that came first.
+
+    Raises BadMessageError when a chunk does not match, or the snapshot is larger than `max_bytes`; UnreachableError when the
+    donor goes.
+    """
+    whom = f"donor {donor.peer[:8]}"
+    call = PeerStub(links.to(donor.peer, donor.address)).Snapshot(pb.SnapshotRequest(), metadata=links.metadata)
+    manifest: Manifest | None = None
+    received = bytearray()
+    index = 0
+    try:
+        async for part in _unless_idle(call, whom):
+            if part.WhichOneof("kind") == "manifest":
+                manifest = from_wire(Manifest, part.manifest)
+                if manifest.total_bytes > max_bytes:
+                    raise BadMessageError(
+                        f"{whom} offers a snapshot of {manifest.total_bytes} bytes, more than this model can have"
+                    )
+                continue
+            if manifest is None or index >= len(manifest.chunk_sha256):
+                raise BadMessageError(f"{whom} sent a chunk that its manifest does not name")
+            if hashlib.sha256(part.chunk.data).digest() != manifest.chunk_sha256[index]:
+                raise BadMessageError(f"{whom} sent chunk {index} with another digest than it promised")
+            received += part.chunk.data
+            index += 1
+            progress(len(received), manifest.total_bytes)
+    finally:
+        call.cancel()
+    if manifest is None or len(received) != manifest.total_bytes:
+        raise BadMessageError(f"{whom}'s snapshot ended early, at {len(received)} bytes")
+    return bytes(received)
+
+
+async def fetch_commits(
+    links: Links, donor: Candidate, after: str, averaged_bytes: int
+) -> AsyncIterator[tuple[SignedCommit, bytes]]:
+    """The commits after lineage `after`, each with its averaged vector (`averaged_bytes` bytes), digests checked, signatures not.
+
+    Raises RefusedError (reason other-lineage) when the donor's commits do not reach back that far.
+    """
+    whom = f"donor {donor.peer[:8]}"
+    call = PeerStub(links.to(donor.peer, donor.address)).Commits(pb.CommitsRequest(after=after), metadata=links.metadata)
+    signed: SignedCommit | None = None
+    vector = bytearray()
+    try:
+        async for part in _unless_idle(call, whom):
+            if part.WhichOneof("kind") == "signed_commit":
+                if signed is not None:
+                    raise BadMessageError(f"{whom} sent a commit without its averages")
+                signed, vector = from_wire(SignedCommit, part.signed_commit), bytearray()
+                continue
+            vector += part.chunk.data
+            if signed is None or len(vector) > averaged_bytes:
+                raise BadMessageError(f"{whom} sent averages that belong to no commit")
+            if len(vector) == averaged_bytes:
+                check_averaged(signed, vector)
+                yield signed, bytes(vector)
+                signed = None
+    finally:
+        call.cancel()
+
+
+def check_averaged(signed: SignedCommit, averaged: bytes | bytearray) -> None:
+    """Raises BadMessageError unless every shard of `averaged` has the digest that the commit names."""
+    shards = signed.commit.shards
+    size = len(averaged) // shards[-1].stop if shards[-1].stop else 0
+    view = memoryview(averaged)
+    for shard in shards:
+        if hashlib.sha256(view[shard.start * size : shard.stop * size]).hexdigest() != shard.sha256:
+            raise BadMessageError(f"the averages of elements {shard.start} to {shard.stop} do not match the commit")
+
+
+async def _unless_idle(call: Any, whom: str) -> AsyncIterator[Any]:
+    parts = aiter(call)
+    while True:
+        try:
+            with translated(whom):
+                yield await asyncio.wait_for(anext(parts), IDLE_S)
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError as error:
+            raise RefusedError(f"{whom} sent nothing for {IDLE_S:.0f} s", reason=Reason.SILENT.value) from error
