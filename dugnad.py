@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from coordinator.cli import coordinator, status
+from coordinator.cli import coordinator, demo, status
 from peer.cli import peer
 from protocols.command import run_app
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command()(coordinator)
 app.command()(peer)
 app.command()(status)
+app.command()(demo)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from coordinator.config import DEFAULT_PORT, CoordinatorConfig
+from protocols.child_process import end_with_parent
 
 
 def coordinator(
@@ -22,6 +23,7 @@ def coordinator(
         int, typer.Option(min=0, max=65533, help="This port and the next two are used; 0 takes free ones.")
     ] = DEFAULT_PORT,
     json: Annotated[bool, typer.Option("--json", help="Print the ticket as a JSON object on standard output.")] = False,
+    end_with_standard_input: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Start a run, or resume it from its folder.
 
@@ -30,6 +32,8 @@ def coordinator(
 
     Example: dugnad coordinator examples/python_lm/run.toml
     """
+    if end_with_standard_input:
+        end_with_parent()
     from coordinator.session import run_coordinator  # torch takes seconds: a wrong option should not wait for it
 
     config = CoordinatorConfig(run_file=run, directory=directory, host=host, announce=tuple(announce or ()), port=port, json=json)
@@ -44,3 +48,17 @@ def status(
     from coordinator.status import show_status
 
     show_status(ticket, as_json=json)
+
+
+def demo(
+    directory: Annotated[Path | None, typer.Option("--dir", help="Folder for the run; runs/demo-TIME when left out.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a summary as one JSON object on the last line.")] = False,
+) -> None:
+    """Train a small model on this computer, with everything that a real swarm has.
+
+    Starts a coordinator and three peers as separate processes, lets a fourth join late, kills one without warning, and shows
+    what came of it: a loss curve, a checkpoint, and a few lines that the model writes. Takes two to three minutes on two cores.
+    """
+    from coordinator.demo import run_demo
+
+    raise typer.Exit(run_demo(directory, as_json=json))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from protocols.errors import BadMessageError, RemoteError, UnreachableError
-from protocols.round.records import Candidate, Commit, SignedCommit, Standing
+from protocols.round.records import Candidate, Standing
 from protocols.run_spec import RunSpec
 from protocols.transport.links import Links, parts
 from protocols.view import PeerView, SwarmView
@@ -88,14 +88,3 @@ def swarm_view(swarm: pb.Swarm, spec: RunSpec) -> SwarmView:
         peers=tuple(from_wire(PeerView, peer) for peer in swarm.peers),
         max_epochs=spec.training.max_epochs,
     )
-
-
-def signed_commit(committed: pb.Committed) -> SignedCommit:
-    return from_wire(SignedCommit, committed.signed_commit)
-
-
-def contributors(commit: Commit) -> list[dict[str, object]]:
-    return [
-        {"peer": c.peer, "incarnation": c.incarnation, "first": c.first, "end": c.end, "loss": c.loss}
-        for c in commit.contributions
-    ]

@@ -177,7 +177,7 @@ class Averaging:
             await asyncio.sleep(0.1)  # let it go out before the channel closes
 
     async def _round_over(self) -> None:
-        while self.member.phase in (Phase.FROZEN, Phase.REDUCING, Phase.READY, Phase.APPLYING):
+        while self.member.phase in (Phase.FROZEN, Phase.REDUCING, Phase.READY, Phase.APPLYING):  # noqa: ASYNC110  once, at the end
             await asyncio.sleep(TICK_S / 5)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -242,10 +242,12 @@ class Averaging:
                 found = await self._discovery.peers()
                 others = [Candidate(item.peer, item.address) for item in found if item.peer != self.me]
                 self.succession.know(others)
-                if others:  # one at random, now and then: a heavier lineage that this peer's own lead does not know of
-                    self.heard_standing((await ask(self.links, random.choice(others))).standing)
             except (RemoteError, LocalError) as error:
                 _log.warning("discovery: %s", error)  # peers that know each other go on without it
+            else:
+                with contextlib.suppress(RemoteError):
+                    if others:  # one at random, now and then: a heavier lineage that this peer's own lead does not know of
+                        self.heard_standing((await ask(self.links, random.choice(others))).standing)
             await asyncio.sleep(DISCOVERY_S)
 
     # -- following a lead ------------------------------------------------------------------------------------------------------
@@ -504,7 +506,7 @@ class Averaging:
             if digest != plan_digest:
                 raise BadMessageError("the averages at hand are of another plan")
             tip = await self._handover.run(functools.partial(self._replica.apply, signed, averaged))
-        except Exception:  # whatever a failing device raises: the state is given up, and the cause is in the log
+        except Exception:  # noqa: BLE001  whatever a failing device raises: the state is given up, and the cause is in the log
             _log.exception("applying epoch %d failed", signed.commit.ballot.epoch)
             self.perform(self.member.apply_failed())
             return

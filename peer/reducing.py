@@ -67,7 +67,7 @@ class Reducing:
         yield reduction.contributions
         sent = 0
         while reduction.result is None or sent < len(reduction.averaged):
-            await self._until(lambda: len(reduction.averaged) > sent)
+            await self._until(lambda sent=sent: len(reduction.averaged) > sent)  # type: ignore[misc]
             yield reduction.averaged[sent]
             sent += 1
         yield reduction.result

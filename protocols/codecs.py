@@ -8,6 +8,7 @@ plan cuts the vector: a vector is encoded once and every shard of every plan is 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,14 +39,14 @@ class Codec:
     def encode(self, values: FloatArray) -> bytes:
         """(n,) floats -> n * bytes_per_element bytes."""
         if self.wire == "<f2":
-            values = np.clip(values, -FP16_MAX, FP16_MAX)
+            values = cast(FloatArray, np.clip(values, -FP16_MAX, FP16_MAX))
         return np.ascontiguousarray(values, dtype=self.wire).tobytes()
 
     def decode(self, data: bytes | bytearray | memoryview) -> FloatArray:
         """Raises BadMessageError unless `data` is a whole number of elements, all finite."""
         if len(data) % self.bytes_per_element:
             raise BadMessageError(f"{len(data)} bytes are no whole number of {self.name} values")
-        values: FloatArray = np.frombuffer(data, dtype=self.wire).astype(self.working)
+        values = cast(FloatArray, np.frombuffer(data, dtype=self.wire).astype(self.working))
         # One pass instead of isfinite's two: a sum is finite unless an element is not (or float64 overflows, which no
         # gradient does).
         if not np.isfinite(values.sum(dtype=np.float64)):

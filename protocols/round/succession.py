@@ -39,9 +39,8 @@ class Succession:
 
     @property
     def order(self) -> list[Candidate]:
-        if self._tip is None:
-            return []
-        named = [self._tip.lead, *self._tip.succession]
+        """Everybody who may lead, first to last; before the first tip, whoever was found."""
+        named = [self._tip.lead, *self._tip.succession] if self._tip is not None else []
         rest = sorted([*self._others.values(), self._me], key=lambda candidate: candidate.peer)
         newest = {**self._others, self._me.peer: self._me}
         unique = {candidate.peer: newest.get(candidate.peer, candidate) for candidate in [*named, *rest]}

@@ -77,7 +77,8 @@ async def _serve() -> None:
         sys.stdout.flush()
 
     fields: dict[str, Any] = json.loads(await reader.readline())
-    config = DiscoveryConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    config = DiscoveryConfig(**fields)
     try:
         node = await _start(config)
     except Exception as error:  # noqa: BLE001  the parent turns whatever hivemind raises into a sentence

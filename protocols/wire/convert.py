@@ -26,15 +26,15 @@ T = TypeVar("T")
 
 @cache
 def _fields(kind: Hashable) -> dict[str, Any]:
-    assert isinstance(kind, type)
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, kind))}
+    record = typing.cast(Any, kind)
+    hints = typing.get_type_hints(record)
+    return {field.name: hints[field.name] for field in dataclasses.fields(record)}
 
 
 def to_wire(record: Any) -> Any:
     """The protobuf message of the same name, filled."""
     message = getattr(pb, type(record).__name__)()
-    for name in _fields(type(record)):
+    for name in _fields(typing.cast(Hashable, type(record))):
         value = getattr(record, name)
         if value is None:
             continue
@@ -50,7 +50,7 @@ def to_wire(record: Any) -> Any:
 def from_wire(kind: type[T], message: Message) -> T:
     """The record that `message` describes. Raises BadMessageError."""
     try:
-        return kind(**{name: _value(hint, message, name) for name, hint in _fields(kind).items()})
+        return kind(**{name: _value(hint, message, name) for name, hint in _fields(typing.cast(Hashable, kind)).items()})
     except (ValueError, TypeError, OverflowError) as error:
         raise BadMessageError(f"{kind.__name__}: {error}") from error
 

@@ -1,0 +1,182 @@
+"""`dugnad demo`: the whole product on one computer, as separate processes on loopback.
+
+A coordinator and three peers; a fourth peer joins late; one peer is killed with SIGKILL. What is on the screen is the
+coordinator's own view.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coordinator.checkpoints import Checkpoints
+from coordinator.history import Summary, summarise
+from coordinator.plots import terminal_loss_curve, write_loss_curve
+from protocols.errors import LocalError
+from protocols.event_log import read_events
+from protocols.run_spec import RunSpec
+
+RUN_FILE = Path(__file__).resolve().parent.parent / "examples" / "python_lm" / "run.toml"
+PEERS_AT_FIRST = 3
+# Shares of the run's epochs at which the fourth peer is started, and a peer is killed.
+LATE_JOIN, KILL = 0.25, 0.55
+LIMIT_S = 600.0
+PROMPT = "def "
+EXIT_DONE = 0
+
+
+@dataclass
+class _Processes:
+    """The demo's children: none outlives it (see protocols/child_process.py)."""
+
+    directory: Path
+    ticket: str = ""
+    coordinator: subprocess.Popen[bytes] | None = None
+    peers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start_coordinator(self) -> None:
+        self.coordinator = self._start(
+            ["coordinator", str(RUN_FILE), "--dir", str(self.directory), "--host", "127.0.0.1", "--port", "0", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=None,  # the terminal: the coordinator's live view is the demo's
+        )
+        assert self.coordinator.stdout is not None
+        line = self.coordinator.stdout.readline()
+        if not line:
+            raise LocalError("the coordinator ended before it had a ticket", remedy="Its message is above.")
+        self.ticket = str(json.loads(line)["ticket"])
+
+    def start_peer(self, name: str) -> None:
+        home = self.directory / "peers" / name
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / "output.log").open("ab") as log:
+            arguments = ["peer", self.ticket, "--home", str(home), "--name", name, "--threads", "1"]
+            self.peers[name] = self._start(arguments, stdout=log, stderr=log)
+
+    def _start(self, arguments: list[str], **streams: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dugnad", *arguments, "--end-with-standard-input"],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            **streams,
+        )
+
+    def end(self) -> None:
+        children = [*self.peers.values(), *([self.coordinator] if self.coordinator is not None else [])]
+        for child in children:
+            if child.stdin is not None:
+                child.stdin.close()
+        for child in children:
+            child.wait(timeout=30)
+            if child.stdout is not None:
+                child.stdout.close()
+
+
+def run_demo(directory: Path | None, *, as_json: bool) -> int:
+    """Returns the exit code. Raises LocalError when a process of the demo fails."""
+    directory = directory or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    epochs = RunSpec.load(RUN_FILE).training.max_epochs
+    assert epochs is not None
+    began = time.monotonic()
+    with _processes(directory) as processes:
+        processes.start_coordinator()
+        for number in range(PEERS_AT_FIRST):
+            processes.start_peer(f"peer-{number + 1}")
+        killed = _play(processes, directory / "events.jsonl", epochs)
+    _show(directory, killed, time.monotonic() - began, as_json=as_json)
+    return EXIT_DONE
+
+
+@contextmanager
+def _processes(directory: Path) -> Iterator[_Processes]:
+    with ExitStack() as stack:
+        processes = _Processes(directory)
+        stack.callback(processes.end)
+        yield processes
+
+
+def _play(processes: _Processes, events: Path, epochs: int) -> list[str]:
+    """Until the coordinator is done: the late peer and the kill, each at its time. Returns the names of the killed."""
+    assert processes.coordinator is not None
+    late, victim = f"peer-{PEERS_AT_FIRST + 1}", "peer-2"
+    killed: list[str] = []
+    deadline = time.monotonic() + LIMIT_S
+    while (code := processes.coordinator.poll()) is None:
+        if time.monotonic() > deadline:
+            raise LocalError(
+                f"the demo is not done after {LIMIT_S / 60:.0f} minutes", remedy=f"See the logs in {processes.directory}."
+            )
+        epoch = max((int(record["epoch"]) for record in read_events(events) if record["event"] == "committed"), default=0)
+        if late not in processes.peers and epoch >= LATE_JOIN * epochs:
+            processes.start_peer(late)
+        if not killed and epoch >= KILL * epochs:
+            processes.peers[victim].kill()
+            killed.append(victim)
+        time.sleep(0.25)
+    if code != 0:
+        raise LocalError(f"the coordinator ended with exit code {code}", remedy=f"See the logs in {processes.directory}.")
+    return killed
+
+
+def _show(directory: Path, killed: list[str], seconds: float, *, as_json: bool) -> None:
+    # Imported here: torch, for the unigram loss and the sample, after the training is over.
+    from transformers import AutoModelForCausalLM
+
+    from protocols.task import open_task
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    summary = summarise(read_events(directory / "events.jsonl"))
+    checkpoint = Checkpoints(directory / "checkpoints", keep=1).latest()
+    if checkpoint is None:
+        raise LocalError("the run left no checkpoint", remedy=f"See the logs in {directory}.")
+    spec = RunSpec.from_toml((directory / "run.toml").read_text(encoding="utf-8"), folder=RUN_FILE.parent)
+    task = open_task(spec, directory)
+    say("Measuring the unigram loss to compare with")
+    unigram = task.unigram_loss(spec.evaluation.max_samples)
+    picture = write_loss_curve(directory / "loss.png", summary, unigram_loss=unigram, title="dugnad demo")
+    say(terminal_loss_curve(summary, 76, 18, unigram_loss=unigram))
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path)
+    say(f"\nThe checkpoint continues {PROMPT!r}:\n")
+    say(_indented(task.generate(model, PROMPT, 60, top_k=20, seed=1)))
+    say(f"\nloss curve:  {picture}\ncheckpoint:  {checkpoint.path}")
+    say(_sentence(summary, killed, unigram))
+    if as_json:
+        numbers = {
+            "epochs": summary.epochs,
+            "peers_joined": summary.peers_joined,
+            "peers_killed": len(killed),
+            "samples_committed": summary.samples_committed,
+            "target_batch_size": spec.training.target_batch_size,
+            "loss_first": summary.loss_first,
+            "loss_last": summary.loss_last,
+            "loss_unigram": unigram,
+            "checkpoint": str(checkpoint.path),
+            "loss_curve": str(picture),
+            "duration_s": round(seconds, 1),
+            "rounds_committed": summary.rounds_committed,
+            "rounds_retried": summary.rounds_retried,
+        }
+        print(json.dumps(numbers), flush=True)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines()[:12])
+
+
+def _sentence(summary: Summary, killed: list[str], unigram: float) -> str:
+    return (
+        f"{summary.peers_joined} peers made {summary.epochs} epochs from {summary.samples_committed:,} samples; "
+        f"{len(killed)} of them was killed on the way ({summary.rounds_retried} attempts repeated). "
+        f"Held-out loss {summary.loss_first:.2f} -> {summary.loss_last:.2f} nats per token (unigram: {unigram:.2f})."
+    )
