@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import BadMessageError
+from protocols.files import write_durably
 from protocols.identity import Authority, Key, Ticket
 from protocols.reasons import Reason
 from protocols.round.records import Candidate
 from protocols.run_spec import RunSpec
 from protocols.task import read_asset
+from protocols.transport.discovery import Announcement, read_announcement
 from protocols.transport.enrolling import Genesis
 from protocols.transport.links import PROTOCOL_VERSION, refuse
 from protocols.wire import dugnad_pb2 as pb
@@ -25,15 +27,13 @@ MAX_BOOTSTRAP_PEERS = 32
 
 def load_or_create_secret(path: Path) -> bytes:
     """The ticket's secret, kept so that a ticket outlives the coordinator's process."""
-    from protocols.files import write_durably
-
     if not path.exists():
         write_durably(path, Ticket.new_secret().hex().encode(), mode=0o600)
     return bytes.fromhex(path.read_text())
 
 
 class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated without types
-    """`discovery` and `peers` give what is known at the moment of each enrolment."""
+    """`discovery` and `peers` give what is known at each enrolment; `announced` is told where peers say they are."""
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
         genesis: Genesis,
         discovery: Callable[[], tuple[str, ...]],
         peers: Callable[[], list[Candidate]],
+        announced: Callable[[Announcement], None],
     ) -> None:
         self._authority = authority
         self._secret = secret
@@ -53,6 +54,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
         self._genesis = genesis
         self._discovery = discovery
         self._peers = peers
+        self._announced = announced
 
     async def Enrol(self, request: pb.EnrolRequest, context: Any) -> pb.EnrolReply:
         if request.protocol != PROTOCOL_VERSION:
@@ -78,6 +80,13 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
             await refuse(context, Reason.NOT_A_MEMBER, str(error))
         for at in range(0, len(content), _PART_BYTES):
             yield pb.AssetPart(data=content[at : at + _PART_BYTES])
+
+    async def Announce(self, request: pb.SignedAnnouncement, context: Any) -> pb.AnnounceReply:
+        try:
+            self._announced(read_announcement(request.SerializeToString(), self._authority.pem))
+        except BadMessageError as error:
+            await refuse(context, Reason.NOT_A_MEMBER, str(error))
+        return pb.AnnounceReply()
 
     async def _admit(self, secret: bytes, context: Any) -> None:
         if not hmac.compare_digest(secret, self._secret):

@@ -28,7 +28,7 @@ from protocols.run_spec import RunSpec
 from protocols.signing import check_signed
 from protocols.state import StateHeader, read_header, read_parameters
 from protocols.tasks.base import Task
-from protocols.view import SwarmView
+from protocols.view import PeerView, SwarmView
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import from_wire, signed_commit_from_bytes
 
@@ -119,22 +119,28 @@ class Monitor:
                 failure = observation.failure
                 fields = {"epoch": failure.ballot.epoch, "attempt": failure.ballot.attempt}
                 self._record("attempt_failed", **fields, reason=failure.reason, peer=failure.peer)
-            elif kind == "seen" and not observation.seen.present and self._present.pop(observation.seen.peer, None) is not None:
-                seen = observation.seen
-                self._record("peer_left", peer=seen.peer, name=seen.name, reason=seen.reason)
+            elif kind == "seen":
+                peer = from_wire(PeerView, observation.seen.peer)
+                if observation.seen.present:
+                    self._joined(peer)
+                elif self._present.pop(peer.peer, None) is not None:
+                    self._record("peer_left", peer=peer.peer, name=peer.name, reason=observation.seen.reason)
         except BadMessageError as error:
             _log.warning("an observation was dropped: %s", error)
 
     def _see(self, view: SwarmView) -> None:
         self._console.update(view)
         for peer in view.peers:
-            if peer.peer not in self._present:
-                self._present[peer.peer] = peer.name
-                self._record("peer_joined", peer=peer.peer, name=peer.name, role=peer.role, reachable=peer.reachable)
+            self._joined(peer)
         here = {peer.peer for peer in view.peers}
         if any(peer.is_lead for peer in view.peers):  # after a change of lead: who has not come to the new one?
             for gone in [peer for peer in self._present if peer not in here]:
                 self._record("peer_left", peer=gone, name=self._present.pop(gone), reason="not-with-the-new-lead")
+
+    def _joined(self, peer: PeerView) -> None:
+        if peer.peer not in self._present:
+            self._present[peer.peer] = peer.name
+            self._record("peer_joined", peer=peer.peer, name=peer.name, role=peer.role, reachable=peer.reachable)
 
     def _committed(self, signed: SignedCommit, told: pb.Committed) -> None:
         commit = signed.commit

@@ -21,17 +21,17 @@ from coordinator.console import Console
 from coordinator.enrolment import EnrolmentService, make_ticket
 from coordinator.genesis import RunFolder, open_run
 from coordinator.history import History
+from coordinator.known_peers import KnownPeers
 from coordinator.monitor import Monitor, Run
 from coordinator.watching import watch
-from protocols.errors import BadMessageError, DiskError, RemoteError, UnreachableError
+from protocols.errors import BadMessageError, LocalError, RemoteError, UnreachableError
 from protocols.files import write_durably
 from protocols.home import Home
 from protocols.identity import Ticket
 from protocols.optimization import build_optimizer, build_scheduler
-from protocols.round.records import Candidate
 from protocols.run_spec import RunSpec
 from protocols.task import open_task
-from protocols.transport.discovery import Announcement, Discovery, DiscoveryConfig
+from protocols.transport.discovery import Discovery, DiscoveryConfig
 from protocols.transport.links import Links, enrolment_server, listen
 from protocols.transport.network_thread import NetworkThread
 from protocols.transport.state_transfer import ask_all, fetch_snapshot
@@ -72,7 +72,7 @@ class _Session:
         self._console = console
         self._network = network
         self._links = Links(folder.credentials, folder.spec.digest)
-        self._announced: list[Announcement] = []
+        self._known = KnownPeers()
         self._inbox: queue.SimpleQueue[pb.Observation] = queue.SimpleQueue()
         self._interrupted = False
         console.status("Loading the task")
@@ -167,17 +167,15 @@ class _Session:
         authority = folder.authority
         server, tls = enrolment_server(authority.key_pem, authority.pem)
         port = listen(server, tls, config.host, config.port)
-        remembered = folder.path / "discovery.json"
         discovery = Discovery(
             DiscoveryConfig(
                 run_digest=folder.spec.digest,
                 authority=authority.pem.decode(),
-                initial_peers=_remembered(remembered),
+                initial_peers=(),  # the first node; peers of a swarm that went on without it announce themselves
                 listen=(f"/ip4/{config.host}/tcp/{config.port + 1 if config.port else 0}",),
                 announce=(),
                 identity=str(folder.path / "identity" / "discovery.key"),
                 client_mode=False,
-                must_join=False,
             ),
             folder.credentials,
             folder.path / "discovery.log",
@@ -187,33 +185,32 @@ class _Session:
             stack.push_async_callback(discovery.aclose)
             await discovery.start()
             service = EnrolmentService(
-                authority, folder.secret, folder.spec, folder.path, folder.genesis, lambda: discovery.addresses, self._peers
+                authority,
+                folder.secret,
+                folder.spec,
+                folder.path,
+                folder.genesis,
+                discovery=lambda: (*discovery.addresses, *self._known.discovery()),
+                peers=self._known.candidates,
+                announced=self._known.add,
             )
             add_EnrolmentServicer_to_server(service, server)
             await server.start()
             stack.push_async_callback(server.stop, 0.5)
-            looking = asyncio.create_task(self._look_around(discovery, remembered))
+            looking = asyncio.create_task(self._look_around(discovery))
             stack.callback(looking.cancel)
             ready.set_result(port)
             await stop.wait()
 
-    async def _look_around(self, discovery: Discovery, remembered: Path) -> None:
+    async def _look_around(self, discovery: Discovery) -> None:
         while True:
-            with contextlib.suppress(RemoteError, DiskError):
-                found = await discovery.peers()
-                if {item.peer for item in found} != {item.peer for item in self._announced}:
-                    addresses = sorted({address for item in found for address in item.discovery})
-                    write_durably(remembered, json.dumps(addresses).encode())
-                self._announced = found
-            await asyncio.sleep(DISCOVERY_S if self._announced else EAGER_S)
-
-    def _peers(self) -> list[Candidate]:
-        """Reachable peers, auxiliary ones first: they have the time to answer."""
-        found = sorted(self._announced, key=lambda item: not item.auxiliary)
-        return [Candidate(item.peer, item.address) for item in found]
+            with contextlib.suppress(RemoteError, LocalError):
+                for announcement in await discovery.peers():
+                    self._known.add(announcement)
+            await asyncio.sleep(DISCOVERY_S if self._known.candidates() else EAGER_S)
 
     async def _watch(self) -> None:
-        async for observation in watch(self._links, self._peers, lambda: self._monitor.epoch):
+        async for observation in watch(self._links, self._known.candidates, lambda: self._monitor.epoch):
             self._inbox.put(observation)
 
     def _fetch(self) -> bytes:
@@ -221,12 +218,11 @@ class _Session:
 
     async def _fetch_newest(self) -> bytes:
         """From whoever is furthest, an auxiliary peer rather than one that trains. Raises RemoteError."""
-        found = await ask_all(self._links, self._peers())
+        found = await ask_all(self._links, self._known.candidates())
         best = [there.peer for there in found if there.standing == found[0].standing]
-        auxiliary = {item.peer for item in self._announced if item.auxiliary}
         random.shuffle(best)
         problem: RemoteError = UnreachableError("no peer answers that holds the run's state")
-        for donor in sorted(best, key=lambda peer: peer.peer not in auxiliary):
+        for donor in sorted(best, key=lambda peer: not self._known.is_auxiliary(peer.peer)):
             try:
                 return await fetch_snapshot(self._links, donor, MAX_SNAPSHOT_BYTES, lambda done, total: None)
             except (RemoteError, BadMessageError) as error:
@@ -248,14 +244,6 @@ class _Session:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _remembered(file: Path) -> tuple[str, ...]:
-    """DHT addresses of peers seen by the last coordinator process: a swarm that went on without it is found again."""
-    try:
-        return tuple(str(address) for address in json.loads(file.read_text()))
-    except (OSError, ValueError):
-        return ()
 
 
 def _own_address() -> str:

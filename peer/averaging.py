@@ -37,7 +37,8 @@ from protocols.round.member import Member, Phase
 from protocols.round.records import Candidate, Contribution, Hello, Plan, Report, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
 from protocols.signing import check_signed, sign_commit
-from protocols.transport.discovery import Announcement, Discovery
+from protocols.transport.discovery import ANNOUNCEMENT_S, Announcement, Discovery, sign_announcement
+from protocols.transport.enrolling import announce_to
 from protocols.transport.links import END, Links, translate
 from protocols.transport.state_transfer import Progress, ask
 from protocols.wire import dugnad_pb2 as pb
@@ -46,7 +47,9 @@ from protocols.wire.dugnad_pb2_grpc import PeerStub
 
 TICK_S = 0.25
 HEARTBEAT_S = 0.5
-DISCOVERY_S = 5.0
+# Others are looked for this often: eagerly while there are none.
+DISCOVERY_S, EAGER_DISCOVERY_S = 5.0, 0.5
+ANNOUNCE_S = ANNOUNCEMENT_S / 3
 # The first answer of a lead includes the TLS handshake, which a busy home computer may take its time for.
 FIRST_ANSWER_S = 3 * DETECTION_S
 
@@ -94,6 +97,7 @@ class Averaging:
         links: Links,
         discovery: Discovery | None,
         bootstrap: tuple[Candidate, ...],
+        coordinator: str,
         settings: Settings,
         training: TrainingSide,
         handover: Handover,
@@ -130,6 +134,7 @@ class Averaging:
         self._events = _with_plain_reasons(events)
         self._catching_up = CatchUp(self.donor, replica, handover, links, settings.codec, self._events, progress)
         self._bootstrap = bootstrap
+        self._coordinator = coordinator
         self._to_lead: tuple[str, asyncio.Queue[pb.MemberMessage]] | None = None
         self._reducing: dict[tuple[str, int], Reducing] = {}
         self._planned = asyncio.Condition()
@@ -226,29 +231,36 @@ class Averaging:
     async def _discover(self) -> None:
         if self._discovery is None:
             return
+        announced_at = -ANNOUNCE_S
         while True:
+            others: list[Candidate] = []
             try:
-                if self.hello.address:
-                    await self._discovery.announce(
-                        Announcement(
-                            peer=self.me,
-                            incarnation=self.hello.incarnation,
-                            address=self.hello.address,
-                            name=self.hello.name,
-                            auxiliary=self.hello.auxiliary,
-                            discovery=self._discovery.addresses,
-                        )
-                    )
-                found = await self._discovery.peers()
-                others = [Candidate(item.peer, item.address) for item in found if item.peer != self.me]
+                if self.hello.address and time.monotonic() - announced_at >= ANNOUNCE_S:
+                    announced_at = time.monotonic()
+                    await self._announce(self._discovery)
+                others = [Candidate(item.peer, item.address) for item in await self._discovery.peers() if item.peer != self.me]
                 self.succession.know(others)
             except (RemoteError, LocalError) as error:
                 _log.warning("discovery: %s", error)  # peers that know each other go on without it
-            else:
+            if others and self.member.tip is not None:
+                # One at random, now and then: a heavier lineage that this peer's own lead does not know of.
                 with contextlib.suppress(RemoteError):
-                    if others:  # one at random, now and then: a heavier lineage that this peer's own lead does not know of
-                        self.heard_standing((await ask(self.links, random.choice(others))).standing)
-            await asyncio.sleep(DISCOVERY_S)
+                    self.heard_standing((await ask(self.links, random.choice(others))).standing)
+            await asyncio.sleep(DISCOVERY_S if others else EAGER_DISCOVERY_S)
+
+    async def _announce(self, discovery: Discovery) -> None:
+        announcement = Announcement(
+            peer=self.me,
+            incarnation=self.hello.incarnation,
+            address=self.hello.address,
+            name=self.hello.name,
+            auxiliary=self.hello.auxiliary,
+            discovery=discovery.addresses,
+        )
+        signed = sign_announcement(announcement, self.links.credentials)
+        await discovery.announce(self.me, signed)
+        with contextlib.suppress(RemoteError):  # the coordinator may be away; it is not needed for training
+            await announce_to(self._coordinator, self.links.credentials.authority, signed)
 
     # -- following a lead ------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from peer.averaging import Averaging
+from protocols.reasons import Reason
 from protocols.round.records import Candidate, Hello, SignedCommit
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import to_wire
@@ -42,8 +43,11 @@ class Observers:
             failure.ballot.epoch, failure.ballot.attempt = fields["epoch"], fields["attempt"]
             self._tell(pb.Observation(failure=failure))
 
-    def seen(self, peer: str, hello: Hello, *, present: bool, reason: str) -> None:
-        self._tell(pb.Observation(seen=pb.Seen(peer=peer, name=hello.name, present=present, reason=reason)))
+    def joined(self, peer: str, hello: Hello) -> None:
+        self._tell(pb.Observation(seen=pb.Seen(peer=_view(peer, hello), present=True)))
+
+    def left(self, peer: str, hello: Hello, reason: Reason) -> None:
+        self._tell(pb.Observation(seen=pb.Seen(peer=_view(peer, hello), present=False, reason=reason.value)))
 
     def committed_after(self, epoch: int) -> list[pb.Observation]:
         missing = [signed for signed in self._averaging.commits if signed.commit.ballot.epoch > epoch]
@@ -56,19 +60,14 @@ class Observers:
         if averaging.member.tip is not None:
             swarm.standing.CopyFrom(to_wire(averaging.member.tip.standing))
         for peer, seat in averaging.lead.seats.items():
-            view = swarm.peers.add(
-                peer=peer,
-                name=seat.hello.name,
-                role="auxiliary" if seat.hello.auxiliary else "contributor",
-                reachable=seat.hello.reachable,
-                is_lead=peer == averaging.me,
-                state="joining",
-            )
+            view = _view(peer, seat.hello)
+            view.is_lead = peer == averaging.me
             if seat.report is not None:
                 view.epoch = seat.report.standing.epoch
                 view.samples = seat.report.samples
                 view.samples_per_second = seat.report.samples_per_second
                 view.state = seat.report.phase
+            swarm.peers.append(view)
         return pb.Observation(swarm=swarm)
 
     def _tell(self, observation: pb.Observation) -> None:
@@ -78,3 +77,8 @@ class Observers:
 
 def _committed(signed: SignedCommit) -> pb.Committed:
     return pb.Committed(signed_commit=to_wire(signed))
+
+
+def _view(peer: str, hello: Hello) -> pb.PeerView:
+    role = "auxiliary" if hello.auxiliary else "contributor"
+    return pb.PeerView(peer=peer, name=hello.name, role=role, reachable=hello.reachable, state="joining")

@@ -56,7 +56,7 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
             earlier.put_nowait(None)
         averaging.seats[peer] = outbox
         averaging.perform(averaging.lead.joined(peer, hello, time.monotonic()))
-        self._observers.seen(peer, hello, present=True, reason="")
+        self._observers.joined(peer, hello)
         reading = asyncio.create_task(self._listen(peer, context, outbox))
         try:
             while (message := await outbox.get()) is not None:
@@ -71,7 +71,7 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
                 del averaging.seats[peer]
                 reason = Reason.LEFT if peer in self._left else Reason.CONNECTION_LOST
                 self._left.discard(peer)
-                self._observers.seen(peer, hello, present=False, reason=reason.value)
+                self._observers.left(peer, hello, reason)
                 averaging.perform(averaging.lead.left(peer, reason, time.monotonic()))
 
     async def _listen(self, peer: str, context: Any, outbox: asyncio.Queue[pb.LeadMessage | None]) -> None:

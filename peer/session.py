@@ -202,6 +202,7 @@ class _Session:
                 links=links,
                 discovery=discovery,
                 bootstrap=self._enrolment.peers,
+                coordinator=self._enrolment.coordinator,
                 settings=Settings(
                     run_digest=spec.digest,
                     target_batch_size=spec.training.target_batch_size,
@@ -281,7 +282,6 @@ class _Session:
             announce=(),
             identity=str(self._home / "discovery.key"),
             client_mode=client_mode,
-            must_join=True,
         )
 
     # -- stopping --------------------------------------------------------------------------------------------------------------

@@ -128,7 +128,6 @@ class Lead:
         self._unheard: set[str] = set()
         self._hear_until = 0.0
         self._highest_attempt = 0
-        self._retrying = False
         self._committed = False
         self._failed_pairs: set[tuple[str, str]] = set()
         self._counted: dict[tuple[str, int], int] = {}  # (peer, incarnation) -> end of its last committed range
@@ -152,7 +151,7 @@ class Lead:
         """This peer's own state is at `tip` now (through `commit`, unless it was caught up)."""
         self.tip = tip
         self.attempt = None
-        self._committed = self._retrying = False
+        self._committed = False
         self._highest_attempt = 0
         self._failed_pairs.clear()
         if commit is not None:
@@ -289,7 +288,8 @@ class Lead:
             return []
         self._unheard.clear()
         samples = self.gathered_samples
-        if samples == 0 or (samples < self.target_batch_size and not self._retrying):
+        # Once an attempt was made, this lead's or another's, its members are frozen: waiting would bring no more samples.
+        if samples == 0 or (samples < self.target_batch_size and self._highest_attempt == 0):
             return []
         plan = self._plan(tip)
         if plan is None:
@@ -368,7 +368,6 @@ class Lead:
         if attempt is None:
             return []
         self.attempt = None
-        self._retrying = True
         present = tuple(member for member in attempt.plan.members if member in self.seats)
         return [NoteFailure(attempt.plan.ballot, reason, peer), SendAbort(present, attempt.plan.digest, reason)]
 

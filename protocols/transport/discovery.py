@@ -80,7 +80,6 @@ class DiscoveryConfig:
     announce: tuple[str, ...]
     identity: str  # file of the libp2p key; the multiaddress stays the same across restarts
     client_mode: bool
-    must_join: bool  # False for a coordinator that starts again: the peers that it remembers may all have gone
 
 
 class Discovery:
@@ -122,9 +121,9 @@ class Discovery:
         self.addresses = tuple(reply["addresses"])
         self._daemon_pid = reply["daemon_pid"]
 
-    async def announce(self, announcement: Announcement) -> None:
-        data = sign_announcement(announcement, self._credentials)
-        reply = await self._request({"do": "store", "subkey": announcement.peer, "value": data.hex(), "lives_s": ANNOUNCEMENT_S})
+    async def announce(self, peer: str, signed: bytes) -> None:
+        """Store this peer's announcement (see sign_announcement)."""
+        reply = await self._request({"do": "store", "subkey": peer, "value": signed.hex(), "lives_s": ANNOUNCEMENT_S})
         if not reply.get("stored"):
             _log.warning("the announcement was not stored on any DHT node")
 

@@ -51,7 +51,6 @@ async def _start(config: DiscoveryConfig) -> DHTNode:
         initial_peers=config.initial_peers or None,
         client_mode=config.client_mode,
         record_validator=AnnouncementValidator(config.authority.encode()),
-        ensure_bootstrap_success=config.must_join,
         cache_refresh_before_expiry=0,
         cache_locally=False,
     )

@@ -76,6 +76,13 @@ async def fetch_assets(enrolment: Enrolment, ticket: Ticket, missing: list[str],
             take(name, bytes(content))
 
 
+async def announce_to(coordinator: str, authority: bytes, signed: bytes) -> None:
+    """Tell the coordinator where this peer is; `signed` is a serialised SignedAnnouncement. Raises RemoteError."""
+    async with coordinator_channel(coordinator, authority) as channel:
+        with translated(f"the coordinator at {coordinator}"):
+            await EnrolmentStub(channel).Announce(pb.SignedAnnouncement.FromString(signed), timeout=CONNECT_S)
+
+
 async def _pinned_authority(host: str, port: int, fingerprint: bytes) -> bytes:
     """The certificate (PEM) that the enrolment endpoint shows, if it is the one that the ticket pins.
 

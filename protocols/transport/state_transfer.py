@@ -22,6 +22,7 @@ from protocols.wire.dugnad_pb2_grpc import PeerStub
 Progress = Callable[[int, int], None]  # (bytes done, bytes in total)
 # A transfer in which no byte comes for this long is given up and another donor is tried.
 IDLE_S = 10.0
+_ANOTHER_SWARM = (Reason.OTHER_RUN.value, Reason.OTHER_VERSION.value)
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,16 @@ async def ask_all(links: Links, peers: Iterable[Candidate], limit_s: float = DET
     """Those of `peers` that answer and are caught up, the furthest first; among equals in random order, so that donors share
     the load.
 
-    Raises RefusedError when nobody answers and somebody refused: then this peer is not of their run.
+    Raises RefusedError when nobody answers and somebody refused because it is of another run or version.
     """
     answers = await asyncio.gather(*(ask(links, peer, limit_s) for peer in peers), return_exceptions=True)
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, RemoteError):
             raise answer
     found = [answer for answer in answers if isinstance(answer, Whereabouts) and answer.caught_up]
-    refusals = [answer for answer in answers if isinstance(answer, RefusedError)]
-    if not found and refusals:
-        raise refusals[0]
+    foreign = [answer for answer in answers if isinstance(answer, RefusedError) and answer.reason in _ANOTHER_SWARM]
+    if not found and foreign:
+        raise foreign[0]
     random.shuffle(found)
     return sorted(found, key=lambda answer: (-answer.standing.total_samples, answer.standing.lineage))
 

@@ -421,16 +421,14 @@ class Committed(_message.Message):
     def __init__(self, signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ..., seconds: _Optional[float] = ..., attempts: _Optional[int] = ...) -> None: ...
 
 class Seen(_message.Message):
-    __slots__ = ("peer", "name", "present", "reason")
+    __slots__ = ("peer", "present", "reason")
     PEER_FIELD_NUMBER: _ClassVar[int]
-    NAME_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    peer: str
-    name: str
+    peer: PeerView
     present: bool
     reason: str
-    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., present: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, peer: _Optional[_Union[PeerView, _Mapping]] = ..., present: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Swarm(_message.Message):
     __slots__ = ("standing", "samples", "phase", "peers", "follows")
@@ -519,6 +517,10 @@ class Announcement(_message.Message):
     auxiliary: bool
     discovery: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., auxiliary: _Optional[bool] = ..., discovery: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AnnounceReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class SignedAnnouncement(_message.Message):
     __slots__ = ("announcement", "signature", "certificate")

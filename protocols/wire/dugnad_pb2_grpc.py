@@ -341,6 +341,11 @@ class EnrolmentStub:
                 request_serializer=dugnad__pb2.AssetRequest.SerializeToString,
                 response_deserializer=dugnad__pb2.AssetPart.FromString,
                 _registered_method=True)
+        self.Announce = channel.unary_unary(
+                '/dugnad.v1.Enrolment/Announce',
+                request_serializer=dugnad__pb2.SignedAnnouncement.SerializeToString,
+                response_deserializer=dugnad__pb2.AnnounceReply.FromString,
+                _registered_method=True)
 
 
 class EnrolmentServicer:
@@ -360,6 +365,13 @@ class EnrolmentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Announce(self, request, context):
+        """A reachable peer says where it is, now and then: so a coordinator that starts again finds the swarm that went on without it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrolmentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -372,6 +384,11 @@ def add_EnrolmentServicer_to_server(servicer, server):
                     servicer.Asset,
                     request_deserializer=dugnad__pb2.AssetRequest.FromString,
                     response_serializer=dugnad__pb2.AssetPart.SerializeToString,
+            ),
+            'Announce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announce,
+                    request_deserializer=dugnad__pb2.SignedAnnouncement.FromString,
+                    response_serializer=dugnad__pb2.AnnounceReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -429,6 +446,33 @@ class Enrolment:
             '/dugnad.v1.Enrolment/Asset',
             dugnad__pb2.AssetRequest.SerializeToString,
             dugnad__pb2.AssetPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Announce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dugnad.v1.Enrolment/Announce',
+            dugnad__pb2.SignedAnnouncement.SerializeToString,
+            dugnad__pb2.AnnounceReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -18,6 +18,16 @@ from protocols.errors import BadMessageError
 from protocols.optimization import build_optimizer
 from protocols.run_spec import RunSpec
 from protocols.state import StateHeader, capture, manifest_of, read_header, read_parameters, restore
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for each other's threads on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 HEADER = StateHeader(run_digest="aa", epoch=7, lineage="bb", samples=900, commit="cc", scheduler={"epoch": 7})
 
@@ -163,7 +173,7 @@ def test_any_other_bytes_are_refused(junk: bytes) -> None:
 
 
 def test_a_snapshot_of_another_model_or_optimizer_is_refused() -> None:
-    refused_and_untouched(capture(*trained(width=6), HEADER), r"not \(4")
+    refused_and_untouched(capture(*trained(width=6), HEADER), r"is \(.*6.*\) .* not \(.*4")
     refused_and_untouched(capture(*trained("lamb"), HEADER), "another optimizer")
     refused_and_untouched(capture(*trained("sgd", momentum=0.9), HEADER), "another optimizer")
     refused_and_untouched(capture(*trained(betas=(0.5, 0.6)), HEADER), "betas differs")

@@ -21,6 +21,16 @@ from protocols.task import Batch, Task, initial_model, open_task, prepare, read_
 from protocols.tasks import packing
 from protocols.tasks.packing import Prefetched, spread
 
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for each other's threads on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 CAUSAL: dict[str, Any] = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 CAUSAL |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
 MASKED: dict[str, Any] = {"model_type": "albert", "embedding_size": 8, "hidden_size": 16, "intermediate_size": 32}

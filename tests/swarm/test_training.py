@@ -1,0 +1,174 @@
+"""Real processes that train together, and one after the other leave the hard way."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from protocols.errors import RefusedError
+from protocols.reasons import Reason
+from protocols.round.records import Candidate
+from protocols.state import read_header
+from protocols.transport.state_transfer import ask
+from tests.swarm.swarm import (
+    Swarm,
+    address_of,
+    as_json,
+    assert_disjoint,
+    assert_one_history,
+    run_dugnad,
+    wait_until,
+)
+
+pytestmark = pytest.mark.swarm
+
+
+def test_a_coordinator_and_three_peers_train_to_the_end_and_the_loss_falls(tmp_path: Path) -> None:
+    with Swarm(tmp_path, seed=11, max_epochs=12) as swarm:
+        peers = [swarm.start_peer(f"peer-{number}") for number in range(3)]
+        swarm.commits_by(swarm.coordinator, 2, 120)
+        status = run_dugnad("status", swarm.ticket, "--json")
+        assert status.returncode == 0, status.stderr
+        assert as_json(status.stdout)["target_batch_size"] == 192
+        assert swarm.coordinator.wait(120) == 0, swarm.coordinator.tail()
+        assert [peer.wait(30) for peer in peers] == [0, 0, 0], "\n".join(peer.tail() for peer in peers)
+        evaluated = swarm.coordinator.events("evaluated")
+        assert evaluated[0]["epoch"] == 0 and evaluated[-1]["epoch"] == 12
+        assert evaluated[-1]["loss"] < evaluated[0]["loss"] - 0.5
+        written = swarm.coordinator.events("checkpoint_written")[-1]
+        assert AutoModelForCausalLM.from_pretrained(written["path"]).num_parameters() > 0
+        assert_disjoint([swarm.coordinator, *peers])
+        assert_one_history([swarm.coordinator, *peers])
+
+
+def test_survivors_commit_after_a_contributor_the_coordinator_and_the_next_lead_are_killed(tmp_path: Path) -> None:
+    with Swarm(tmp_path, seed=12) as swarm:
+        peers = [swarm.start_peer(f"peer-{number}") for number in range(4)]
+        for peer in peers:
+            swarm.contributes(peer)
+        victim, *rest = peers
+
+        victim.kill()
+        at = max(peer.epoch() for peer in rest)
+        swarm.commits_by(rest[0], at + 2, 30)
+        last = rest[0].events("committed")[-1]
+        assert swarm.id_of(victim) not in {c["peer"] for c in last["contributors"]}
+
+        # The lead is the coordinator's auxiliary peer; it goes with the coordinator.
+        first_lead = last["lead"]
+        swarm.coordinator.kill()
+        at = max(peer.epoch() for peer in rest)
+        swarm.commits_by(rest[0], at + 2, 30)
+        second_lead = rest[0].events("committed")[-1]["lead"]
+        assert second_lead != first_lead
+
+        (lead,) = [peer for peer in rest if swarm.id_of(peer) == second_lead]
+        survivors = [peer for peer in rest if peer is not lead]
+        lead.kill()
+        at = max(peer.epoch() for peer in survivors)
+        for survivor in survivors:
+            swarm.commits_by(survivor, at + 2, 30)
+        assert survivors[0].events("committed")[-1]["lead"] not in (first_lead, second_lead)
+
+        # The coordinator comes back on the same port: the old ticket holds, it finds the swarm, and a newcomer can join.
+        swarm.coordinator = swarm.start_coordinator()
+        at = survivors[0].epoch()
+        newcomer = swarm.start_peer("newcomer")
+        swarm.contributes(newcomer)
+        swarm.commits_by(swarm.coordinator, at + 1, 60)
+        logs = [swarm.coordinator, *peers, newcomer]
+        assert_disjoint(logs)
+        assert_one_history(logs)
+
+
+def test_the_auxiliary_peer_that_leads_is_replaced_when_it_dies_and_does_not_displace_its_successor(tmp_path: Path) -> None:
+    with Swarm(tmp_path, seed=13) as swarm:
+        peers = [swarm.start_peer(f"peer-{number}") for number in range(2)]
+        for peer in peers:
+            swarm.contributes(peer)
+        first_lead = peers[0].events("committed")[-1]["lead"]
+        auxiliary = next(c for c in swarm.coordinator.family() if "auxiliary" in c.cmdline())
+        auxiliary.send_signal(signal.SIGKILL)
+        at = max(peer.epoch() for peer in peers)
+        swarm.commits_by(peers[0], at + 2, 30)
+        wait_until(lambda: swarm.coordinator.events("auxiliary_restarted"), "the auxiliary peer to be restarted")
+        wait_until(lambda: first_lead in _members(peers[0].events("planned")[-1:] + peers[1].events("planned")[-1:]), "its return", 60)
+        swarm.commits_by(peers[0], peers[0].epoch() + 2, 30)
+        assert peers[0].events("committed")[-1]["lead"] != first_lead
+        assert_disjoint([swarm.coordinator, *peers])
+        assert_one_history([swarm.coordinator, *peers])
+
+
+def _members(planned: list[dict[str, list[str]]]) -> set[str]:
+    return {member for record in planned for member in record["members"]}
+
+
+def test_a_late_joiner_is_bit_identical_to_the_others_once_it_has_contributed(tmp_path: Path) -> None:
+    with Swarm(tmp_path, seed=14, codec="fp16") as swarm:
+        early = swarm.start_peer("early")
+        swarm.commits_by(early, 4, 90)
+        late = swarm.start_peer("late")
+        swarm.contributes(late)
+
+        def at_one_lineage() -> tuple[bytes, bytes] | None:
+            ours, theirs = swarm.snapshot_of(early), swarm.snapshot_of(late)
+            return (ours, theirs) if read_header(ours).lineage == read_header(theirs).lineage else None
+
+        ours, theirs = wait_until(at_one_lineage, "both at one lineage")
+        assert read_header(ours).scheduler == read_header(theirs).scheduler
+        assert ours == theirs, "parameters, optimizer state and learning rate are the same bytes"
+
+
+def test_a_swarm_of_client_mode_peers_trains_through_the_coordinators_auxiliary_peer(tmp_path: Path) -> None:
+    with Swarm(tmp_path, seed=15) as swarm:
+        peers = [swarm.start_peer(f"hidden-{number}", "--client-mode") for number in range(2)]
+        for peer in peers:
+            swarm.contributes(peer)
+        swarm.commits_by(peers[0], peers[0].epoch() + 2)
+        both = [c for c in peers[0].events("committed") if len(c["contributors"]) == 2]
+        assert both, "some epoch has contributions of both"
+        assert all(record["reachable"] is False for record in swarm.coordinator.events("peer_joined") if "hidden" in record["name"])
+
+
+def test_ctrl_c_leaves_cleanly_and_the_others_go_on(tmp_path: Path) -> None:
+    with Swarm(tmp_path, seed=16) as swarm:
+        stays, leaves = swarm.start_peer("stays"), swarm.start_peer("leaves")
+        for peer in (stays, leaves):
+            swarm.contributes(peer)
+        leaves.send(signal.SIGINT)
+        assert leaves.wait(30) == 130, leaves.tail()
+        assert "Left the run" in leaves.tail()
+        swarm.commits_by(stays, stays.epoch() + 2, 30)
+        reasons = [record["reason"] for record in swarm.coordinator.events("peer_left")]
+        assert Reason.LEFT.value in reasons, reasons
+
+
+def test_a_run_resumes_from_its_checkpoint_after_everybody_stopped(tmp_path: Path) -> None:
+    with Swarm(tmp_path, seed=17) as swarm:
+        peer = swarm.start_peer("first")
+        swarm.commits_by(swarm.coordinator, 5, 90)
+        swarm.coordinator.send(signal.SIGINT)
+        assert swarm.coordinator.wait(60) == 130, swarm.coordinator.tail()
+        peer.kill()
+        kept = swarm.coordinator.events("checkpoint_written")[-1]["epoch"]
+        assert kept >= 4
+        swarm.coordinator = swarm.start_coordinator()
+        again = swarm.start_peer("second")
+        swarm.contributes(again)
+        resumed = swarm.coordinator.events("run_resumed")
+        assert [record["epoch"] for record in resumed] == [kept]
+        assert min(record["epoch"] for record in again.events("committed")) > kept
+
+
+def test_a_peer_of_another_run_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with Swarm(tmp_path, seed=18) as swarm:
+        peer = swarm.start_peer("peer")
+        swarm.commits_by(peer, 1, 90)
+        there = Candidate(swarm.id_of(peer), address_of(peer))
+        with pytest.raises(RefusedError) as refusal:
+            swarm.call(lambda links: ask(links, there), run_digest="f" * 64)
+        assert refusal.value.reason == Reason.OTHER_RUN.value
+        assert "ffffffffffff" in str(refusal.value)
