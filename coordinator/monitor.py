@@ -71,6 +71,7 @@ class Monitor:
         self._present: dict[str, str] = {}  # peers that were announced as joined, and their names
         self._kept_epoch = 0  # newest epoch evaluated or kept
         self._fetch_not_before = 0.0
+        self._samples_per_second = 0.0
         self.epoch = 0
         self.last_checkpoint: Path | None = None
 
@@ -130,6 +131,7 @@ class Monitor:
 
     def _see(self, view: SwarmView) -> None:
         self._console.update(view)
+        self._samples_per_second = view.samples_per_second
         for peer in view.peers:
             self._joined(peer)
         here = {peer.peer for peer in view.peers}
@@ -161,7 +163,7 @@ class Monitor:
             ("train/lr", rate),
             ("train/grad_norm", commit.gradient_norm),
             ("swarm/peers", float(len(commit.members))),
-            ("swarm/samples", float(commit.samples)),
+            ("swarm/samples_per_second", self._samples_per_second),
         ):
             self._scalar(tag, value, epoch)
 

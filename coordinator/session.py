@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import queue
 import random
 import signal
@@ -235,7 +236,8 @@ class _Session:
     def _signals(self) -> Iterator[None]:
         def stop(_number: int, _frame: FrameType | None) -> None:
             if self._interrupted:
-                raise KeyboardInterrupt
+                self._console.__exit__(None, None, None)  # gives the terminal back
+                os._exit(EXIT_INTERRUPTED)  # children notice and end: see protocols/child_process.py
             self._interrupted = True
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

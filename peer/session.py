@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import os
 import signal
 import socket
 import time
@@ -292,7 +293,8 @@ class _Session:
 
         def stop(_number: int, _frame: FrameType | None) -> None:
             if self._leaving:
-                raise KeyboardInterrupt
+                self._console.__exit__(None, None, None)  # gives the terminal back
+                os._exit(EXIT_INTERRUPTED)  # children notice and end: see protocols/child_process.py
             self._leaving = True
             part = averaging()
             if part is None:

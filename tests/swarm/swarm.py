@@ -6,6 +6,8 @@ is still there.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -145,10 +147,8 @@ class Process:
 
     def family(self) -> list[psutil.Process]:
         """Every descendant ever seen by calling this."""
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             self._family.update({child.pid: child for child in psutil.Process(self.pid).children(recursive=True)})
-        except psutil.NoSuchProcess:
-            pass
         return list(self._family.values())
 
     def send(self, number: signal.Signals) -> None:
@@ -204,12 +204,12 @@ class Swarm:
         for process in self.everybody:
             process.end()
         self._network.__exit__(kind, error, trace)
-        families = [(process.name, child) for process in self.everybody for child in process.family()]
+        families = [child for process in self.everybody for child in process.family()]
         if error is not None:
             for process in self.everybody:
                 print(f"--- {process.name}\n{process.tail()}")
             return
-        wait_until(lambda: not [c for _, c in families if _alive(c)], f"orphans: {[(n, c) for n, c in families if _alive(c)]}", 15)
+        wait_until(lambda: not any(map(_alive, families)), f"these to end with their parents: {families}", 15)
 
     # -- processes -------------------------------------------------------------------------------------------------------------
 
@@ -307,7 +307,7 @@ def assert_disjoint(processes: list[Process]) -> None:
     ranges = committed_ranges(processes)
     assert ranges, "nothing was committed"
     for who, spans in ranges.items():
-        for (_, end, epoch), (first, _, later) in zip(spans, spans[1:], strict=False):
+        for (_, end, epoch), (first, _, later) in itertools.pairwise(spans):
             assert end <= first, f"samples of {who} are in epochs {epoch} and {later}"
 
 

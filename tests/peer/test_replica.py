@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from peer.replica import Replica
+from protocols.codecs import CODECS, Codec
+from protocols.errors import BadMessageError
+from protocols.identity import Authority, Credentials, Key
+from protocols.optimization import build_optimizer, build_scheduler
+from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
+from protocols.run_spec import RunSpec
+from protocols.signing import sign_commit
+from protocols.state import StateHeader, capture, parameters_sha256
+from protocols.wire.convert import signed_commit_from_bytes, signed_commit_to_bytes
+
+RUN = "ab" * 32
+PEAK = 0.01
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.load_or_create(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def lead(authority: Authority) -> Credentials:
+    key = Key.generate()
+    return Credentials(key, authority.admit(key.request()), authority.pem)
+
+
+def spec() -> RunSpec:
+    optimizer = {"name": "adamw", "learning_rate": PEAK, "weight_decay": 0.1}
+    schedule = {"name": "linear", "warmup_steps": 3, "total_steps": 20}
+    return RunSpec.model_validate({"run": {"name": "x"}, "model": {"model_type": "gpt2"}, "optimizer": optimizer, "schedule": schedule})
+
+
+def make_model(seed: int = 0, width: int = 5) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
+
+
+def genesis_sha256() -> str:
+    model = make_model()
+    return parameters_sha256(capture(model, build_optimizer(spec(), model), StateHeader(RUN, 0, "", 0, "", {})))
+
+
+def replica(lead: Credentials, *, seed: int = 0, width: int = 5, max_grad_norm: float = 1.0, at_genesis: bool = True, **change: Any) -> Replica:
+    model = make_model(seed, width)
+    optimizer = build_optimizer(spec(), model)
+    options: dict[str, Any] = {
+        "codec": CODECS["fp32"],
+        "max_grad_norm": max_grad_norm,
+        "run_digest": RUN,
+        "authority": lead.authority,
+        "genesis": Tip.genesis(RUN, genesis_sha256(), Candidate(lead.peer_id, "")),
+        "genesis_sha256": genesis_sha256(),
+    }
+    it = Replica(model, optimizer, build_scheduler(spec(), optimizer), **{**options, **change})
+    if at_genesis:
+        it.tip = it.genesis
+    return it
+
+
+def averaged_of(it: Replica, seed: int, codec: Codec = CODECS["fp32"]) -> bytes:
+    return codec.encode(np.random.default_rng(seed).standard_normal(it.elements).astype(codec.working))
+
+
+def commit_for(it: Replica, averaged: bytes, lead: Credentials, **change: Any) -> SignedCommit:
+    assert it.tip is not None
+    values = it.codec.decode(averaged).astype(np.float64)
+    shard = ShardResult(0, it.elements, hashlib.sha256(averaged).hexdigest(), float(values @ values))
+    commit = Commit(
+        ballot=Ballot(it.tip.epoch + 1, it.tip.lineage, 1, lead.peer_id),
+        plan_digest="b" * 64,
+        contributions=(Contribution("ann", 1, 0, 8, it.tip.lineage, 1.0),),
+        members=("ann",),
+        shards=(shard,),
+        codec=it.codec.name,
+        total_samples=it.tip.total_samples + 8,
+        lead=Candidate(lead.peer_id, "l:1"),
+        succession=(),
+    )
+    return sign_commit(replace(commit, **change), lead)
+
+
+def advance(it: Replica, lead: Credentials, seed: int, **change: Any) -> tuple[SignedCommit, bytes]:
+    averaged = averaged_of(it, seed)
+    signed = commit_for(it, averaged, lead, **change)
+    it.apply(signed, averaged)
+    return signed, averaged
+
+
+def everything(it: Replica) -> bytes:
+    """All that a restore could change, bit by bit."""
+    state = [tensor.detach().clone().numpy().tobytes() for tensor in it.model.state_dict().values()]
+    for group in it.optimizer.param_groups:
+        state.append(repr({key: value for key, value in group.items() if key != "params"}).encode())
+        for parameter in group["params"]:
+            slots = it.optimizer.state.get(parameter, {})
+            state += [f"{name}".encode() + torch.as_tensor(value).numpy().tobytes() for name, value in sorted(slots.items())]
+    state.append(repr((it.tip, it.commit, it.schedule.epoch, it.accumulator.first, it.accumulator.end)).encode())
+    return b"|".join(state)
+
+
+def parameters(it: Replica) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in it.model.parameters()])
+
+
+# -- applying --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_commit_is_one_step_with_its_epochs_learning_rate(lead: Credentials) -> None:
+    it = replica(lead, max_grad_norm=0.0)
+    reference = make_model()
+    optimizer = build_optimizer(spec(), reference)
+    for epoch in range(4):
+        signed, averaged = advance(it, lead, epoch)
+        at = 0
+        values = torch.from_numpy(np.frombuffer(averaged, "<f4").copy())
+        for parameter in reference.parameters():
+            parameter.grad = values[at : at + parameter.numel()].view_as(parameter)
+            at += parameter.numel()
+        for group in optimizer.param_groups:
+            group["lr"] = PEAK * min(epoch / 3, (20 - epoch) / 17 if epoch >= 3 else 1.0)
+        optimizer.step()
+        assert torch.equal(parameters(it), torch.cat([p.detach().flatten() for p in reference.parameters()]))
+        assert it.tip == Tip.after(signed.commit)
+        assert it.commit is signed
+    assert it.schedule.epoch == 4
+    assert it.optimizer.param_groups[0]["lr"] == pytest.approx(PEAK * 16 / 17)
+
+
+def test_peers_that_apply_the_same_commits_are_bit_identical(lead: Credentials) -> None:
+    a, b = replica(lead), replica(lead)
+    b.accumulator.flat.fill_(7)  # whatever b had accumulated meanwhile
+    b.accumulator.add(3, 1.0)
+    for seed in range(3):
+        signed, averaged = advance(a, lead, seed)
+        b.apply(signed, bytearray(averaged))
+    assert torch.equal(parameters(a), parameters(b))
+    assert not b.accumulator.flat.any()
+    assert b.accumulator.samples == 0
+    assert b.accumulator.first == 3, "its counter goes on"
+
+
+@pytest.mark.parametrize(("said", "factor"), [(25.0, 0.5), (100.0, 0.25), (6.0, 1.0), (6.25, 1.0)])
+def test_clipping_goes_by_the_commits_sums_of_squares_alone(lead: Credentials, said: float, factor: float) -> None:
+    """max_grad_norm is 2.5; the commit's word counts, not this machine's own sum: everybody must clip by the same number."""
+    clipped, plain = replica(lead, max_grad_norm=2.5), replica(lead, max_grad_norm=0.0)
+    averaged = averaged_of(clipped, 1)
+    half = clipped.elements // 2
+    shards = (ShardResult(0, half, "c" * 64, said / 2), ShardResult(half, clipped.elements, "d" * 64, said / 2))
+    clipped.apply(commit_for(clipped, averaged, lead, shards=shards), averaged)
+    scaled = (CODECS["fp32"].decode(averaged) * np.float32(factor)).astype("<f4").tobytes()
+    plain.apply(commit_for(plain, averaged, lead), scaled)
+    for mine, theirs in zip(clipped.optimizer.state.values(), plain.optimizer.state.values(), strict=True):
+        assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
+
+
+def test_a_commit_that_does_not_follow_is_refused_and_changes_nothing(lead: Credentials) -> None:
+    it = replica(lead)
+    first, averaged = advance(it, lead, 1)
+    before = everything(it)
+    with pytest.raises(BadMessageError, match="follow"):
+        it.apply(first, averaged)  # twice
+    assert everything(it) == before
+
+
+def test_after_a_step_that_failed_the_state_is_of_no_lineage(lead: Credentials, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = replica(lead)
+    averaged = averaged_of(it, 1)
+    signed = commit_for(it, averaged, lead)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(it.optimizer, "step", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        it.apply(signed, averaged)
+    monkeypatch.undo()
+    assert it.tip is None
+    with pytest.raises(BadMessageError, match="follow"):
+        it.apply(signed, averaged)  # never stepped again
+    with pytest.raises(BadMessageError, match="no lineage"):
+        it.capture()
+
+
+# -- freezing --------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_frozen_is_the_mean_with_its_range_and_loss(lead: Credentials) -> None:
+    it = replica(lead)
+    it.accumulator.flat.copy_(torch.arange(it.elements))
+    it.accumulator.add(4, 10.0)
+    frozen = it.freeze()
+    assert frozen is not None
+    assert (frozen.first, frozen.end, frozen.loss) == (0, 4, 2.5)
+    assert CODECS["fp32"].decode(frozen.encoded).tolist() == (np.arange(it.elements) / 4).tolist()
+    assert it.freeze() == frozen, "freezing twice gives the same bytes"
+
+
+@pytest.mark.parametrize(
+    ("gradient", "loss"),
+    [(float("nan"), 1.0), (float("inf"), 1.0), (0.5, float("nan")), (0.5, float("inf"))],
+)
+def test_what_overflowed_is_not_sent(lead: Credentials, gradient: float, loss: float) -> None:
+    it = replica(lead)
+    it.accumulator.flat[3] = gradient
+    it.accumulator.add(4, loss)
+    assert it.freeze() is None
+
+
+def test_nothing_accumulated_is_nothing_to_freeze(lead: Credentials) -> None:
+    assert replica(lead).freeze() is None
+
+
+# -- capture and restore -----------------------------------------------------------------------------------------------------------
+
+
+def test_whoever_restores_is_bit_identical_and_stays_so(lead: Credentials) -> None:
+    old, new = replica(lead), replica(lead, seed=9, at_genesis=False)
+    for seed in range(3):
+        advance(old, lead, seed)
+    snapshot, header, tip = old.capture()
+    assert (header.epoch, header.lineage, header.samples) == (3, tip.lineage, 24)
+    assert new.restore(snapshot) == old.tip == new.tip
+    assert new.optimizer.param_groups[0]["lr"] == old.optimizer.param_groups[0]["lr"]
+    assert new.capture()[0] == snapshot
+    for seed in range(3, 6):
+        signed, averaged = advance(old, lead, seed)
+        new.apply(signed, averaged)
+        assert new.capture()[0] == old.capture()[0]
+
+
+def test_the_genesis_restores_too(lead: Credentials) -> None:
+    old, new = replica(lead), replica(lead, seed=9, at_genesis=False)
+    assert new.restore(old.capture()[0]) == old.genesis
+    assert torch.equal(parameters(new), parameters(old))
+
+
+def test_restoring_never_reuses_a_counter(lead: Credentials) -> None:
+    old, new = replica(lead), replica(lead)
+    advance(old, lead, 1)
+    new.accumulator.add(5, 1.0)
+    new.restore(old.capture()[0])
+    assert (new.accumulator.first, new.accumulator.end) == (5, 5)
+    assert not new.accumulator.flat.any()
+
+
+def snapshot_with(old: Replica, **change: Any) -> bytes:
+    _, header, _ = old.capture()
+    return capture(old.model, old.optimizer, replace(header, **change))
+
+
+def resigned(old: Replica, lead: Credentials, change: Callable[[SignedCommit], SignedCommit]) -> bytes:
+    assert old.commit is not None
+    forged = change(old.commit)
+    commit = forged.commit
+    return snapshot_with(
+        old, commit=signed_commit_to_bytes(forged).hex(), lineage=commit.digest, epoch=commit.ballot.epoch, samples=commit.total_samples
+    )
+
+
+def another_signer(lead: Credentials, old: SignedCommit) -> SignedCommit:
+    key = Key.generate()
+    impostor = Credentials(key, lead.certificate, lead.authority)
+    return sign_commit(replace(old.commit, total_samples=10**6), impostor)
+
+
+BAD: dict[str, Callable[[Replica, Credentials], bytes]] = {
+    "another run": lambda old, lead: snapshot_with(old, run_digest="cd" * 32),
+    "no commit, not the genesis": lambda old, lead: snapshot_with(old, commit="", lineage=old.genesis.lineage, epoch=0),
+    "a commit that is no commit": lambda old, lead: snapshot_with(old, commit="00ff"),
+    "a commit that is no hex": lambda old, lead: snapshot_with(old, commit="zz"),
+    "another lineage than its commit": lambda old, lead: snapshot_with(old, lineage="f" * 64),
+    "another epoch than its commit": lambda old, lead: snapshot_with(old, epoch=7),
+    "a commit changed after signing": lambda old, lead: resigned(
+        old, lead, lambda s: replace(s, commit=replace(s.commit, total_samples=10**6))
+    ),
+    "a commit signed by somebody else": lambda old, lead: resigned(old, lead, lambda s: another_signer(lead, s)),
+    "truncated": lambda old, lead: old.capture()[0][:-1],
+    "cut in the header": lambda old, lead: old.capture()[0][:40],
+    "empty": lambda old, lead: b"",
+    "noise": lambda old, lead: bytes(range(256)) * 40,
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_snapshot_that_cannot_be_trusted_is_refused_and_changes_nothing(lead: Credentials, kind: str) -> None:
+    old, new = replica(lead), replica(lead)
+    advance(old, lead, 1)
+    advance(old, lead, 2)
+    advance(new, lead, 5)
+    new.accumulator.flat.fill_(0.5)
+    new.accumulator.add(5, 1.0)
+    before = everything(new)
+    snapshot = BAD[kind](old, lead)
+    with pytest.raises(BadMessageError):
+        new.restore(snapshot)
+    assert everything(new) == before
+    assert new.accumulator.flat.eq(0.5).all()
+
+
+def test_the_snapshots_above_are_refused_for_what_was_changed_in_them(lead: Credentials) -> None:
+    old, new = replica(lead), replica(lead)
+    advance(old, lead, 1)
+    new.restore(snapshot_with(old))
+    new.restore(resigned(old, lead, lambda signed: signed))
+
+
+def test_a_snapshot_of_a_model_of_another_size_is_refused(lead: Credentials) -> None:
+    wide, new = replica(lead, width=6), replica(lead)
+    advance(wide, lead, 1)
+    before = everything(new)
+    with pytest.raises(BadMessageError):
+        new.restore(wide.capture()[0])
+    assert everything(new) == before
+
+
+def test_a_commit_travels_in_a_snapshot_unchanged(lead: Credentials) -> None:
+    old = replica(lead)
+    signed, _ = advance(old, lead, 1)
+    assert signed_commit_from_bytes(bytes.fromhex(old.capture()[1].commit)) == signed

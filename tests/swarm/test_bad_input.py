@@ -1,0 +1,115 @@
+"""What a person can get wrong on the command line: one or two lines that name the cause and the remedy, and the right exit code."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from protocols.identity import Ticket
+from tests.swarm.swarm import SPEC, Swarm, free_port, run_dugnad
+
+pytestmark = pytest.mark.swarm
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+    with Swarm(tmp_path_factory.mktemp("swarm"), seed=21, batch=32) as swarm:
+        yield swarm
+
+
+def refused(code: int, cause: str, *arguments: str) -> str:
+    """Run dugnad; it must end with `code` and say `cause` in at most two lines, without a traceback. Returns what it said."""
+    done = run_dugnad(*arguments)
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == code, done.stderr
+    assert len(said) == 1 and cause in said[0], done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def write_spec(folder: Path, old: str = "", new: str = "", *, text: Path | None = None) -> Path:
+    path = folder / "run.toml"
+    path.write_text(SPEC.format(seed=1, text=text or folder, batch=32, limit="", codec="fp32").replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize("ticket", ["hello", "dugnad1-", "dugnad1-AAAA", "dugnad9-AAAA"])
+def test_a_text_that_is_no_ticket_is_wrong_use(ticket: str) -> None:
+    assert "Copy the whole ticket" in refused(2, "ticket", "peer", ticket)
+
+
+def test_a_ticket_with_a_lost_character_is_noticed_before_any_connection(swarm: Swarm) -> None:
+    refused(2, "damaged", "status", swarm.ticket[:-3] + swarm.ticket[-2:])
+
+
+def test_a_ticket_with_a_secret_that_is_not_the_runs_is_refused(swarm: Swarm, tmp_path: Path) -> None:
+    wrong = replace(Ticket.parse(swarm.ticket), secret=bytes(16))
+    refused(2, "does not accept this ticket", "peer", str(wrong), "--home", str(tmp_path))
+
+
+def test_a_ticket_of_another_coordinator_at_that_address_is_refused(swarm: Swarm, tmp_path: Path) -> None:
+    wrong = replace(Ticket.parse(swarm.ticket), fingerprint=bytes(32))
+    refused(2, "is not the coordinator", "peer", str(wrong), "--home", str(tmp_path))
+
+
+def test_a_coordinator_that_is_away_is_named_with_its_address(tmp_path: Path) -> None:
+    port = free_port()
+    away = Ticket(("127.0.0.1",), port, bytes(32), bytes(16))
+    said = refused(1, f"127.0.0.1:{port} cannot be reached", "peer", str(away), "--home", str(tmp_path))
+    assert "Check that the coordinator runs" in said
+
+
+def test_a_port_that_is_in_use_is_named(swarm: Swarm, tmp_path: Path) -> None:
+    run_file = write_spec(tmp_path, text=Path(__file__).resolve().parents[2])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        arguments = ["coordinator", str(run_file), "--dir", str(tmp_path / "run"), "--host", "127.0.0.1", "--port", port]
+        assert "--port" in refused(1, f"127.0.0.1:{port}: the port is in use", *arguments)
+
+
+def test_a_run_file_with_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    run_file = write_spec(tmp_path, "learning_rate", "learnin_rate")
+    assert "learning_rate" in refused(2, "optimizer.learnin_rate", "coordinator", str(run_file), "--dir", str(tmp_path / "run"))
+
+
+def test_a_run_file_that_is_missing_is_wrong_use(tmp_path: Path) -> None:
+    refused(2, "absent.toml", "coordinator", str(tmp_path / "absent.toml"))
+
+
+def test_a_corpus_that_is_missing_is_named(tmp_path: Path) -> None:
+    refused(1, str(tmp_path), "coordinator", str(write_spec(tmp_path)), "--dir", str(tmp_path / "run"))
+
+
+def test_a_corpus_that_is_empty_is_said_to_hold_nothing(tmp_path: Path) -> None:
+    (tmp_path / "protocols").mkdir()
+    (tmp_path / "protocols" / "empty.py").write_text("")
+    run_file = write_spec(tmp_path, f', "{tmp_path}/coordinator/*.py", "{tmp_path}/peer/*.py"', "")
+    refused(1, "hold 0 characters", "coordinator", str(run_file), "--dir", str(tmp_path / "run"))
+
+
+def test_a_batch_smaller_than_one_micro_batch_is_refused(swarm: Swarm, tmp_path: Path) -> None:
+    refused(2, "larger than the run's whole batch of 32", "peer", swarm.ticket, "--home", str(tmp_path), "--micro-batch", "64")
+
+
+def test_a_device_that_is_not_there_is_refused(swarm: Swarm, tmp_path: Path) -> None:
+    refused(2, "cuda:7", "peer", swarm.ticket, "--home", str(tmp_path), "--device", "cuda:7")
+
+
+def test_a_folder_with_another_run_is_not_overwritten(swarm: Swarm, tmp_path: Path) -> None:
+    before = (swarm.folder / "run" / "run.toml").read_bytes()
+    other = tmp_path / "run.toml"
+    other.write_text(swarm.run_file.read_text().replace("seed = 21", "seed = 22"))
+    held = refused(1, "another process of yours uses", "coordinator", str(other), "--dir", str(swarm.folder / "run"))
+    assert "choose another folder" in held
+    assert (swarm.folder / "run" / "run.toml").read_bytes() == before
+
+
+def test_an_unknown_option_is_wrong_use() -> None:
+    done = run_dugnad("peer", "x", "--devise", "cpu")
+    assert done.returncode == 2 and "--device" in done.stderr, done.stderr
