@@ -1,10 +1,10 @@
 """Drives the round's state machines over the network: events in, actions out, on the network's thread.
 
-sources of events                                     carried out by
-service.py      what members and donors are sent      _perform, one action after another
-_sit_at         what this peer's lead sends           handover: freeze, apply, restore on the training thread
-_ticks          time                                  reducing.exchange: the bulk traffic of a plan
-Discovery       who else is there                     catch_up: state from donors
+events come from                                      actions are carried out by
+- service.py: what members and observers send         - perform: one after another, in order
+- lead_link.py: what this peer's lead sends           - handover: freeze, apply, restore on the training thread
+- neighbours.py: who else is there                    - exchanges.py: the bulk traffic of a plan
+- _ticks: time                                        - catch_up.py: state from donors
 """
 
 from __future__ import annotations
@@ -13,46 +13,42 @@ import asyncio
 import contextlib
 import functools
 import logging
-import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import grpc
-
 from peer.catch_up import CatchUp
 from peer.donor import Donor
+from peer.exchanges import Exchanges
 from peer.handover import Handover
-from peer.reducing import ReduceError, Reducing, exchange
+from peer.lead_link import LeadLink
+from peer.neighbours import Neighbours
+from peer.reducing import ReduceError
 from peer.replica import Frozen, Replica
 from protocols.codecs import Codec
-from protocols.errors import BadMessageError, LocalError, RefusedError, RemoteError
+from protocols.errors import BadMessageError, RemoteError
 from protocols.reasons import Reason
 from protocols.round import lead as lead_actions
 from protocols.round import member as member_actions
-from protocols.round.lead import DETECTION_S, Lead
+from protocols.round.lead import Lead
 from protocols.round.member import Member, Phase
 from protocols.round.records import Candidate, Contribution, Hello, Plan, Report, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
 from protocols.signing import check_signed, sign_commit
-from protocols.transport.discovery import ANNOUNCEMENT_S, Announcement, Discovery, sign_announcement
-from protocols.transport.enrolling import announce_to
-from protocols.transport.links import END, Links, translate
+from protocols.transport.discovery import Discovery
+from protocols.transport.links import Links
 from protocols.transport.state_transfer import Progress, ask
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import answer_to_wire, from_wire, to_wire
-from protocols.wire.dugnad_pb2_grpc import PeerStub
 
 TICK_S = 0.25
+KEPT_RECORDS = 4096
 HEARTBEAT_S = 0.5
-# Others are looked for this often: eagerly while there are none.
-DISCOVERY_S, EAGER_DISCOVERY_S = 5.0, 0.5
-ANNOUNCE_S = ANNOUNCEMENT_S / 3
-# The first answer of a lead includes the TLS handshake, which a busy home computer may take its time for.
-FIRST_ANSWER_S = 3 * DETECTION_S
-
+# How long a goodbye may take to go out before the channel closes.
+GOODBYE_S = 0.1
+LOOK_AGAIN_S = 0.05
 _log = logging.getLogger(__name__)
 EventSink = Callable[..., None]  # (event name, **fields)
 
@@ -95,7 +91,7 @@ class Averaging:
         *,
         hello: Hello,
         links: Links,
-        discovery: Discovery | None,
+        discovery: Discovery,
         bootstrap: tuple[Candidate, ...],
         coordinator: str,
         settings: Settings,
@@ -111,6 +107,7 @@ class Averaging:
         self.links = links
         self.settings = settings
         self.donor = Donor(replica, handover)
+        self.exchanges = Exchanges(links, settings.codec)
         self.member = Member(me, hello.incarnation)
         candidate = Candidate(me, hello.address)
         self.succession = Succession(candidate)
@@ -125,25 +122,21 @@ class Averaging:
         self.status = SwarmStatus(0, 0.0, 0)
         self.following: Candidate | None = None  # the lead whose stream is open, or this peer itself
         self.seats: dict[str, asyncio.Queue[pb.LeadMessage | None]] = {}  # streams of those who follow this peer
-        self.commits: list[SignedCommit] = []
+        self.commits: deque[SignedCommit] = deque(maxlen=KEPT_RECORDS)  # for observers that were away
         self.finished = asyncio.Event()  # the run's last epoch is committed here
         self._training = training
         self._replica = replica
         self._handover = handover
-        self._discovery = discovery
         self._events = _with_plain_reasons(events)
         self._catching_up = CatchUp(self.donor, replica, handover, links, settings.codec, self._events, progress)
         self._bootstrap = bootstrap
-        self._coordinator = coordinator
-        self._to_lead: tuple[str, asyncio.Queue[pb.MemberMessage]] | None = None
-        self._reducing: dict[tuple[str, int], Reducing] = {}
-        self._planned = asyncio.Condition()
-        self._exchange: asyncio.Task[None] | None = None
-        self._encoded = b""
-        self._averaged: tuple[str, bytearray] = ("", bytearray())
+        if bootstrap:
+            self.succession.know(bootstrap)
+        self._lead_link = LeadLink(links, hello, self._from_lead)
+        self._neighbours = Neighbours(discovery, links, hello, coordinator, found=self._found, heard=self.heard_standing)
+        self._encoded = b""  # this epoch's contribution, as every attempt sends it
         self.samples = 0
         self.samples_per_second = self._step_s = 0.0
-        self._moved_bytes = 0
         self._queue: deque[Any] = deque()
         self._performing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,7 +148,7 @@ class Averaging:
         """Take part until cancelled. Raises what ends a peer: RefusedError by its run, UnreachableError when no donor is left."""
         self._failure = asyncio.get_running_loop().create_future()
         self._spawn(self._catch_up(Reason.BEHIND))
-        for loop in (self._ticks(), self._follow(), self._discover()):
+        for loop in (self._ticks(), self._follow(), self._neighbours.run()):
             self._spawn(loop)
         try:
             await self._failure
@@ -177,9 +170,8 @@ class Averaging:
             await asyncio.wait_for(self._round_over(), timeout=30)
         if self.member.tip is not None and self.samples and self.member.phase is Phase.TRAINING:
             self._events("given_up", reason=Reason.LEFT, samples=self.samples)
-        if self._to_lead is not None:
-            self._to_lead[1].put_nowait(pb.MemberMessage(leave=pb.Leave()))
-            await asyncio.sleep(0.1)  # let it go out before the channel closes
+        self._lead_link.send(pb.MemberMessage(leave=pb.Leave()))
+        await asyncio.sleep(GOODBYE_S)
 
     async def _round_over(self) -> None:
         while self.member.phase in (Phase.FROZEN, Phase.REDUCING, Phase.READY, Phase.APPLYING):  # noqa: ASYNC110  once, at the end
@@ -228,55 +220,27 @@ class Averaging:
         for outbox in self.seats.values():
             outbox.put_nowait(message)
 
-    async def _discover(self) -> None:
-        if self._discovery is None:
-            return
-        announced_at = -ANNOUNCE_S
-        while True:
-            others: list[Candidate] = []
-            try:
-                if self.hello.address and time.monotonic() - announced_at >= ANNOUNCE_S:
-                    announced_at = time.monotonic()
-                    await self._announce(self._discovery)
-                others = [Candidate(item.peer, item.address) for item in await self._discovery.peers() if item.peer != self.me]
-                self.succession.know(others)
-            except (RemoteError, LocalError) as error:
-                _log.warning("discovery: %s", error)  # peers that know each other go on without it
-            if others and self.member.tip is not None:
-                # One at random, now and then: a heavier lineage that this peer's own lead does not know of.
-                with contextlib.suppress(RemoteError):
-                    self.heard_standing((await ask(self.links, random.choice(others))).standing)
-            await asyncio.sleep(DISCOVERY_S if others else EAGER_DISCOVERY_S)
-
-    async def _announce(self, discovery: Discovery) -> None:
-        announcement = Announcement(
-            peer=self.me,
-            incarnation=self.hello.incarnation,
-            address=self.hello.address,
-            name=self.hello.name,
-            auxiliary=self.hello.auxiliary,
-            discovery=discovery.addresses,
-        )
-        signed = sign_announcement(announcement, self.links.credentials)
-        await discovery.announce(self.me, signed)
-        with contextlib.suppress(RemoteError):  # the coordinator may be away; it is not needed for training
-            await announce_to(self._coordinator, self.links.credentials.authority, signed)
+    def _found(self, others: Iterable[Candidate]) -> None:
+        """Discovery's newest look; peers known from enrolment stay known, since a look may miss somebody."""
+        self.succession.know({candidate.peer: candidate for candidate in (*self._bootstrap, *others)}.values())
 
     # -- following a lead ------------------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
+        vain = 0  # leads dialled in vain since one was found
         while True:
             acting = self.succession.acting
             if acting is None or self.member.tip is None:
-                await asyncio.sleep(TICK_S / 5)
+                await asyncio.sleep(LOOK_AGAIN_S)
             elif acting.peer != self.me:
                 self._step_down()
-                await self._sit_at(acting)
-            elif self.member.phase is Phase.CATCHING_UP:
-                await asyncio.sleep(TICK_S / 5)
+                vain = 0 if await self._sit_at(acting) else vain + 1
+                if vain == len(self.succession.order) + 1:
+                    self._events("paused", reason=Reason.NO_REACHABLE_PEER)
             else:
-                self._take_over(acting)
-                await asyncio.sleep(TICK_S / 5)
+                if self.member.phase is not Phase.CATCHING_UP:
+                    self._take_over(acting)
+                await asyncio.sleep(LOOK_AGAIN_S)
 
     def _take_over(self, me: Candidate) -> None:
         if self.lead.active:
@@ -296,47 +260,26 @@ class Averaging:
             outbox.put_nowait(None)  # ends the stream
         self.seats.clear()
 
-    async def _sit_at(self, lead: Candidate) -> None:
-        """Follow `lead` until its stream ends or somebody else leads."""
-        outbox: asyncio.Queue[pb.MemberMessage] = asyncio.Queue()
-        call = PeerStub(self.links.to(lead.peer, lead.address)).Control(metadata=self.links.metadata)
-        writing = asyncio.create_task(_write_all(call, outbox))
-        self._to_lead = (lead.peer, outbox)
-        outbox.put_nowait(pb.MemberMessage(hello=to_wire(self.hello)))
-        self.report()
-        reason, limit_s = Reason.CONNECTION_LOST, FIRST_ANSWER_S
-        try:
-            while (acting := self.succession.acting) is not None and acting.peer == lead.peer:
-                message = await asyncio.wait_for(call.read(), limit_s)
-                limit_s = DETECTION_S
-                if message is END:
-                    break
-                if message.WhichOneof("kind") == "not_lead":
-                    reason = Reason.NOT_THE_LEAD
-                    self.succession.heard(message.not_lead.follows)
-                    break
-                self.following = lead
-                self._from_lead(message)
-            else:
-                return  # the last commit names another lead
-        except asyncio.TimeoutError:
-            reason = Reason.SILENT
-        except (grpc.RpcError, asyncio.InvalidStateError) as error:
-            problem = translate(error, f"lead {lead.peer[:8]}") if isinstance(error, grpc.RpcError) else None
-            if isinstance(problem, RefusedError) and problem.reason == Reason.OTHER_RUN.value:
-                raise problem from error
-        except BadMessageError as error:
-            _log.warning("lead %s: %s", lead.peer[:8], error)
-        finally:
-            self.following = self._to_lead = None
-            writing.cancel()
-            call.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-        self.succession.silent(lead.peer)
-        self._events("lead_lost", peer=lead.peer, reason=reason)
-        await asyncio.sleep(TICK_S)
+    async def _sit_at(self, lead: Candidate) -> bool:
+        """Follow `lead` until its stream ends or somebody else leads; whether it did lead."""
 
-    def _from_lead(self, message: pb.LeadMessage) -> None:
+        def goes_on() -> bool:
+            acting = self.succession.acting
+            return acting is not None and acting.peer == lead.peer
+
+        departure = await self._lead_link.follow(lead, self.report, goes_on)
+        self.following = None
+        if departure is None:
+            return True
+        self.succession.heard(departure.follows)
+        self.succession.silent(lead.peer)
+        if departure.led:
+            self._events("lead_lost", peer=lead.peer, reason=departure.reason)
+        await asyncio.sleep(TICK_S)
+        return departure.led
+
+    def _from_lead(self, lead: Candidate, message: pb.LeadMessage) -> None:
+        self.following = lead
         kind = message.WhichOneof("kind")
         if kind == "heartbeat":
             beat = message.heartbeat
@@ -369,14 +312,14 @@ class Averaging:
             samples_per_second=self.samples_per_second,
             step_s=self._step_s,
             promised_attempt=self.member.promised.attempt if self.member.promised is not None else 0,
-            moved_bytes=self._moved_bytes,
+            moved_bytes=self.exchanges.moved_bytes,
             caught_up=self.member.phase is not Phase.CATCHING_UP,
             phase=self.member.phase.value,
         )
         if self.lead.active:
             self.perform(self.lead.reported(self.me, report, time.monotonic()))
-        elif self._to_lead is not None:
-            self._to_lead[1].put_nowait(pb.MemberMessage(report=to_wire(report)))
+        else:
+            self._lead_link.send(pb.MemberMessage(report=to_wire(report)))
 
     # -- actions ---------------------------------------------------------------------------------------------------------------
 
@@ -397,9 +340,9 @@ class Averaging:
             case member_actions.Freeze():
                 self._spawn(self._freeze())
             case member_actions.Reduce(plan, contribution):
-                self._exchange = self._spawn(self._reduce(plan, contribution))
-            case member_actions.StopReducing(plan_digest, reason):
-                self._spawn(self._stop_reducing(plan_digest, reason))
+                self._spawn(self._reduce(plan, contribution))
+            case member_actions.StopReducing(plan_digest, _):
+                self._spawn(self.exchanges.stop(plan_digest))
             case member_actions.Send(to, answer):
                 self._answer(to, answer)
             case member_actions.Apply(signed, plan_digest):
@@ -447,8 +390,8 @@ class Averaging:
     def _answer(self, to: str, answer: member_actions.Answer) -> None:
         if to == self.me:
             self.perform(self.lead.answer(self.me, answer, time.monotonic()))
-        elif self._to_lead is not None and self._to_lead[0] == to:
-            self._to_lead[1].put_nowait(answer_to_wire(answer))
+        else:
+            self._lead_link.send(answer_to_wire(answer), to)
 
     async def _ask(self, peer: str) -> None:
         """A member that cannot be dialled (client mode) is not answered for: the lead waits for it until detection."""
@@ -479,44 +422,16 @@ class Averaging:
         self.perform(self.member.frozen(contribution))
 
     async def _reduce(self, plan: Plan, contribution: Contribution | None) -> None:
-        own = {
-            index: Reducing(plan, index, self.settings.codec)
-            for index, shard in enumerate(plan.shards)
-            if shard.reducer == self.me
-        }
-        async with self._planned:
-            self._reducing.update({(plan.digest, index): reducing for index, reducing in own.items()})
-            self._planned.notify_all()
-        encoded = self._encoded if contribution is not None else b""
         try:
-            result, averaged = await exchange(
-                plan, contribution, encoded, own, codec=self.settings.codec, links=self.links, moved=self.moved
-            )
+            result = await self.exchanges.run(plan, contribution, self._encoded if contribution is not None else b"")
         except ReduceError as error:
             self.perform(self.member.reduce_failed(plan.digest, error.reason, error.member, error.reducer))
-            return
-        self._averaged = (plan.digest, averaged)
-        self.perform(self.member.reduced(result))
-
-    async def reducing(self, plan_digest: str, shard_index: int) -> Reducing | None:
-        """This peer's reduction of a shard; waits a moment, since a member's stream may overtake the lead's plan."""
-        key = (plan_digest, shard_index)
-        async with self._planned:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._planned.wait_for(lambda: key in self._reducing), FIRST_ANSWER_S)
-        return self._reducing.get(key)
-
-    async def _stop_reducing(self, plan_digest: str, reason: Reason) -> None:
-        if self._exchange is not None and (self.member.plan is None or self.member.plan.digest == plan_digest):
-            self._exchange.cancel()
-        for key in [key for key in self._reducing if key[0] == plan_digest]:
-            await self._reducing.pop(key).fail(reason, self.me, "the attempt is over")
+        else:
+            self.perform(self.member.reduced(result))
 
     async def _apply(self, signed: SignedCommit, plan_digest: str) -> None:
-        digest, averaged = self._averaged
         try:
-            if digest != plan_digest:
-                raise BadMessageError("the averages at hand are of another plan")
+            averaged = self.exchanges.averaged(plan_digest)
             tip = await self._handover.run(functools.partial(self._replica.apply, signed, averaged))
         except Exception:  # noqa: BLE001  whatever a failing device raises: the state is given up, and the cause is in the log
             _log.exception("applying epoch %d failed", signed.commit.ballot.epoch)
@@ -527,17 +442,13 @@ class Averaging:
 
     def _advanced(self, signed: SignedCommit, tip: Tip, averaged: bytes) -> None:
         commit = signed.commit
-        for key in [key for key in self._reducing if key[0] != commit.plan_digest]:
-            del self._reducing[key]
+        self.exchanges.committed(commit.plan_digest)
         self.donor.keep(signed, averaged)
         self.commits.append(signed)
         self.lead.follow(tip, commit)
         self.succession.follow(tip)
         self._events("applied", signed=signed)
         self._finish_at(tip)
-
-    def moved(self, size: int) -> None:
-        self._moved_bytes += size
 
     async def _catch_up(self, reason: Reason) -> None:
         def known() -> list[Candidate]:
@@ -553,12 +464,6 @@ class Averaging:
     def _finish_at(self, tip: Tip) -> None:
         if self.settings.max_epochs is not None and tip.epoch >= self.settings.max_epochs:
             self.finished.set()
-
-
-async def _write_all(call: Any, outbox: asyncio.Queue[pb.MemberMessage]) -> None:
-    with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-        while True:
-            await call.write(await outbox.get())
 
 
 def _with_plain_reasons(events: EventSink) -> EventSink:

@@ -51,6 +51,8 @@ class PeerEvents:
             self._console.event(f"lead {fields['peer'][:8]} lost: {fields['reason']}")
         elif event == "leading":
             self._console.event(f"this peer leads now, from epoch {fields['epoch']} on")
+        elif event == "paused":
+            self._console.event("paused: nobody is left who can be connected to; waiting for such a peer")
         elif event == "catching_up":
             self._console.event(f"catching up: {fields['reason']}")
         elif event == "caught_up":

@@ -110,10 +110,10 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
         opening = await context.read()
         if opening is END or opening.WhichOneof("kind") != "open":
             await refuse(context, Reason.BAD_CHUNK, peer)
-        reducing = await self._averaging.reducing(opening.open.plan_digest, opening.open.shard)
+        reducing = await self._averaging.exchanges.reducing(opening.open.plan_digest, opening.open.shard)
         if reducing is None or peer not in reducing.plan.members:
             await refuse(context, Reason.NOT_A_MEMBER, f"this peer reduces no such shard for {peer[:8]}")
-        await serve_reduce(reducing, peer, opening.open, context, self._averaging.moved)
+        await serve_reduce(reducing, peer, opening.open, context, self._averaging.exchanges.moved)
 
     # -- state -----------------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ class Reason(str, Enum):
     RESULTS_DIFFER = "results-differ"  # two members hold different averaged bytes
     LEAD_LOST = "lead-lost"
     SUPERSEDED = "superseded"  # a higher ballot took over
+    NO_REACHABLE_PEER = "no-reachable-peer"  # nobody is left whom others can connect to: the swarm pauses
 
     # A contribution is given up.
     MISSED = "missed"  # its epoch was committed without it

@@ -35,7 +35,7 @@ def package_of(name: str) -> list[str]:
 
 @cache
 def imported(name: str) -> frozenset[str]:
-    """Every module that a file names in an import, anywhere in it; relative imports resolved, and `from a import b` as a and a.b."""
+    """Every module that a file imports, anywhere in it; relative imports resolved, and `from a import b` as a and a.b."""
     found: set[str] = set()
     for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Import):
@@ -97,7 +97,20 @@ def test_the_coordinator_does_not_know_the_peer(name: str) -> None:
 @pytest.mark.parametrize("name", ROUND)
 def test_the_round_is_pure(name: str) -> None:
     """Neither it nor anything of ours that it imports touches a tensor, a clock, a thread or a socket."""
-    impure = ("torch", "asyncio", "grpc", "time", "threading", "socket", "hivemind", "random", "datetime", "os", "subprocess", "concurrent")
+    impure = (
+        "torch",
+        "asyncio",
+        "grpc",
+        "time",
+        "threading",
+        "socket",
+        "hivemind",
+        "random",
+        "datetime",
+        "os",
+        "subprocess",
+        "concurrent",
+    )
     for file in reached(name):
         assert imports_of(file, *impure) == [], f"{name} reaches {file}"
 
@@ -141,7 +154,9 @@ def _broad(node: ast.expr | None) -> bool:
 
 
 def _does_nothing(body: list[ast.stmt]) -> bool:
-    return all(isinstance(s, ast.Pass | ast.Continue) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in body)
+    return all(
+        isinstance(s, ast.Pass | ast.Continue) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in body
+    )
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -20,6 +20,7 @@ class Succession:
         self._tip: Tip | None = None
         self._others: dict[str, Candidate] = {}
         self._silent: set[str] = set()
+        self._looked = False
 
     def follow(self, tip: Tip) -> None:
         """A new tip names a lead that was there a moment ago: suspicions start afresh."""
@@ -30,6 +31,7 @@ class Succession:
     def know(self, others: Iterable[Candidate]) -> None:
         """Reachable peers found by discovery; their addresses are newer than those in the commit."""
         self._others = {candidate.peer: candidate for candidate in others}
+        self._looked = True
 
     def silent(self, peer: str) -> None:
         self._silent.add(peer)
@@ -48,11 +50,15 @@ class Succession:
 
     @property
     def acting(self) -> Candidate | None:
-        """The lead to follow now. When everybody is silent the suspicions are dropped and the order is tried from the top;
-        None if it is empty."""
+        """The lead to follow now; None while nobody can be followed, or nobody has looked yet who is there.
+
+        When everybody is silent the suspicions are dropped and the order is tried from the top.
+        """
         order = self.order
+        if not self._looked or not order:
+            return None
         for candidate in order:
             if candidate.peer not in self._silent:
                 return candidate
         self._silent.clear()
-        return order[0] if order else None
+        return order[0]

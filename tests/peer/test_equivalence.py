@@ -1,7 +1,7 @@
 """N peers that average are one process that trains on the large batch: the issue's own test of the arithmetic.
 
-Everything between backward() and the step is the product's: accumulators, frozen contributions, plans, shards, weighted means, commits,
-replicas. The one process it is held against is written here from scratch, with torch's optimizers and nothing of ours.
+Everything between backward() and the step is the product's: accumulators, frozen contributions, plans, shards, weighted means,
+commits, replicas. The one process it is held against is written here from scratch, with torch's optimizers and nothing of ours.
 """
 
 from __future__ import annotations

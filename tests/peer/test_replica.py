@@ -47,7 +47,9 @@ def lead(authority: Authority) -> Credentials:
 def spec() -> RunSpec:
     optimizer = {"name": "adamw", "learning_rate": PEAK, "weight_decay": 0.1}
     schedule = {"name": "linear", "warmup_steps": 3, "total_steps": 20}
-    return RunSpec.model_validate({"run": {"name": "x"}, "model": {"model_type": "gpt2"}, "optimizer": optimizer, "schedule": schedule})
+    return RunSpec.model_validate(
+        {"run": {"name": "x"}, "model": {"model_type": "gpt2"}, "optimizer": optimizer, "schedule": schedule}
+    )
 
 
 def make_model(seed: int = 0, width: int = 5) -> nn.Module:
@@ -60,7 +62,9 @@ def genesis_sha256() -> str:
     return parameters_sha256(capture(model, build_optimizer(spec(), model), StateHeader(RUN, 0, "", 0, "", {})))
 
 
-def replica(lead: Credentials, *, seed: int = 0, width: int = 5, max_grad_norm: float = 1.0, at_genesis: bool = True, **change: Any) -> Replica:
+def replica(
+    lead: Credentials, *, seed: int = 0, width: int = 5, max_grad_norm: float = 1.0, at_genesis: bool = True, **change: Any
+) -> Replica:
     model = make_model(seed, width)
     optimizer = build_optimizer(spec(), model)
     options: dict[str, Any] = {
@@ -230,7 +234,7 @@ def test_nothing_accumulated_is_nothing_to_freeze(lead: Credentials) -> None:
     assert replica(lead).freeze() is None
 
 
-# -- capture and restore -----------------------------------------------------------------------------------------------------------
+# -- capture and restore ----------------------------------------------
 
 
 def test_whoever_restores_is_bit_identical_and_stays_so(lead: Credentials) -> None:
@@ -273,7 +277,11 @@ def resigned(old: Replica, lead: Credentials, change: Callable[[SignedCommit], S
     forged = change(old.commit)
     commit = forged.commit
     return snapshot_with(
-        old, commit=signed_commit_to_bytes(forged).hex(), lineage=commit.digest, epoch=commit.ballot.epoch, samples=commit.total_samples
+        old,
+        commit=signed_commit_to_bytes(forged).hex(),
+        lineage=commit.digest,
+        epoch=commit.ballot.epoch,
+        samples=commit.total_samples,
     )
 
 

@@ -30,8 +30,16 @@ def test_peers_that_share_a_machine_get_a_folder_each_and_come_back_to_it(tmp_pa
 
 
 def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
-    code = f"import sys; from pathlib import Path; from protocols.home import Home\nHome.claim(Path({str(tmp_path / 'peer')!r}))\nprint('mine', flush=True)\nsys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+    code = """
+import sys
+from pathlib import Path
+from protocols.home import Home
+home = Home.claim(Path(sys.argv[1]))
+print("mine", flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "peer")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"mine\n"
         with pytest.raises(LocalError):

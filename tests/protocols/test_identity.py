@@ -68,13 +68,19 @@ def test_no_damaged_character_leads_to_another_ticket(hosts: tuple[str, ...]) ->
 def test_a_lost_doubled_or_swapped_character_is_noticed() -> None:
     text = str(TICKET)
     for at in range(len(text)):
-        for damaged in (text[:at] + text[at + 1 :], text[:at] + text[at] + text[at:], text[:at] + text[at + 1 :][:1] + text[at : at + 1] + text[at + 2 :]):
+        for damaged in (
+            text[:at] + text[at + 1 :],
+            text[:at] + text[at] + text[at:],
+            text[:at] + text[at + 1 :][:1] + text[at : at + 1] + text[at + 2 :],
+        ):
             if damaged != text:
                 with pytest.raises(TicketError):
                     Ticket.parse(damaged)
 
 
-@pytest.mark.parametrize("text", ["", "hello", "dugnad1-", "dugnad1-AAAA", str(TICKET)[:-1], str(TICKET)[1:], "dugnad1-" + "A" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "hello", "dugnad1-", "dugnad1-AAAA", str(TICKET)[:-1], str(TICKET)[1:], "dugnad1-" + "A" * 100_000]
+)
 def test_what_is_no_ticket_is_refused_with_a_remedy(text: str) -> None:
     with pytest.raises(TicketError) as caught:
         Ticket.parse(text)
@@ -123,7 +129,7 @@ def test_a_key_file_that_cannot_be_used_is_named_and_kept(tmp_path: Path, kind: 
     assert path.read_bytes() == content
 
 
-# -- certificates and signatures -----------------------------------------------------------------------------------------------------
+# -- certificates and signatures -------------------------------------------------------------------------------------------------
 
 
 def test_an_authority_keeps_its_fingerprint_over_a_restart(tmp_path: Path) -> None:

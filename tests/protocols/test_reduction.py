@@ -35,7 +35,9 @@ def plan(*, codec: str = "fp32", start: int = 0) -> Plan:
 
 
 def contribution(peer: str, **change: Any) -> Contribution:
-    return Contribution(**{"peer": peer, "incarnation": 1, "first": 5, "end": 5 + WEIGHTS.get(peer, 1), "base": PARENT, "loss": 1.0} | change)
+    return Contribution(
+        **{"peer": peer, "incarnation": 1, "first": 5, "end": 5 + WEIGHTS.get(peer, 1), "base": PARENT, "loss": 1.0} | change
+    )
 
 
 def values(peer: str, seed: int = 0) -> np.ndarray:
@@ -88,7 +90,9 @@ def test_the_average_is_the_mean_over_all_samples(codec: str, tolerance: float) 
     seed=st.integers(0, 2**32 - 1),
     scale=st.sampled_from([1e-6, 1.0, 1e4]),
 )
-def test_a_weighted_mean_is_exact_to_rounding_and_never_leaves_the_range_of_its_parts(weights: list[int], seed: int, scale: float) -> None:
+def test_a_weighted_mean_is_exact_to_rounding_and_never_leaves_the_range_of_its_parts(
+    weights: list[int], seed: int, scale: float
+) -> None:
     vectors = np.random.default_rng(seed).uniform(-scale, scale, (len(weights), 9))
     for name, unit in (("fp64", 2.0**-53), ("fp32", 2.0**-24)):
         codec = CODECS[name]
@@ -187,11 +191,15 @@ def first(peer: str = "ann") -> bytes:
         pytest.param(lambda it: it.feed("ann", 0, b""), id="empty chunk"),
         pytest.param(lambda it: [it.feed("ann", 0, first()), it.feed("ann", 0, first())], id="the same twice"),
         pytest.param(
-            lambda it: [it.feed("ann", at, data) for at, data in [*chunks(bytes(4 * ELEMENTS), CODECS["fp32"]), (4 * ELEMENTS, b"\0" * 4)]],
+            lambda it: [
+                it.feed("ann", at, data) for at, data in [*chunks(bytes(4 * ELEMENTS), CODECS["fp32"]), (4 * ELEMENTS, b"\0" * 4)]
+            ],
             id="surplus",
         ),
         pytest.param(
-            lambda it: [it.feed("ann", at, data) for at, data in [*chunks(bytes(4 * ELEMENTS), CODECS["fp32"]), (4 * ELEMENTS, b"")]],
+            lambda it: [
+                it.feed("ann", at, data) for at, data in [*chunks(bytes(4 * ELEMENTS), CODECS["fp32"]), (4 * ELEMENTS, b"")]
+            ],
             id="empty surplus",
         ),
     ],

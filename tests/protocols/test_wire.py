@@ -17,7 +17,19 @@ import protocols.wire
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
 from protocols.round import member, records
-from protocols.round.records import Ballot, Candidate, Commit, Contribution, Hello, Plan, Report, Shard, ShardResult, SignedCommit, Standing
+from protocols.round.records import (
+    Ballot,
+    Candidate,
+    Commit,
+    Contribution,
+    Hello,
+    Plan,
+    Report,
+    Shard,
+    ShardResult,
+    SignedCommit,
+    Standing,
+)
 from protocols.state import Manifest
 from protocols.wire import convert
 from protocols.wire import dugnad_pb2 as pb
@@ -46,11 +58,21 @@ ballots = st.builds(Ballot, epoch=st.integers(1, 2**40), parent=digests, attempt
 candidates = st.builds(Candidate, peer=peers, address=texts)
 contributions = st.integers(0, 2**40).flatmap(
     lambda first: st.builds(
-        Contribution, peer=peers, incarnation=counts, first=st.just(first), end=st.integers(first + 1, first + 2**40), base=digests, loss=finite
+        Contribution,
+        peer=peers,
+        incarnation=counts,
+        first=st.just(first),
+        end=st.integers(first + 1, first + 2**40),
+        base=digests,
+        loss=finite,
     )
 )
 results = st.builds(
-    lambda start, size, sha, squares: ShardResult(start, start + size, sha, squares), counts, st.integers(1, 2**40), digests, st.floats(0, 1e300)
+    lambda start, size, sha, squares: ShardResult(start, start + size, sha, squares),
+    counts,
+    st.integers(1, 2**40),
+    digests,
+    st.floats(0, 1e300),
 )
 standings = st.builds(Standing, epoch=counts, lineage=digests, total_samples=counts)
 
@@ -67,9 +89,7 @@ def plans(draw: st.DrawFn) -> Plan:
 @st.composite
 def commits(draw: st.DrawFn) -> Commit:
     plan = draw(plans())
-    made = tuple(
-        dataclasses.replace(draw(contributions), peer=peer, base=plan.ballot.parent) for peer in plan.contributors
-    )
+    made = tuple(dataclasses.replace(draw(contributions), peer=peer, base=plan.ballot.parent) for peer in plan.contributors)
     shards = tuple(ShardResult(s.start, s.stop, draw(digests), draw(st.floats(0, 1e300))) for s in plan.shards)
     total = sum(c.weight for c in made) + draw(st.integers(0, 2**60))
     lead = Candidate(plan.ballot.lead, draw(texts))
@@ -163,7 +183,9 @@ def test_noise_is_a_bad_message_and_nothing_else(noise: bytes) -> None:
         signed_commit_from_bytes(noise)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in EVERY_RECORD if kind not in (Hello, Candidate, Manifest, member.Accept, records.Result)])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in EVERY_RECORD if kind not in (Hello, Candidate, Manifest, member.Accept, records.Result)]
+)
 def test_an_empty_message_is_no_record(kind: type[Any]) -> None:
     """A missing part is not quietly zero."""
     with pytest.raises(BadMessageError):
@@ -233,7 +255,7 @@ def test_every_answer_and_report_can_be_told_apart() -> None:
     assert set(typing.get_args(member.Answer)) <= set(MEMBER_KINDS.values())
 
 
-# -- the file that all versions of dugnad share --------------------------------------------------------------------------------------
+# -- the file that all versions of dugnad share ----------------------------------------------------------------------------------
 
 
 def test_the_generated_code_is_that_of_the_proto_file(tmp_path: Path) -> None:
@@ -242,7 +264,9 @@ def test_the_generated_code_is_that_of_the_proto_file(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{WIRE}", *outputs, "dugnad.proto"]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     stub = (tmp_path / "dugnad_pb2_grpc.py").read_text()
-    (tmp_path / "dugnad_pb2_grpc.py").write_text(stub.replace("\nimport dugnad_pb2 as", "\nfrom protocols.wire import dugnad_pb2 as"))
+    (tmp_path / "dugnad_pb2_grpc.py").write_text(
+        stub.replace("\nimport dugnad_pb2 as", "\nfrom protocols.wire import dugnad_pb2 as")
+    )
     for name in ("dugnad_pb2.py", "dugnad_pb2.pyi", "dugnad_pb2_grpc.py"):
         assert (WIRE / name).read_text() == (tmp_path / name).read_text(), name
 

@@ -30,10 +30,6 @@ pytestmark = pytest.mark.swarm
 def test_a_coordinator_and_three_peers_train_to_the_end_and_the_loss_falls(tmp_path: Path) -> None:
     with Swarm(tmp_path, seed=11, max_epochs=12) as swarm:
         peers = [swarm.start_peer(f"peer-{number}") for number in range(3)]
-        swarm.commits_by(swarm.coordinator, 2, 120)
-        status = run_dugnad("status", swarm.ticket, "--json")
-        assert status.returncode == 0, status.stderr
-        assert as_json(status.stdout)["target_batch_size"] == 192
         assert swarm.coordinator.wait(120) == 0, swarm.coordinator.tail()
         assert [peer.wait(30) for peer in peers] == [0, 0, 0], "\n".join(peer.tail() for peer in peers)
         evaluated = swarm.coordinator.events("evaluated")
@@ -134,6 +130,16 @@ def test_a_swarm_of_client_mode_peers_trains_through_the_coordinators_auxiliary_
         assert both, "some epoch has contributions of both"
         hidden = [record for record in swarm.coordinator.events("peer_joined") if "hidden" in record["name"]]
         assert hidden and not any(record["reachable"] for record in hidden)
+
+        seen = run_dugnad("status", swarm.ticket, "--json")
+        assert seen.returncode == 0, seen.stderr
+        view = as_json(seen.stdout)
+        assert view["target_batch_size"] == 192 and view["epoch"] >= 2
+        assert {peer["name"]: peer["role"] for peer in view["peers"]} == {
+            "auxiliary": "auxiliary",
+            "hidden-0": "contributor",
+            "hidden-1": "contributor",
+        }
 
 
 def test_ctrl_c_leaves_cleanly_and_the_others_go_on(tmp_path: Path) -> None:

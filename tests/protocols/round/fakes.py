@@ -1,8 +1,8 @@
 """Real Member, Lead, Succession and ShardReduction machines, joined by a link that is a list.
 
-No I/O, no threads, no clock but `Swarm.now`. Messages between two nodes keep their order; which pair is served next is drawn from
-the seed, so that one seed is one schedule. Work that takes time elsewhere (freezing, applying, catching up) is a message of a node
-to itself: a node can die before it is done.
+No I/O, no threads, no clock but `Swarm.now`. Messages between two nodes keep their order; which pair is served next is drawn
+from the seed, so that one seed is one schedule. Work that takes time elsewhere (freezing, applying, catching up) is a message
+of a node to itself: a node can die before it is done.
 """
 
 from __future__ import annotations
@@ -247,7 +247,11 @@ class Node:
     def heard_standing(self, theirs: Standing) -> None:
         """A heavier lineage exists: go there, unless the lead that is followed is just taking this node there."""
         member = self.member
-        under_way = member.phase in (Phase.REDUCING, Phase.READY) and member.plan is not None and member.plan.ballot.lead == self.following
+        under_way = (
+            member.phase in (Phase.REDUCING, Phase.READY)
+            and member.plan is not None
+            and member.plan.ballot.lead == self.following
+        )
         if member.tip is not None and theirs.heavier_than(member.tip.standing) and not under_way:
             self.perform(member.catch_up(Reason.BEHIND))
 

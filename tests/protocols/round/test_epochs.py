@@ -268,7 +268,7 @@ def test_a_run_ends_after_its_last_epoch(max_epochs: int) -> None:
     swarm = swarm_of(max_epochs=max_epochs)
     for _ in range(max_epochs):
         swarm.epoch(DRAWS)
-    swarm.draw({name: 50 for name in NAMES})
+    swarm.draw(dict.fromkeys(NAMES, 50))
     swarm.tick(20)
     assert {node.epoch for node in swarm.alive} == {max_epochs}
     assert len(swarm.plans) == max_epochs
@@ -318,7 +318,7 @@ def test_of_two_leads_one_yields_and_the_swarm_is_whole_again(seed: int) -> None
         swarm.leave(name, "ann")
     swarm.tick(2)
     for _ in range(40):
-        swarm.draw({name: 2 for name in NAMES})
+        swarm.draw(dict.fromkeys(NAMES, 2))
         swarm.tick()
         swarm.check()
     assert len(swarm.leading) == 1
@@ -328,7 +328,7 @@ def test_of_two_leads_one_yields_and_the_swarm_is_whole_again(seed: int) -> None
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_higher_ballot_of_another_lead_wins_and_the_lower_ones_late_commit_is_ignored(seed: int) -> None:
-    """The members are ready for ann's plan; its commit is held up; they promise themselves away to bob's; then ann's commit arrives."""
+    """cid is ready for ann's plan, whose commit is held up; it promises itself away to bob's; then ann's commit arrives."""
     swarm = swarm_of("ann", "bob", "cid", seed=seed)
     swarm.epoch({"ann": 8, "bob": 8, "cid": 8})
     tip = swarm.nodes["cid"].member.tip
@@ -352,11 +352,15 @@ def test_a_higher_ballot_of_another_lead_wins_and_the_lower_ones_late_commit_is_
 @pytest.mark.parametrize(
     "forge",
     [
-        pytest.param(lambda c: Contribution(c.peer, c.incarnation, c.first, c.end + 1, c.base, c.loss), id="more weight than reported"),
+        pytest.param(
+            lambda c: Contribution(c.peer, c.incarnation, c.first, c.end + 1, c.base, c.loss), id="more weight than reported"
+        ),
         pytest.param(lambda c: Contribution(c.peer, c.incarnation, c.first, c.end, "f" * 64, c.loss), id="another base"),
     ],
 )
-def test_a_peer_that_always_claims_what_is_not_so_keeps_nobody_from_training(forge: Callable[[Contribution], Contribution]) -> None:
+def test_a_peer_that_always_claims_what_is_not_so_keeps_nobody_from_training(
+    forge: Callable[[Contribution], Contribution],
+) -> None:
     swarm = swarm_of()
     liar = swarm.nodes["cid"]
     honest = liar._act

@@ -58,7 +58,7 @@ def result_of(planned: Plan, *contributions: Contribution, shards: tuple[ShardRe
 
 
 def commit_of(planned: Plan, *contributions: Contribution, **change: Any) -> SignedCommit:
-    named = contributions or (given("bob"), given())
+    named = tuple(replace(c, base=planned.ballot.parent) for c in contributions or (given("bob"), given()))
     commit = Commit(
         ballot=planned.ballot,
         plan_digest=planned.digest,
@@ -101,7 +101,7 @@ def ready(planned: Plan) -> Member:
 
 
 def reason_of(actions: list[Any]) -> Reason:
-    ((to, refusal),) = [(a.to, a.answer) for a in actions if isinstance(a, Send)]
+    (refusal,) = [action.answer for action in actions if isinstance(action, Send)]
     assert isinstance(refusal, Refuse)
     return refusal.reason
 
@@ -329,7 +329,8 @@ def test_a_commit_with_other_averages_than_are_here_is_never_applied() -> None:
         pytest.param(lambda p: commit_of(p, given("bob")), id="a contributor less"),
         pytest.param(lambda p: commit_of(p, ballot=replace(p.ballot, epoch=9)), id="another epoch"),
         pytest.param(
-            lambda p: commit_of(p, ballot=replace(p.ballot, attempt=9, lead="bob"), lead=Candidate("bob", "b:1")), id="another lead"
+            lambda p: commit_of(p, ballot=replace(p.ballot, attempt=9, lead="bob"), lead=Candidate("bob", "b:1")),
+            id="another lead",
         ),
         pytest.param(lambda p: commit_of(p, members=("lea", "me", "zed")), id="other members"),
         pytest.param(lambda p: commit_of(p, codec="fp16"), id="another codec"),

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +16,7 @@ def test_shards_cover_the_vector_once_on_the_grid_in_nearly_equal_parts(elements
     shards = equal_shards(elements, reducers(count))
     assert shards[0].start == 0
     assert shards[-1].stop == elements
-    assert all(left.stop == right.start for left, right in zip(shards, shards[1:], strict=False))
+    assert all(left.stop == right.start for left, right in pairwise(shards))
     assert all(shard.start % GRID == 0 for shard in shards), "a cut off the grid would change a block codec's encoding"
     assert 1 <= len(shards) <= min(count, MAX_REDUCERS)
     assert len({shard.reducer for shard in shards}) == len(shards)

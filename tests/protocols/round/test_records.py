@@ -60,7 +60,7 @@ def test_ballots_of_an_epoch_are_ordered_by_attempt_then_lead() -> None:
 
 @pytest.mark.parametrize("change", [{"epoch": 0}, {"attempt": 0}, {"parent": "c" * 63}, {"parent": "C" * 64}, {"parent": ""}])
 def test_a_ballot_that_makes_no_sense_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="ballot|count"):
+    with pytest.raises(ValueError, match=r"ballot|count"):
         ballot(**change)
 
 
@@ -95,7 +95,7 @@ def test_a_contribution_covers_samples_with_a_finite_loss(change: dict[str, Any]
     ],
 )
 def test_a_plan_that_does_not_cover_the_vector_once_or_names_strangers_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="plan|shard"):
+    with pytest.raises(ValueError, match=r"plan|shard"):
         plan(**change)
 
 
@@ -121,7 +121,7 @@ def test_a_sum_of_squares_is_a_number_from_zero_on(squares: float) -> None:
     ],
 )
 def test_a_commit_that_contradicts_itself_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="commit|lineage"):
+    with pytest.raises(ValueError, match=r"commit|lineage"):
         commit(**change)
 
 
