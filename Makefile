@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo test lint proto clean
+.PHONY: demo test lint proto install clean
 
 demo: $(INSTALLED)
 	@$(BIN)/dugnad demo $(ARGS)
+
+install: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)

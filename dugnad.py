@@ -33,7 +33,7 @@ def version() -> None:
 
 @app.command()
 def env() -> None:
-    """Print what a bug report should say about this machine: versions, system, devices."""
+    """Print versions and devices for a bug report."""
     import torch
 
     packages = ["dugnad", "torch", "hivemind", "transformers", "grpcio", "protobuf", "pydantic", "numpy", "cryptography"]

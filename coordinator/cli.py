@@ -25,7 +25,7 @@ def coordinator(
     json: Annotated[bool, typer.Option("--json", help="Print the ticket as a JSON object on standard output.")] = False,
     end_with_standard_input: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Start a run, or resume it from its folder.
+    """Start a run, or resume it.
 
     Prints the ticket and the line that volunteers paste, shows the swarm live, and writes checkpoints. The training goes on if
     this process stops; start it again with the same folder and port, and the same ticket holds.
@@ -41,10 +41,13 @@ def coordinator(
 
 
 def status(
-    ticket: Annotated[str, typer.Argument(help="The ticket of the run.")],
+    ticket: Annotated[str, typer.Argument(metavar="TICKET", help="The ticket of the run.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
-    """Show the swarm from outside: epoch, samples towards the batch, peers, speed."""
+    """Show the swarm from outside.
+
+    Epoch, samples towards the batch, peers and their speed.
+    """
     from coordinator.status import show_status
 
     show_status(ticket, as_json=json)
@@ -54,7 +57,7 @@ def demo(
     directory: Annotated[Path | None, typer.Option("--dir", help="Folder for the run; runs/demo-TIME when left out.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a summary as one JSON object on the last line.")] = False,
 ) -> None:
-    """Train a small model on this computer, with everything that a real swarm has.
+    """See it all on this computer.
 
     Starts a coordinator and three peers as separate processes, lets a fourth join late, kills one without warning, and shows
     what came of it: a loss curve, a checkpoint, and a few lines that the model writes. Takes two to three minutes on two cores.

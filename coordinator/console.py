@@ -179,9 +179,11 @@ def render_view(view: SwarmView, width: int) -> RenderableType:
 
 
 def _swarm_line(view: SwarmView, eta: str) -> Text:
+    if not view.peers:
+        return Text("waiting for the first peer", style="dim")
     contributors = sum(peer.role == "contributor" and peer.state != "silent" for peer in view.peers)
     # The most telling first: a narrow terminal cuts the end.
-    parts = [plural(contributors, "contributor"), f"{rate(view.samples_per_second)} samples/s", eta, printable(view.phase, 24)]
+    parts = [plural(contributors, "contributor"), f"{rate(view.samples_per_second)} samples/s", eta]
     parts.append(f"{view.total_samples:,} samples in all")
     return Text(" · ".join(part for part in parts if part))
 
@@ -239,7 +241,7 @@ def describe(record: Mapping[str, Any]) -> str:
         kinds += ["client-mode"] if record.get("reachable") is False else []
         return f"peer {who} joined" + (f" ({', '.join(kinds)})" if kinds else "")
     if event == "peer_left":
-        return f"peer {who} left: {reason}"
+        return f"peer {who} said goodbye" if reason == "left" else f"peer {who} lost: {reason}"
     if event == "committed":
         parts = [plural(len(record.get("contributors") or ()), "peer"), plural(int(record.get("samples") or 0), "sample")]
         parts += [f"loss {_number(record['loss'])}"] if record.get("loss") is not None else []

@@ -130,8 +130,11 @@ def _play(processes: _Processes, events: Path, epochs: int) -> list[str]:
 def _show(directory: Path, killed: list[str], seconds: float, *, as_json: bool) -> None:
     # Imported here: torch, for the unigram loss and the sample, after the training is over.
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
     from protocols.task import open_task
+
+    transformers_logging.disable_progress_bar()
 
     def say(text: str) -> None:
         print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
@@ -150,7 +153,7 @@ def _show(directory: Path, killed: list[str], seconds: float, *, as_json: bool) 
     say(f"\nThe checkpoint continues {PROMPT!r}:\n")
     say(_indented(task.generate(model, PROMPT, 60, top_k=20, seed=1)))
     say(f"\nloss curve:  {picture}\ncheckpoint:  {checkpoint.path}")
-    say(_sentence(summary, killed, unigram))
+    say(_sentence(summary, unigram))
     if as_json:
         numbers = {
             "epochs": summary.epochs,
@@ -174,9 +177,10 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines()[:12])
 
 
-def _sentence(summary: Summary, killed: list[str], unigram: float) -> str:
+def _sentence(summary: Summary, unigram: float) -> str:
     return (
         f"{summary.peers_joined} peers made {summary.epochs} epochs from {summary.samples_committed:,} samples; "
-        f"{len(killed)} of them was killed on the way ({summary.rounds_retried} attempts repeated). "
+        "one was killed on the way.\n"
+        f"{summary.rounds_retried} attempts had to be repeated; no sample was counted twice.\n"
         f"Held-out loss {summary.loss_first:.2f} -> {summary.loss_last:.2f} nats per token (unigram: {unigram:.2f})."
     )

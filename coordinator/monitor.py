@@ -72,6 +72,7 @@ class Monitor:
         self._kept_epoch = 0  # newest epoch evaluated or kept
         self._fetch_not_before = 0.0
         self._samples_per_second = 0.0
+        self._lineage, self._total_samples = "", 0
         self.epoch = 0
         self.last_checkpoint: Path | None = None
 
@@ -84,6 +85,7 @@ class Monitor:
         """Where the run stands now: at its beginning, or at the checkpoint that it is resumed from."""
         header = read_header(snapshot)
         self.epoch = self._kept_epoch = header.epoch
+        self._lineage, self._total_samples = header.lineage, header.samples
         fields = {"run": self._run.spec.run.name, "run_digest": self._run.spec.digest}
         if resumed:
             self._record("run_resumed", **fields, epoch=header.epoch, lineage=header.lineage)
@@ -130,7 +132,6 @@ class Monitor:
             _log.warning("an observation was dropped: %s", error)
 
     def _see(self, view: SwarmView) -> None:
-        self._console.update(view)
         self._samples_per_second = view.samples_per_second
         for peer in view.peers:
             self._joined(peer)
@@ -149,6 +150,7 @@ class Monitor:
         if commit.digest in self._lineages:
             return
         self._lineages.add(commit.digest)
+        self._lineage, self._total_samples = commit.digest, commit.total_samples
         self.epoch = epoch = commit.ballot.epoch
         rate = self._run.schedule.learning_rate_at(epoch - 1)
         self._record(
@@ -240,7 +242,7 @@ class Monitor:
 
     def finish(self) -> None:
         """The last line of the history: the run's last epoch is kept."""
-        self._record("run_finished", epoch=self._kept_epoch)
+        self._record("run_finished", epoch=self._kept_epoch, lineage=self._lineage, samples=self._total_samples)
 
     # -- writing down --------------------------------------------------------------------------------------------------------
 

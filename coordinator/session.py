@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -24,8 +25,8 @@ from coordinator.genesis import RunFolder, open_run
 from coordinator.history import History
 from coordinator.known_peers import KnownPeers
 from coordinator.monitor import Monitor, Run
-from coordinator.watching import watch
-from protocols.errors import BadMessageError, LocalError, RemoteError, UnreachableError
+from coordinator.watching import swarm_view, watch
+from protocols.errors import BadMessageError, LocalError, PortInUseError, RemoteError, UnreachableError
 from protocols.files import write_durably
 from protocols.home import Home
 from protocols.identity import Ticket
@@ -41,6 +42,7 @@ from protocols.wire.dugnad_pb2_grpc import add_EnrolmentServicer_to_server
 
 EXIT_DONE, EXIT_INTERRUPTED = 0, 130
 FETCH_S = 600.0
+PORTS = 3  # enrolment, discovery, the auxiliary peer
 MAX_SNAPSHOT_BYTES = 64 << 30
 # Discovery is asked this often until the auxiliary peer shows up, then less often.
 EAGER_S, DISCOVERY_S = 0.5, 3.0
@@ -50,11 +52,16 @@ def run_coordinator(config: CoordinatorConfig) -> int:
     """Start or resume a run and watch it to its end. Returns the exit code; raises DugnadError for what a person should read."""
     author = RunSpec.load(config.run_file)
     path = config.directory or Path("runs") / author.run.name
-    with Home.claim(path), Console() as console:
-        checkpoints = Checkpoints(path / "checkpoints", keep=author.checkpoint.keep)
-        folder = open_run(author, path, checkpoints, console.status)
-        with History(path) as history, NetworkThread() as network:
-            return _Session(config, folder, checkpoints, history, console, network).run()
+    _check_ports(config)
+    with Home.claim(path):
+        with Console() as console:
+            checkpoints = Checkpoints(path / "checkpoints", keep=author.checkpoint.keep)
+            folder = open_run(author, path, checkpoints, console.status)
+            with History(path) as history, NetworkThread() as network:
+                session = _Session(config, folder, checkpoints, history, console, network)
+                code = session.run()
+        console.say(session.closing_line)
+    return code
 
 
 class _Session:
@@ -76,6 +83,7 @@ class _Session:
         self._known = KnownPeers()
         self._inbox: queue.SimpleQueue[pb.Observation] = queue.SimpleQueue()
         self._interrupted = False
+        self.closing_line = ""  # for after the screen has closed
         console.status("Loading the task")
         task = open_task(folder.spec, folder.path)
         model = task.build_model()
@@ -110,9 +118,10 @@ class _Session:
             if self._interrupted:
                 self._console.say("Stopping: writing a last checkpoint (Ctrl-C again to stop at once)")
                 monitor.keep(checkpoint=True)
+                self.closing_line = f"Stopped; the peers go on. Checkpoint: {monitor.last_checkpoint}"
                 return EXIT_INTERRUPTED
             monitor.finish()
-        self._console.say(f"The run is complete. Checkpoint: {monitor.last_checkpoint}")
+        self.closing_line = f"The run is complete. Checkpoint: {monitor.last_checkpoint}"
         return EXIT_DONE
 
     def _newest_snapshot(self) -> Path:
@@ -191,7 +200,7 @@ class _Session:
                 folder.spec,
                 folder.path,
                 folder.genesis,
-                discovery=lambda: (*discovery.addresses, *self._known.discovery()),
+                discovery=lambda: (*self._announced_as(discovery), *discovery.addresses, *self._known.discovery()),
                 peers=self._known.candidates,
                 announced=self._known.add,
             )
@@ -203,6 +212,12 @@ class _Session:
             ready.set_result(port)
             await stop.wait()
 
+    def _announced_as(self, discovery: Discovery) -> list[str]:
+        """The DHT node's address under each host that the organiser announces: a router may forward what the node cannot see."""
+        rest = [address.split("/", 3)[3] for address in discovery.addresses[:1]]  # /ip4/127.0.0.1/tcp/29101/p2p/ID -> tcp/...
+        kinds = [("ip4" if host.replace(".", "").isdigit() else "dns4", host) for host in self._config.announce]
+        return [f"/{kind}/{host}/{tail}" for kind, host in kinds for tail in rest]
+
     async def _look_around(self, discovery: Discovery) -> None:
         while True:
             with contextlib.suppress(RemoteError, LocalError):
@@ -212,6 +227,10 @@ class _Session:
 
     async def _watch(self) -> None:
         async for observation in watch(self._links, self._known.candidates, lambda: self._monitor.epoch):
+            if observation.WhichOneof("kind") == "swarm":
+                # At once, past the main thread: the view goes on while that one measures or writes a checkpoint.
+                with contextlib.suppress(BadMessageError):
+                    self._console.update(swarm_view(observation.swarm, self._folder.spec))
             self._inbox.put(observation)
 
     def _fetch(self) -> bytes:
@@ -246,6 +265,20 @@ class _Session:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _check_ports(config: CoordinatorConfig) -> None:
+    """Raises PortInUseError before minutes go into corpus and tokenizer."""
+    for port in range(config.port, config.port + PORTS) if config.port else ():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.host, port))
+            except OSError as error:
+                cause = "the port is in use" if error.errno == errno.EADDRINUSE else str(error.strerror)
+                raise PortInUseError(
+                    f"cannot listen on {config.host}:{port}: {cause}", remedy="Choose another --port."
+                ) from error
 
 
 def _own_address() -> str:

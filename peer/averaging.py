@@ -23,7 +23,7 @@ from peer.catch_up import CatchUp
 from peer.donor import Donor
 from peer.exchanges import Exchanges
 from peer.handover import Handover
-from peer.lead_link import LeadLink
+from peer.lead_link import Departure, LeadLink
 from peer.neighbours import Neighbours
 from peer.reducing import ReduceError
 from peer.replica import Frozen, Replica
@@ -32,7 +32,7 @@ from protocols.errors import BadMessageError, RemoteError
 from protocols.reasons import Reason
 from protocols.round import lead as lead_actions
 from protocols.round import member as member_actions
-from protocols.round.lead import Lead
+from protocols.round.lead import DETECTION_S, Lead
 from protocols.round.member import Member, Phase
 from protocols.round.records import Candidate, Contribution, Hello, Plan, Report, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
@@ -140,6 +140,8 @@ class Averaging:
         self._queue: deque[Any] = deque()
         self._performing = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving = False
+        self._undecided: dict[str, float] = {}  # peers that may yet lead, and since when they hesitate
         self._failure: asyncio.Future[None] | None = None
 
     # -- life ----------------------------------------------------------------------------------------------------------------
@@ -147,7 +149,7 @@ class Averaging:
     async def run(self) -> None:
         """Take part until cancelled. Raises what ends a peer: RefusedError by its run, UnreachableError when no donor is left."""
         self._failure = asyncio.get_running_loop().create_future()
-        self._spawn(self._catch_up(Reason.BEHIND))
+        self._spawn(self._catch_up(Reason.JOINED))
         for loop in (self._ticks(), self._follow(), self._neighbours.run()):
             self._spawn(loop)
         try:
@@ -166,6 +168,7 @@ class Averaging:
 
     async def leave(self) -> None:
         """Finish the round under way, if any, and tell the lead."""
+        self._leaving = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._round_over(), timeout=30)
         if self.member.tip is not None and self.samples and self.member.phase is Phase.TRAINING:
@@ -173,8 +176,13 @@ class Averaging:
         self._lead_link.send(pb.MemberMessage(leave=pb.Leave()))
         await asyncio.sleep(GOODBYE_S)
 
+    @property
+    def _over(self) -> bool:
+        """This peer leaves, or the run is complete: that a lead goes now is nobody's loss."""
+        return self._leaving or self.finished.is_set()
+
     async def _round_over(self) -> None:
-        while self.member.phase in (Phase.FROZEN, Phase.REDUCING, Phase.READY, Phase.APPLYING):  # noqa: ASYNC110  once, at the end
+        while self.member.phase in (Phase.FROZEN, Phase.REDUCING, Phase.READY, Phase.APPLYING):  # noqa: ASYNC110
             await asyncio.sleep(TICK_S / 5)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -238,7 +246,7 @@ class Averaging:
                 if vain == len(self.succession.order) + 1:
                     self._events("paused", reason=Reason.NO_REACHABLE_PEER)
             else:
-                if self.member.phase is not Phase.CATCHING_UP:
+                if self.able_to_lead:
                     self._take_over(acting)
                 await asyncio.sleep(LOOK_AGAIN_S)
 
@@ -271,15 +279,29 @@ class Averaging:
         self.following = None
         if departure is None:
             return True
-        self.succession.heard(departure.follows)
-        self.succession.silent(lead.peer)
-        if departure.led:
+        self._passed_over(lead, departure)
+        if departure.led and not self._over:
             self._events("lead_lost", peer=lead.peer, reason=departure.reason)
         await asyncio.sleep(TICK_S)
         return departure.led
 
+    def _passed_over(self, lead: Candidate, departure: Departure) -> None:
+        """`lead` does not lead: go on to the next, unless it is there and only slower to find that its turn has come."""
+        now = time.monotonic()
+        since = self._undecided.setdefault(lead.peer, now)
+        if departure.able and now - since < DETECTION_S:
+            return
+        self._undecided.pop(lead.peer, None)
+        self.succession.heard(departure.follows)
+        self.succession.silent(lead.peer)
+
+    @property
+    def able_to_lead(self) -> bool:
+        return bool(self.hello.address) and self.member.phase is not Phase.CATCHING_UP and not self._over
+
     def _from_lead(self, lead: Candidate, message: pb.LeadMessage) -> None:
         self.following = lead
+        self._undecided.clear()
         kind = message.WhichOneof("kind")
         if kind == "heartbeat":
             beat = message.heartbeat
@@ -287,7 +309,8 @@ class Averaging:
             self.heard_standing(from_wire(Standing, beat.standing))
         elif kind == "plan":
             plan = from_wire(Plan, message.plan)
-            if plan.run_digest != self.settings.run_digest or plan.elements != self._replica.elements:
+            ours = (self.settings.run_digest, self._replica.elements, self.settings.codec.name)
+            if (plan.run_digest, plan.elements, plan.codec) != ours:
                 raise BadMessageError("a plan of another run")
             self.perform(self.member.on_plan(plan))
         elif kind == "abort":

@@ -18,7 +18,7 @@ class Role(str, Enum):
 
 
 def peer(
-    ticket: Annotated[str, typer.Argument(help="The ticket that the organiser gave out.")],
+    ticket: Annotated[str, typer.Argument(metavar="TICKET", help="The ticket that the organiser gave out.")],
     role: Annotated[Role, typer.Option(help="auxiliary: average for others, compute nothing.")] = Role.contributor,
     client_mode: Annotated[
         bool, typer.Option("--client-mode", help="Open connections but accept none: right behind most home routers.")
@@ -26,7 +26,7 @@ def peer(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Samples per pass; found by trial when left out.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for training; all cores when left out.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; the one towards the coordinator when left out.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 0,
     announce: Annotated[
         str | None, typer.Option(help="HOST or HOST:PORT under which others reach you, if a router forwards a port.")
@@ -37,7 +37,7 @@ def peer(
     start_from: Annotated[Path | None, typer.Option(hidden=True)] = None,
     end_with_standard_input: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Join a run with its ticket and train.
+    """Join a run with its ticket.
 
     Fetches and checks the run's description, picks the device, downloads the current state, and contributes from then on.
     Ctrl-C finishes the round under way and leaves; a second Ctrl-C stops at once.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,6 +10,7 @@ import torch
 from accelerate.utils import find_executable_batch_size
 
 from protocols.errors import LocalError, UsageError
+from protocols.terminal import plural
 
 # On a CPU a larger micro-batch gains nothing, and a smaller one lets the peer freeze sooner.
 CPU_MICRO_BATCH = 8
@@ -23,21 +25,21 @@ def pick_device(wanted: str) -> torch.device:
         if torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")
+    if re.fullmatch(r"cpu|mps|cuda(:\d+)?", wanted) is None:
+        raise UsageError(f"there is no device {wanted!r}", remedy="Devices are auto, cpu, mps, cuda, cuda:1 and so on.")
     try:
         device = torch.device(wanted)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         cause = str(error).splitlines()[0]
-        raise UsageError(
-            f"device {wanted!r} cannot be used: {cause}", remedy="Try --device auto, cpu, cuda, cuda:1 or mps."
-        ) from error
+        raise UsageError(f"device {wanted!r} cannot be used: {cause}", remedy="Try --device auto or --device cpu.") from error
     return device
 
 
 def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} ({device})"
-    return "Apple GPU (mps)" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
+    return "Apple GPU (mps)" if device.type == "mps" else f"CPU, {plural(torch.get_num_threads(), 'thread')}"
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -7,6 +7,7 @@ from typing import Any
 from peer.console import PeerConsole
 from peer.observers import Observers
 from protocols.event_log import EventLog, commit_fields
+from protocols.reasons import Reason
 from protocols.round.records import Commit, SignedCommit
 
 
@@ -54,7 +55,8 @@ class PeerEvents:
         elif event == "paused":
             self._console.event("paused: nobody is left who can be connected to; waiting for such a peer")
         elif event == "catching_up":
-            self._console.event(f"catching up: {fields['reason']}")
+            joined = fields["reason"] == Reason.JOINED.value
+            self._console.event("looking for the run's state" if joined else f"catching up: {fields['reason']}")
         elif event == "caught_up":
             self._console.event(f"caught up at epoch {fields['epoch']}")
         elif event == "donor_failed":

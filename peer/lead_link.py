@@ -27,11 +27,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Departure:
-    """Why the stream ended; `led` tells whether that peer ever acted as a lead, `follows` whom it named instead of itself."""
+    """Why the stream ended; `led` tells whether that peer ever acted as a lead, `follows` whom it named instead of itself.
+
+    `able`: it is there, follows nobody, and may yet find that it is to lead.
+    """
 
     reason: Reason
     led: bool
     follows: str = ""
+    able: bool = False
 
 
 class LeadLink:
@@ -65,7 +69,8 @@ class LeadLink:
                 if message is END:
                     return Departure(Reason.CONNECTION_LOST, led)
                 if message.WhichOneof("kind") == "not_lead":
-                    return Departure(Reason.NOT_THE_LEAD, led, message.not_lead.follows)
+                    no = message.not_lead
+                    return Departure(Reason.NOT_THE_LEAD, led, no.follows, no.able and not no.follows)
                 led = True
                 self._receive(lead, message)
             return None

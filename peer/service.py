@@ -47,7 +47,9 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
             await refuse(context, Reason.NOT_A_MEMBER, "a control stream opens with hello")
         if not averaging.lead.active:
             follows = averaging.following or Candidate("", "")
-            await context.write(pb.LeadMessage(not_lead=pb.NotLead(follows=follows.peer, address=follows.address)))
+            await context.write(
+                pb.LeadMessage(not_lead=pb.NotLead(follows=follows.peer, address=follows.address, able=averaging.able_to_lead))
+            )
             return
         hello = await self._checked(context, Hello, opening.hello)
         outbox: asyncio.Queue[pb.LeadMessage | None] = asyncio.Queue()

@@ -57,7 +57,7 @@ def run_peer(config: PeerConfig) -> int:
         torch.set_num_threads(config.threads)
     folder = config.home or default_home() / ticket.fingerprint.hex()[:16]
     claim = Home.claim if config.home is not None else Home.claim_free
-    with claim(folder) as home, NetworkThread() as network, PeerConsole() as console:
+    with claim(folder) as home, PeerConsole() as console, NetworkThread() as network:
         console.status("Enrolling at the coordinator")
         key = Key.load_or_create(home.path / "identity.key")
         enrolment = network.call(enrol(ticket, key))
@@ -70,7 +70,10 @@ def run_peer(config: PeerConfig) -> int:
 
             network.call(fetch_assets(enrolment, ticket, missing, keep))
         with EventLog(home.path / "events.jsonl") as log:
-            return _Session(config, home.path, network, console, enrolment, log).run()
+            session = _Session(config, home.path, network, console, enrolment, log)
+            code = session.run()
+    console.say(session.closing_line)
+    return code
 
 
 def _check(config: PeerConfig) -> None:
@@ -101,6 +104,7 @@ class _Session:
         self._incarnation = new_incarnation(time.time_ns())
         self._events = PeerEvents(enrolment.credentials.peer_id, log, console)
         self._leaving = False
+        self.closing_line = ""  # for after the screen has closed
 
     def run(self) -> int:
         self._console.status("Building the model")
@@ -132,15 +136,15 @@ class _Session:
                     swarm.cancel()
                 concurrent.futures.wait([swarm], timeout=20)
         if self._leaving:
-            self._console.say(self._thanks("Left the run"))
+            self.closing_line = self._thanks("Left the run")
             return EXIT_INTERRUPTED
         swarm.result()  # raises what ended it
-        self._console.say(self._thanks("The run is complete"))
+        self.closing_line = self._thanks("The run is complete")
         return EXIT_DONE
 
     def _thanks(self, what: str) -> str:
         events = self._events
-        return f"{what}. You contributed {events.contributed_samples} samples in {events.contributions} epochs. Thank you."
+        return f"{what}. You contributed {events.contributed_samples:,} samples in {events.contributions:,} epochs. Thank you."
 
     # -- before --------------------------------------------------------------------------------------------------------------
 

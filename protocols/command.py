@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ EXIT_INTERRUPTED = 130
 
 def run_app(app: typer.Typer) -> NoReturn:
     """Run `app` on the command line's arguments and end the process."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; its failures come as our own errors
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         code = app(standalone_mode=False)

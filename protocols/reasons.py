@@ -36,7 +36,8 @@ class Reason(str, Enum):
     LOST_FORK = "lost-fork"  # a heavier lineage won
     LEFT = "left"  # its peer left before it was planned
 
-    # A member's state is discarded and caught up.
+    # A member's state is fetched: at the start, or because what it has is no use.
+    JOINED = "joined"
     BEHIND = "behind"
     MISSED_RESULTS = "missed-results"  # the commit is there, its averaged shards are not
     APPLY_FAILED = "apply-failed"

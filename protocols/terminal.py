@@ -55,8 +55,8 @@ class Screen:
     def say(self, line: str | Text) -> None:
         """A line that stays: above the live view, or simply the next line."""
         text = Text(line) if isinstance(line, str) else line
-        # Off a terminal one event is one line however long: a log is for grep.
-        self.terminal.print(text, soft_wrap=not self.is_live)
+        # One line however long: a log is for grep, and a ticket must be pasted in one piece.
+        self.terminal.print(text, soft_wrap=True)
 
     def __enter__(self) -> Screen:
         if self.is_live:

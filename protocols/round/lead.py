@@ -35,6 +35,8 @@ from protocols.round.records import (
 
 # A silent connection is taken for dead after this long; heartbeats come several times as often.
 DETECTION_S = 2.0
+# Members that did not come are asked again this often until then: they may have begun to follow, or to be, another lead.
+ASK_EVERY_S = 0.5
 # An attempt in which no byte moves for max(this, 3 micro-batches of the slowest), doubled with each attempt, is given up.
 BASE_PATIENCE_S = 4.0
 # After more than half are ready, the others get this share of the attempt's duration so far (and at least this long) to be
@@ -126,7 +128,7 @@ class Lead:
         self.tip: Tip | None = None
         self.attempt: _Attempt | None = None
         self._unheard: set[str] = set()
-        self._hear_until = 0.0
+        self._hear_until = self._ask_again_at = 0.0
         self._highest_attempt = 0
         self._committed = False
         self._failed_pairs: set[tuple[str, str]] = set()
@@ -234,6 +236,9 @@ class Lead:
         if not self.active:
             return []
         actions: list[LeadAction] = []
+        if self._unheard and self._ask_again_at <= now < self._hear_until:
+            self._ask_again_at = now + ASK_EVERY_S
+            actions.append(Ask(tuple(sorted(self._unheard))))
         for peer, seat in list(self.seats.items()):
             if peer != self.me.peer and now - seat.heard_at > DETECTION_S:
                 actions += self.left(peer, Reason.SILENT, now)
@@ -266,6 +271,7 @@ class Lead:
             return []
         self._unheard |= peers
         self._hear_until = now + DETECTION_S
+        self._ask_again_at = now + ASK_EVERY_S
         return [Ask(tuple(sorted(peers)))]
 
     def _lose(self, peer: str, reason: Reason, now: float) -> list[LeadAction]:

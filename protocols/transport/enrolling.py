@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ async def _pinned_authority(host: str, port: int, fingerprint: bytes) -> bytes:
         connection = asyncio.open_connection(host, port, ssl=unchecked, server_hostname=host)
         _, writer = await asyncio.wait_for(connection, CONNECT_S)
     except (OSError, asyncio.TimeoutError) as error:
-        cause = "no answer" if isinstance(error, asyncio.TimeoutError) else str(error)
+        code = getattr(error, "errno", None)
+        cause = os.strerror(code).lower() if code and code > 0 else str(error) or "no answer"
         raise UnreachableError(f"the coordinator at {host}:{port} cannot be reached: {cause}", remedy=_REMEDY) from error
     try:
         der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)

@@ -227,12 +227,14 @@ class MemberMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class NotLead(_message.Message):
-    __slots__ = ("follows", "address")
+    __slots__ = ("follows", "address", "able")
     FOLLOWS_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ABLE_FIELD_NUMBER: _ClassVar[int]
     follows: str
     address: str
-    def __init__(self, follows: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+    able: bool
+    def __init__(self, follows: _Optional[str] = ..., address: _Optional[str] = ..., able: _Optional[bool] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("plan_digest", "reason")

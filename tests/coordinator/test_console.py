@@ -158,7 +158,7 @@ def test_standard_output_stays_machine_readable(capsys: pytest.CaptureFixture[st
             {"event": "peer_joined", "peer": "3fa2bb", "name": "ola", "role": "auxiliary", "reachable": False},
             "peer ola 3fa2… joined (auxiliary, client-mode)",
         ),
-        ({"event": "peer_left", "peer": "3fa2bb", "reason": "connection-lost"}, "peer 3fa2… left: connection-lost"),
+        ({"event": "peer_left", "peer": "3fa2bb", "reason": "connection-lost"}, "peer 3fa2… lost: connection-lost"),
         (COMMITTED, "epoch 12 committed: 4 peers, 96 samples, loss 4.31, 0.21 s"),
         (
             {"event": "committed", "epoch": 3, "samples": 1, "contributors": [{}], "loss": None, "attempts": 2},

@@ -208,7 +208,7 @@ def test_a_sound_plan_is_accepted() -> None:
     "change",
     [
         {"codec": "x" * (MAX_TEXT + 1)},
-        {"members": [f"{n:08d}" for n in range(MAX_REPEATED + 1)]},
+        {"members": [*(f"a{n:08d}" for n in range(MAX_REPEATED)), "ann"]},
         {"members": ["x" * (MAX_TEXT + 1)], "contributors": ["x" * (MAX_TEXT + 1)]},
         {"patience_s": float("nan")},
         {"patience_s": -1.0},
@@ -235,9 +235,13 @@ def test_a_reason_that_nobody_knows_is_a_bad_message() -> None:
 
 
 def test_long_bytes_are_bounded_too() -> None:
-    whole = pb.SignedCommit(signature=b"x" * (MAX_TEXT + 1))
+    contribution = Contribution("ann", 1, 0, 4, "a" * 64, 1.0)
+    shard, lead = ShardResult(0, 10, "c" * 64, 1.0), Candidate("ann", "a:1")
+    commit = Commit(Ballot(1, "a" * 64, 1, "ann"), "b" * 64, (contribution,), ("ann",), (shard,), "fp32", 4, lead, ())
+    longest = to_wire(SignedCommit(commit, b"x" * MAX_TEXT, b""))
+    assert from_wire(SignedCommit, longest).commit == commit
     with pytest.raises(BadMessageError):
-        from_wire(SignedCommit, whole)
+        from_wire(SignedCommit, to_wire(SignedCommit(commit, b"x" * (MAX_TEXT + 1), b"")))
 
 
 @pytest.mark.parametrize("answer", [member.Accept("a" * 64, None), member.Refuse("a" * 64, Reason.SILENT, 3)])

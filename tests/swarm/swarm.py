@@ -1,6 +1,7 @@
 """A real swarm for tests: a coordinator and peers as processes on loopback, watched through their own event logs.
 
-Nothing is left behind: every process is ended by its id, and leaving the block fails if any child of theirs (hivemind's daemon included)
+Nothing is left behind: every process is ended by its id, and leaving the block fails if any child of theirs (hivemind's
+daemon included)
 is still there.
 """
 

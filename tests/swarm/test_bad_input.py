@@ -1,4 +1,5 @@
-"""What a person can get wrong on the command line: one or two lines that name the cause and the remedy, and the right exit code."""
+"""What a person can get wrong on the command line: one or two lines that name the cause and the remedy, and the right exit
+code."""
 
 from __future__ import annotations
 
@@ -98,7 +99,7 @@ def test_a_batch_smaller_than_one_micro_batch_is_refused(swarm: Swarm, tmp_path:
 
 
 def test_a_device_that_is_not_there_is_refused(swarm: Swarm, tmp_path: Path) -> None:
-    refused(2, "cuda:7", "peer", swarm.ticket, "--home", str(tmp_path), "--device", "cuda:7")
+    refused(2, "device", "peer", swarm.ticket, "--home", str(tmp_path), "--device", "cuda:7")
 
 
 def test_a_folder_with_another_run_is_not_overwritten(swarm: Swarm, tmp_path: Path) -> None:

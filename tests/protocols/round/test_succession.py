@@ -12,8 +12,20 @@ def tip(lead: str, *after: str, lineage: str = "a") -> Tip:
     return Tip(4, lineage * 64, 100, *at(lead), succession=at(*after))
 
 
-def succession(me: str, *, client_mode: bool = False) -> Succession:
-    return Succession(Candidate(me, "" if client_mode else f"{me}:1"))
+def succession(me: str, *, client_mode: bool = False, looked: bool = True) -> Succession:
+    it = Succession(Candidate(me, "" if client_mode else f"{me}:1"))
+    if looked:
+        it.know([])
+    return it
+
+
+def test_nobody_is_followed_and_nobody_leads_before_it_has_looked_who_is_there() -> None:
+    here = succession("bob", looked=False)
+    here.follow(tip("mia", "bob"))
+    here.silent("mia")
+    assert here.acting is None
+    here.know(at("zoe"))
+    assert here.acting == Candidate("bob", "bob:1")
 
 
 def test_the_commits_lead_is_followed_however_small_a_newcomers_id_is() -> None:
