@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import os
 import queue
 import random
@@ -42,6 +43,7 @@ from protocols.wire.dugnad_pb2_grpc import add_EnrolmentServicer_to_server
 
 EXIT_DONE, EXIT_INTERRUPTED = 0, 130
 FETCH_S = 600.0
+_log = logging.getLogger(__name__)
 PORTS = 3  # enrolment, discovery, the auxiliary peer
 MAX_SNAPSHOT_BYTES = 64 << 30
 # Discovery is asked this often until the auxiliary peer shows up, then less often.
@@ -169,8 +171,9 @@ class _Session:
             yield make_ticket(self._folder.authority, self._folder.secret, self._hosts(), bound)
         finally:
             self._network.loop.call_soon_threadsafe(stop.set)
-            with contextlib.suppress(Exception):
-                serving.result(timeout=15)
+            problem = serving.exception(timeout=15)
+            if problem is not None:
+                _log.error("the coordinator's ports were not closed in order: %s", problem)
 
     async def _serve(self, ready: asyncio.Future[int], stop: asyncio.Event) -> None:
         config, folder = self._config, self._folder

@@ -16,18 +16,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from peer.catch_up import CatchUp
 from peer.donor import Donor
 from peer.exchanges import Exchanges
 from peer.handover import Handover
+from peer.lead_desk import LeadDesk, SwarmStatus
 from peer.lead_link import Departure, LeadLink
 from peer.neighbours import Neighbours
 from peer.reducing import ReduceError
-from peer.replica import Frozen, Replica
-from protocols.codecs import Codec
+from peer.training_side import Settings, TrainingSide
 from protocols.errors import BadMessageError, RemoteError
 from protocols.reasons import Reason
 from protocols.round import lead as lead_actions
@@ -51,38 +50,6 @@ GOODBYE_S = 0.1
 LOOK_AGAIN_S = 0.05
 _log = logging.getLogger(__name__)
 EventSink = Callable[..., None]  # (event name, **fields)
-
-
-class TrainingSide(Protocol):
-    """What the training thread does for the round; every method is called there, through the handover."""
-
-    replica: Replica
-
-    def freeze(self) -> Frozen | None:
-        """Stop drawing samples; the contribution, or None when there is nothing to give."""
-
-    def resume(self) -> None:
-        """Draw samples again, from an empty accumulator."""
-
-    def pause(self) -> None:
-        """Stop drawing samples and forget those accumulated."""
-
-
-@dataclass(frozen=True)
-class SwarmStatus:
-    """What the lead's heartbeat tells this peer of the swarm."""
-
-    samples: int
-    samples_per_second: float
-    peers: int
-
-
-@dataclass(frozen=True)
-class Settings:
-    run_digest: str
-    target_batch_size: int
-    max_epochs: int | None
-    codec: Codec
 
 
 class Averaging:
@@ -121,13 +88,13 @@ class Averaging:
         )
         self.status = SwarmStatus(0, 0.0, 0)
         self.following: Candidate | None = None  # the lead whose stream is open, or this peer itself
-        self.seats: dict[str, asyncio.Queue[pb.LeadMessage | None]] = {}  # streams of those who follow this peer
+        self.desk = LeadDesk()
         self.commits: deque[SignedCommit] = deque(maxlen=KEPT_RECORDS)  # for observers that were away
         self.finished = asyncio.Event()  # the run's last epoch is committed here
         self._training = training
         self._replica = replica
         self._handover = handover
-        self._events = _with_plain_reasons(events)
+        self._events = events
         self._catching_up = CatchUp(self.donor, replica, handover, links, settings.codec, self._events, progress)
         self._bootstrap = bootstrap
         if bootstrap:
@@ -140,6 +107,7 @@ class Averaging:
         self._queue: deque[Any] = deque()
         self._performing = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._moved = (0, 0.0)  # bytes of rounds, and since when it is so many
         self._leaving = False
         self._undecided: dict[str, float] = {}  # peers that may yet lead, and since when they hesitate
         self._failure: asyncio.Future[None] | None = None
@@ -204,29 +172,21 @@ class Averaging:
         while True:
             now = time.monotonic()
             self.perform(self.lead.tick(now))
+            self._give_up_stalled_results(now)
             if now >= heartbeat_at:
                 heartbeat_at = now + HEARTBEAT_S
                 self.report()
                 if self.lead.active:
-                    self._heartbeat()
+                    self.status = self.desk.heartbeat(self.lead) or self.status
             await asyncio.sleep(TICK_S)
 
-    def _heartbeat(self) -> None:
-        tip = self.lead.tip
-        if tip is None:
-            return
-        reports = [seat.report for seat in self.lead.seats.values() if seat.report is not None]
-        self.status = SwarmStatus(self.lead.gathered_samples, sum(report.samples_per_second for report in reports), len(reports))
-        message = pb.LeadMessage(
-            heartbeat=pb.Heartbeat(
-                standing=to_wire(tip.standing),
-                samples=self.status.samples,
-                samples_per_second=self.status.samples_per_second,
-                peers=self.status.peers,
-            )
-        )
-        for outbox in self.seats.values():
-            outbox.put_nowait(message)
+    def _give_up_stalled_results(self, now: float) -> None:
+        """The commit is here and its averages stopped coming: get them from somebody else."""
+        plan = self.member.plan
+        if plan is None or not self.member.awaits_results or self.exchanges.moved_bytes != self._moved[0]:
+            self._moved = (self.exchanges.moved_bytes, now)
+        elif now - self._moved[1] > plan.patience_s:
+            self.perform(self.member.catch_up(Reason.MISSED_RESULTS))
 
     def _found(self, others: Iterable[Candidate]) -> None:
         """Discovery's newest look; peers known from enrolment stay known, since a look may miss somebody."""
@@ -264,9 +224,7 @@ class Averaging:
             self.perform(self.lead.step_down())
         if self.following is not None and self.following.peer == self.me:
             self.following = None
-        for outbox in self.seats.values():
-            outbox.put_nowait(None)  # ends the stream
-        self.seats.clear()
+        self.desk.close_all()
 
     async def _sit_at(self, lead: Candidate) -> bool:
         """Follow `lead` until its stream ends or somebody else leads; whether it did lead."""
@@ -320,9 +278,12 @@ class Averaging:
             self.perform(self.member.on_commit(signed))
 
     def heard_standing(self, theirs: Standing) -> None:
-        """A heavier lineage than this peer's exists: go there, unless a round under way leads there anyway."""
-        tip = self.member.tip
-        if tip is not None and self.member.phase in (Phase.TRAINING, Phase.FROZEN) and theirs.heavier_than(tip.standing):
+        """If a heavier lineage than this peer's exists, go there, unless a round under way leads there anyway."""
+        tip, plan, phase = self.member.tip, self.member.plan, self.member.phase
+        if tip is None or phase in (Phase.CATCHING_UP, Phase.APPLYING) or not theirs.heavier_than(tip.standing):
+            return
+        under_way = plan is not None and self.following is not None and plan.ballot.lead == self.following.peer
+        if not under_way:
             self.perform(self.member.catch_up(Reason.BEHIND))
 
     def report(self) -> None:
@@ -394,7 +355,7 @@ class Averaging:
             case lead_actions.Announce(commit, seconds, attempts):
                 signed = sign_commit(commit, self.links.credentials)
                 self._events("announced", signed=signed, seconds=seconds, attempts=attempts)
-                everybody = (*self.seats, self.me)
+                everybody = (*self.desk.peers, self.me)
                 self._to_members(everybody, pb.LeadMessage(signed_commit=to_wire(signed)), lambda: self.member.on_commit(signed))
             case lead_actions.NoteFailure(ballot, reason, peer):
                 self._events("attempt_failed", epoch=ballot.epoch, attempt=ballot.attempt, reason=reason, peer=peer)
@@ -404,9 +365,7 @@ class Averaging:
                 raise AssertionError(f"unknown action {action}")
 
     def _to_members(self, to: tuple[str, ...], message: pb.LeadMessage, here: Callable[[], list[Any]]) -> None:
-        for peer in to:
-            if peer in self.seats:
-                self.seats[peer].put_nowait(message)
+        self.desk.send(to, message)
         if self.me in to:
             self.perform(here())
 
@@ -433,10 +392,9 @@ class Averaging:
 
     async def _freeze(self) -> None:
         frozen = await self._handover.run(self._training.freeze)
-        tip = self.member.tip
         contribution = None
-        if frozen is not None and tip is not None:
-            contribution = Contribution(self.me, self.hello.incarnation, frozen.first, frozen.end, tip.lineage, frozen.loss)
+        if frozen is not None:
+            contribution = Contribution(self.me, self.hello.incarnation, frozen.first, frozen.end, frozen.base, frozen.loss)
             self._encoded = frozen.encoded
         elif self.samples and not self._replica.gradients_finite:
             self._events("given_up", reason=Reason.NOT_FINITE, samples=self.samples)
@@ -468,7 +426,7 @@ class Averaging:
         self.exchanges.committed(commit.plan_digest)
         self.donor.keep(signed, averaged)
         self.commits.append(signed)
-        self.lead.follow(tip, commit)
+        self.perform(self.lead.follow(tip, commit))
         self.succession.follow(tip)
         self._events("applied", signed=signed)
         self._finish_at(tip)
@@ -479,7 +437,7 @@ class Averaging:
             return [candidate for peer, candidate in peers.items() if peer != self.me]
 
         tip = await self._catching_up.run(reason, known, self._advanced)
-        self.lead.follow(tip)
+        self.perform(self.lead.follow(tip))
         self.succession.follow(tip)
         self._finish_at(tip)
         self.perform(self.member.adopted(tip))
@@ -487,10 +445,3 @@ class Averaging:
     def _finish_at(self, tip: Tip) -> None:
         if self.settings.max_epochs is not None and tip.epoch >= self.settings.max_epochs:
             self.finished.set()
-
-
-def _with_plain_reasons(events: EventSink) -> EventSink:
-    def sink(event: str, /, **fields: Any) -> None:
-        events(event, **{name: value.value if isinstance(value, Reason) else value for name, value in fields.items()})
-
-    return sink

@@ -22,6 +22,7 @@ class PeerEvents:
         self.loss: float | None = None
 
     def __call__(self, event: str, /, **fields: Any) -> None:
+        fields = {name: value.value if isinstance(value, Reason) else value for name, value in fields.items()}
         if self.observers is not None:
             self.observers.happened(event, fields)
         signed = fields.get("signed")

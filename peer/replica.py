@@ -27,6 +27,7 @@ class Frozen:
 
     first: int
     end: int
+    base: str  # the lineage at whose parameters the gradient was computed
     loss: float
     encoded: bytes
 
@@ -71,10 +72,11 @@ class Replica:
     def freeze(self) -> Frozen | None:
         """The accumulated samples, encoded once and for all; None when there are none, or their gradient overflowed."""
         accumulator = self.accumulator
-        if not accumulator.samples or not self.gradients_finite or not math.isfinite(accumulator.loss_sum):
+        if self.tip is None or not accumulator.samples or not self.gradients_finite or not math.isfinite(accumulator.loss_sum):
             return None
         encoded = self.codec.encode(accumulator.mean().numpy())
-        return Frozen(accumulator.first, accumulator.end, accumulator.loss_sum / accumulator.samples, encoded)
+        loss = accumulator.loss_sum / accumulator.samples
+        return Frozen(accumulator.first, accumulator.end, self.tip.lineage, loss, encoded)
 
     def apply(self, signed: SignedCommit, averaged: bytes | bytearray) -> Tip:
         """Clip, step, advance. `averaged` is the encoded mean gradient whose shards the commit's digests name (checked by
@@ -121,7 +123,11 @@ class Replica:
         if header.run_digest != self.run_digest:
             raise BadMessageError(f"the snapshot is of run {header.run_digest[:12]}, not {self.run_digest[:12]}")
         if header.commit:
-            commit = check_signed(signed_commit_from_bytes(bytes.fromhex(header.commit)), self.authority)
+            try:
+                wire = bytes.fromhex(header.commit)
+            except ValueError as error:
+                raise BadMessageError("the snapshot's commit cannot be read") from error
+            commit = check_signed(signed_commit_from_bytes(wire), self.authority)
             tip = Tip.after(commit.commit)
         else:
             commit, tip = None, self.genesis

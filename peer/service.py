@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from peer.averaging import HEARTBEAT_S, Averaging
+from peer.lead_desk import Outbox
 from peer.observers import Observers
 from peer.reducing import serve_reduce
 from protocols.errors import BadMessageError
@@ -52,11 +53,10 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
             )
             return
         hello = await self._checked(context, Hello, opening.hello)
-        outbox: asyncio.Queue[pb.LeadMessage | None] = asyncio.Queue()
-        earlier = averaging.seats.pop(peer, None)
-        if earlier is not None:
-            earlier.put_nowait(None)
-        averaging.seats[peer] = outbox
+        seated = averaging.lead.seats.get(peer)
+        if seated is not None and hello.incarnation < seated.hello.incarnation:
+            await refuse(context, Reason.OTHER_INCARNATION, "a newer process of this peer takes part")
+        outbox = averaging.desk.open(peer)
         averaging.perform(averaging.lead.joined(peer, hello, time.monotonic()))
         self._observers.joined(peer, hello)
         reading = asyncio.create_task(self._listen(peer, context, outbox))
@@ -69,14 +69,13 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reading
-            if averaging.seats.get(peer) is outbox:
-                del averaging.seats[peer]
+            if averaging.desk.gone(peer, outbox):
                 reason = Reason.LEFT if peer in self._left else Reason.CONNECTION_LOST
                 self._left.discard(peer)
                 self._observers.left(peer, hello, reason)
                 averaging.perform(averaging.lead.left(peer, reason, time.monotonic()))
 
-    async def _listen(self, peer: str, context: Any, outbox: asyncio.Queue[pb.LeadMessage | None]) -> None:
+    async def _listen(self, peer: str, context: Any, outbox: Outbox) -> None:
         averaging = self._averaging
         try:
             while (message := await context.read()) is not END:
@@ -129,7 +128,7 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
             standing=to_wire(tip.standing),
             caught_up=averaging.member.phase is not Phase.CATCHING_UP,
             follows=to_wire(averaging.following or Candidate("", "")),
-            followers=len(averaging.seats),
+            followers=len(averaging.desk),
         )
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Any) -> AsyncIterator[pb.SnapshotPart]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from peer.averaging import Averaging, Settings
+from peer.averaging import Averaging
 from peer.config import PeerConfig, default_home
 from peer.console import PeerConsole, PeerStatus
 from peer.devices import describe, pick_device, pick_micro_batch
@@ -27,6 +27,7 @@ from peer.observers import Observers
 from peer.replica import Replica
 from peer.service import PeerService
 from peer.trainer import Trainer
+from peer.training_side import Settings
 from protocols.codecs import CODECS
 from protocols.errors import DiskError, UsageError
 from protocols.event_log import EventLog

@@ -49,7 +49,9 @@ class Codec:
         values = cast(FloatArray, np.frombuffer(data, dtype=self.wire).astype(self.working))
         # One pass instead of isfinite's two: a sum is finite unless an element is not (or float64 overflows, which no
         # gradient does).
-        if not np.isfinite(values.sum(dtype=np.float64)):
+        with np.errstate(invalid="ignore", over="ignore"):
+            finite = np.isfinite(values.sum(dtype=np.float64))
+        if not finite:
             raise BadMessageError("a value is not finite")
         return values
 

@@ -87,6 +87,7 @@ class ShardReduction:
         expected = min(self._chunk_bytes, self.shard_bytes - self._received[peer])
         if offset != self._received[peer] or len(data) != expected or not data:
             raise BadMessageError(f"{peer} sent {len(data)} bytes at {offset}, not {expected} at {self._received[peer]}")
+        self.codec.decode(data)  # refuses what is not finite while it is known who sent it
         self._received[peer] += len(data)
         self._pending[peer].append(data)
         while self.contributions is not None and all(self._pending.values()):

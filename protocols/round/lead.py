@@ -149,21 +149,24 @@ class Lead:
         self._unheard.clear()
         return actions
 
-    def follow(self, tip: Tip, commit: Commit | None = None) -> None:
+    def follow(self, tip: Tip, commit: Commit | None = None) -> list[LeadAction]:
         """This peer's own state is at `tip` now (through `commit`, unless it was caught up)."""
+        actions = self._fail(Reason.SUPERSEDED, "")
         self.tip = tip
-        self.attempt = None
         self._committed = False
         self._highest_attempt = 0
         self._failed_pairs.clear()
         if commit is not None:
             for contribution in commit.contributions:
                 self._counted[contribution.peer, contribution.incarnation] = contribution.end
+        return actions
 
     # -- who is there --------------------------------------------------------------------------------------------------------
 
     def joined(self, peer: str, hello: Hello, now: float) -> list[LeadAction]:
         seat = self.seats.get(peer)
+        if seat is not None and hello.incarnation < seat.hello.incarnation:
+            return []  # a newer process of this peer is seated
         actions = self._lose(peer, Reason.OTHER_INCARNATION, now) if seat is not None else []
         self.seats[peer] = Seat(hello, now)
         return actions
@@ -201,8 +204,9 @@ class Lead:
         """A member of the last commit that is not connected here says whom it follows, and how many follow it."""
         if not self.active or follows in ("", self.me.peer):
             return []  # it looks for a lead: its report is waited for until the hearing ends
-        mine = len(self.seats.keys() - {self.me.peer})
-        if follows == peer and (followers, peer) <= (mine, self.me.peer):
+        if follows != peer:
+            return [Ask((follows,))]  # two leads, perhaps: that one must answer for itself
+        if (followers, peer) <= (len(self.seats.keys() - {self.me.peer}), self.me.peer):
             return []  # two leads at once: the one with fewer followers yields
         return [*self.step_down(), Yield(follows)]
 
@@ -223,6 +227,8 @@ class Lead:
         if isinstance(answer, Ready):
             attempt.ready[peer] = answer.result
             return self._maybe_commit(now)
+        if attempt.majority_at is not None:
+            return self._maybe_commit(now)  # the epoch is decided; whoever misses the results catches up
         if isinstance(answer, Refuse):
             self._highest_attempt = max(self._highest_attempt, answer.promised_attempt)
             if answer.reason is not Reason.PROMISED_HIGHER:
@@ -314,8 +320,9 @@ class Lead:
             Candidate(p, self.seats[p].hello.address) for p in members if self.seats[p].hello.reachable and p not in not_reducing
         ]
         if not reducers:  # every reducer failed for somebody: better without those members than without the epoch
-            members = sorted(present.keys() - {member for member, _ in self._failed_pairs} | {self.me.peer})
-            reducers = [Candidate(p, self.seats[p].hello.address) for p in members if self.seats[p].hello.reachable]
+            left_out = {member for member, reducer in self._failed_pairs if reducer == self.me.peer}
+            members = sorted(present.keys() - left_out | {self.me.peer})
+            reducers = [self.me]
         contributors = tuple(p for p in members if present[p].samples > 0)
         if not contributors or not reducers:
             return None

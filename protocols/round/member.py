@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from protocols.reasons import Reason
-from protocols.round.records import Ballot, Contribution, Plan, Result, SignedCommit, Tip
+from protocols.round.records import Ballot, Commit, Contribution, Plan, Result, SignedCommit, Tip, contributions_digest
 
 
 class Phase(str, Enum):
@@ -148,7 +148,12 @@ class Member:
         """The driver found that this lineage is behind, or lost to a heavier one."""
         if self.phase in (Phase.CATCHING_UP, Phase.APPLYING):
             return []
-        return self._fall_behind(reason)
+        return self._fall_behind(reason, self._commit.commit if self._commit is not None else None)
+
+    @property
+    def awaits_results(self) -> bool:
+        """The epoch is committed, and its averages are still on their way here."""
+        return self._commit is not None and self.phase is Phase.REDUCING
 
     # -- the lead's messages -----------------------------------------------------------------------------------------------
 
@@ -184,13 +189,20 @@ class Member:
         if self.promised is not None and commit.ballot.rank < self.promised.rank:
             return []
         if self.plan is None or self.plan.digest != commit.plan_digest:
-            return self._fall_behind(Reason.MISSED_RESULTS)
+            return self._fall_behind(Reason.MISSED_RESULTS, commit)
+        named = (commit.ballot, commit.members, commit.codec, tuple(c.peer for c in commit.contributions))
+        if named != (self.plan.ballot, self.plan.members, self.plan.codec, self.plan.contributors):
+            return self._fall_behind(Reason.RESULTS_DIFFER)
+        if commit.total_samples != tip.total_samples + commit.samples:
+            return self._fall_behind(Reason.RESULTS_DIFFER)
         self._commit = signed
         return self._apply_if_whole()
 
     # -- the driver's answers ----------------------------------------------------------------------------------------------
 
     def frozen(self, contribution: Contribution | None) -> list[MemberAction]:
+        if contribution is not None and (self.tip is None or contribution.base != self.tip.lineage):
+            return []  # of an epoch that is over
         if not self._freezing:
             return []  # the epoch closed while the accumulator was being frozen
         self._freezing = False
@@ -212,7 +224,7 @@ class Member:
         if self.plan is None or plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
             return []
         if self._commit is not None:
-            return self._fall_behind(Reason.MISSED_RESULTS)
+            return self._fall_behind(Reason.MISSED_RESULTS, self._commit.commit)
         lead = self.plan.ballot.lead
         return [*self._drop_plan(reason), Send(lead, Failed(plan_digest, reason, member, reducer))]
 
@@ -227,9 +239,10 @@ class Member:
         return [*actions, Resume()]
 
     def apply_failed(self) -> list[MemberAction]:
+        commit = self._commit.commit if self._commit is not None else None
         self._commit = None
         self.phase = Phase.READY
-        return self._fall_behind(Reason.APPLY_FAILED)
+        return self._fall_behind(Reason.APPLY_FAILED, commit)
 
     # -- inside ------------------------------------------------------------------------------------------------------------
 
@@ -260,7 +273,8 @@ class Member:
         if self._commit is None or self._result is None:
             return []
         commit = self._commit.commit
-        if commit.shards != self._result.shards:
+        same = commit.shards == self._result.shards
+        if not same or contributions_digest(commit.contributions) != self._result.contributions_digest:
             return self._fall_behind(Reason.RESULTS_DIFFER)
         self.phase = Phase.APPLYING
         return [Apply(self._commit, commit.plan_digest)]
@@ -273,17 +287,21 @@ class Member:
         self.phase = Phase.FROZEN
         return [StopReducing(plan.digest, reason)] if phase in (Phase.REDUCING, Phase.READY) else []
 
-    def _fall_behind(self, reason: Reason) -> list[MemberAction]:
+    def _fall_behind(self, reason: Reason, commit: Commit | None = None) -> list[MemberAction]:
+        """`commit`: the one whose state is not here; samples that it names are not given up."""
         actions = self._drop_plan(reason)
         given_up = Reason.MISSED if reason in (Reason.BEHIND, Reason.MISSED_RESULTS) else reason
-        actions.append(GiveUp(given_up, self.contribution))
+        if commit is None or self.contribution is None or self.contribution not in commit.contributions:
+            actions.append(GiveUp(given_up, self.contribution))
         self._forget_contribution()
         self.phase = Phase.CATCHING_UP
         return [*actions, CatchUp(reason)]
 
     def _start_epoch(self, tip: Tip) -> None:
+        if self.tip is None or tip.lineage != self.tip.lineage:
+            self.promised = None  # else it is still the same epoch, and the promise binds
         self.tip = tip
-        self.promised = self.plan = self._result = self._commit = None
+        self.plan = self._result = self._commit = None
         self._forget_contribution()
 
     def _forget_contribution(self) -> None:

@@ -112,6 +112,7 @@ class Plan:
             "shards are contiguous",
         )
         _require(0 < self.patience_s < 1e6, "a plan's patience is positive")
+        object.__setattr__(self, "patience_s", float(self.patience_s))
 
     @property
     def elements(self) -> int:
@@ -182,6 +183,12 @@ class Commit:
         _require(bool(self.shards), "a commit has shards")
         _require(self.lead.peer == self.ballot.lead, "a commit is led by its ballot's lead")
         _require_digest(self.plan_digest, "a commit's plan")
+        peers = [contribution.peer for contribution in self.contributions]
+        _require(peers == sorted(set(peers)), "a commit's contributors are sorted and distinct")
+        _require(set(self.members).issuperset(peers), "a commit's contributors are members")
+        _require(all(c.base == self.ballot.parent for c in self.contributions), "a commit's contributions build on its parent")
+        starts = [0, *(shard.stop for shard in self.shards)]
+        _require([shard.start for shard in self.shards] == starts[:-1], "a commit's shards are contiguous from element 0")
         _require(self.total_samples >= self.samples, "a lineage's weight includes the commit's samples")
 
     @property

@@ -282,8 +282,11 @@ class Node:
                 self.swarm.send(self.name, source, "whereabouts", there)
             case "whereabouts":
                 tip, follows, followers = what
-                self.heard_standing(tip.standing)
-                self.perform(self.lead.answered(source, follows, followers))
+                if tip is None:  # it has just started: the service refuses, which is no answer
+                    self.perform(self.lead.unreachable(source, now))
+                else:
+                    self.heard_standing(tip.standing)
+                    self.perform(self.lead.answered(source, follows, followers))
             case "freeze":
                 self._freeze()
             case "apply":

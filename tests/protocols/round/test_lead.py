@@ -621,6 +621,6 @@ def test_who_looks_for_a_lead_is_waited_for() -> None:
     table.report("lea", 30)
     assert table.lead.answered("bob", "", 0) == []
     assert table.lead.active
-    assert table.wait(0.5) == [], "its report is waited for"
+    assert table.wait(0.5) == [Ask(("bob",))], "its report is waited for, and it is asked again meanwhile"
     table.join("bob")
     assert "bob" in the_plan(table.report("bob", 5)).members
