@@ -1,0 +1,433 @@
+"""A simulated peer: what peer/averaging.py, service.py and lead_link.py do around the state machines, in virtual time.
+
+The machines are production's own; what differs is what they stand on. Where this file and peer/averaging.py disagree, this file is wrong.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from protocols.codecs import Codec
+from protocols.errors import BadMessageError
+from protocols.reasons import Reason
+from protocols.round import lead as lead_actions
+from protocols.round import member as member_actions
+from protocols.round.lead import DETECTION_S, Lead
+from protocols.round.member import Member, Phase
+from protocols.round.records import Candidate, Contribution, Hello, Plan, Report, Result, SignedCommit, Standing, Tip
+from protocols.round.succession import Succession
+from protocols.simulation.bulk import Exchanges
+from protocols.simulation.following import Following
+from protocols.simulation.messages import (
+    Abort,
+    AskRequest,
+    CommitsRequest,
+    Heartbeat,
+    NotLead,
+    ReduceOpen,
+    Refused,
+    SnapshotRequest,
+    Whereabouts,
+)
+from protocols.simulation.network import Machine, Network, Stream
+from protocols.simulation.observer import Observer
+from protocols.simulation.replica import ELEMENTS, DeviceError, Replica
+from protocols.simulation.state_transfer import Donor, catch_up
+from protocols.simulation.trainer import Trainer
+from protocols.simulation.world import Later, start
+
+RUN = "ab" * 32
+TICK_S = 0.25
+HEARTBEAT_S = 0.5
+LOOK_S, EAGER_LOOK_S = 5.0, 0.5
+RECORD_BYTES = 1500.0  # a plan or a commit
+
+
+class SimulatedPeer:
+    def __init__(
+        self,
+        network: Network,
+        observer: Observer,
+        machine: Machine,
+        incarnation: int,
+        *,
+        codec: Codec,
+        target_batch_size: int,
+        micro_batch: int,
+        step_s: float,
+        bootstrap: tuple[Candidate, ...],
+    ) -> None:
+        self.network, self.world, self.observer = network, network.world, observer
+        self.machine, self.name, self.incarnation, self.codec = machine, machine.name, incarnation, codec
+        self.alive, self.stopped_until, self.died_at = True, 0.0, None
+        random = self.world.random
+        self._clock_offset_s, self._clock_rate = random.uniform(0, 1e5), random.uniform(0.98, 1.02)
+        self.candidate = Candidate(self.name, f"{self.name}:1" if machine.reachable else "")
+        self.hello = Hello(incarnation, micro_batch == 0, self.candidate.address, self.name)
+        self.member = Member(self.name, incarnation)
+        self.succession = Succession(self.candidate)
+        self.lead = Lead(
+            self.candidate,
+            run_digest=RUN,
+            target_batch_size=target_batch_size,
+            elements=ELEMENTS,
+            codec=codec.name,
+            max_epochs=None,
+        )
+        self.replica = Replica(self.name, incarnation, codec)
+        self.donor = Donor(self)
+        self.exchanges = Exchanges(self)
+        self.trainer = Trainer(self, micro_batch, step_s)
+        self.bootstrap = bootstrap
+        self.link = Following(self)
+        self.desk: dict[str, Stream] = {}
+        self.samples = self.moved_bytes = 0
+        self.at_phase: Callable[[SimulatedPeer, str], None] = lambda process, phase: None
+        self.give_up: Callable[[SimulatedPeer], None] = lambda process: None
+        self.look: Callable[[SimulatedPeer], list[Candidate]] = lambda process: []
+        self.save: Callable[[SimulatedPeer], None] = lambda process: None
+        self._encoded = b""
+        self._averaged: tuple[str, bytes] = ("", b"")
+        self._moved = (0, 0.0)
+        self._heartbeat_at = 0.0
+        self._left: set[str] = set()
+        self._queue: deque[Any] = deque()
+        self._performing = False
+
+    died_at: float | None
+    stopped_until: float
+
+    # -- life ------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        """This machine's clock: it began anywhere, and goes a little wrong."""
+        return self._clock_offset_s + self._clock_rate * self.world.now
+
+    def begin(self) -> None:
+        self.succession.know(self.bootstrap)
+        self._start_catching_up(Reason.JOINED)
+        self.world.at(self.world.random.random() * TICK_S, self, self._tick)
+        self.world.at(self.world.random.random() * EAGER_LOOK_S, self, self._look)
+
+    def _tick(self) -> None:
+        now = self.now
+        self.perform(self.lead.tick(now))
+        self._give_up_stalled_results(now)
+        if now >= self._heartbeat_at:
+            self._heartbeat_at = now + HEARTBEAT_S
+            self.report()
+            if self.lead.active and self.lead.tip is not None:
+                beat = Heartbeat(self.lead.tip.standing)
+                for stream in list(self.desk.values()):
+                    stream.send(self, beat)
+        self.link.tick()
+        self.world.at(TICK_S, self, self._tick)
+
+    def _give_up_stalled_results(self, now: float) -> None:
+        plan = self.member.plan
+        if plan is None or not self.member.awaits_results or self.moved_bytes != self._moved[0]:
+            self._moved = (self.moved_bytes, now)
+        elif now - self._moved[1] > plan.patience_s:
+            self.perform(self.member.catch_up(Reason.MISSED_RESULTS))
+
+    def _look(self) -> None:
+        others = self.look(self)
+        self.succession.know({candidate.peer: candidate for candidate in (*self.bootstrap, *others)}.values())
+        if others:
+            self.ask(self.world.random.choice(others).peer).then(self._heard_of)
+        self.world.at(LOOK_S if others else EAGER_LOOK_S, self, self._look)
+
+    def _heard_of(self, there: Whereabouts | None) -> None:
+        if there is not None:
+            self.heard_standing(there.standing)
+
+    def progressed(self) -> None:
+        if self.member.phase is not Phase.CATCHING_UP:
+            self.samples = self.replica.samples
+        self.report()
+
+    @property
+    def able_to_lead(self) -> bool:
+        return bool(self.hello.address) and self.member.phase is not Phase.CATCHING_UP
+
+    def heard_standing(self, theirs: Standing) -> None:
+        tip, plan, phase = self.member.tip, self.member.plan, self.member.phase
+        if tip is None or phase in (Phase.CATCHING_UP, Phase.APPLYING) or not theirs.heavier_than(tip.standing):
+            return
+        following = self.link.following
+        under_way = plan is not None and following is not None and plan.ballot.lead == following.peer
+        if not under_way:
+            self.perform(self.member.catch_up(Reason.BEHIND))
+
+    def report(self) -> None:
+        tip = self.member.tip
+        if tip is None:
+            return
+        report = Report(
+            standing=tip.standing,
+            samples=self.samples,
+            samples_per_second=self.trainer.micro_batch / self.trainer.step_s,
+            step_s=self.trainer.step_s,
+            promised_attempt=self.member.promised.attempt if self.member.promised is not None else 0,
+            moved_bytes=self.moved_bytes,
+            caught_up=self.member.phase is not Phase.CATCHING_UP,
+            phase=self.member.phase.value,
+        )
+        if self.lead.active:
+            self.perform(self.lead.reported(self.name, report, self.now))
+        else:
+            self.link.send(report)
+
+    # -- leading -----------------------------------------------------------------------------------------------------------------
+
+    def take_over(self, me: Candidate) -> None:
+        if self.lead.active or self.lead.tip is None:
+            return
+        self.link.following = me
+        self.observer.leading(self)
+        self.perform([*self.lead.take_over(self.now), *self.lead.joined(self.name, self.hello, self.now)])
+        self.report()
+
+    def step_down(self) -> None:
+        if self.lead.active:
+            self.perform(self.lead.step_down())
+        if self.link.following is not None and self.link.following.peer == self.name:
+            self.link.following = None
+        for peer in list(self.desk):
+            self.desk.pop(peer).close(self)
+
+    def accept(self, stream: Stream, opening: Any) -> None:
+        """A stream that another process opened here."""
+        match opening:
+            case Hello():
+                self._seat(stream, opening)
+            case ReduceOpen():
+                self.exchanges.serve(stream, opening)
+            case AskRequest():
+                tip = self.member.tip
+                if tip is None:
+                    stream.send(self, Refused(Reason.NOT_CAUGHT_UP))
+                else:
+                    follows = self.link.following.peer if self.link.following is not None else ""
+                    caught_up = self.member.phase is not Phase.CATCHING_UP
+                    stream.send(self, Whereabouts(self.name, tip.standing, caught_up, follows, len(self.desk)))
+                stream.close(self)
+            case SnapshotRequest():
+                self.donor.serve_snapshot(stream)
+            case CommitsRequest(after):
+                self.donor.serve_commits(stream, after)
+
+    def _seat(self, stream: Stream, hello: Hello) -> None:
+        peer = stream.client.machine.name
+        seated = self.lead.seats.get(peer)
+        if not self.lead.active:
+            follows = self.link.following.peer if self.link.following is not None else ""
+            stream.send(self, NotLead(follows, self.able_to_lead))
+            stream.close(self)
+            return
+        if seated is not None and hello.incarnation < seated.hello.incarnation:
+            stream.send(self, Refused(Reason.OTHER_INCARNATION))
+            stream.close(self)
+            return
+        earlier = self.desk.pop(peer, None)
+        if earlier is not None:
+            earlier.close(self)
+        self.desk[peer] = stream
+        stream.serve(lambda message: self._from_member(peer, message), lambda: self._unseat(peer, stream))
+        self.observer.seated(self, peer)
+        self.perform(self.lead.joined(peer, hello, self.now))
+
+    def _unseat(self, peer: str, stream: Stream) -> None:
+        if self.desk.get(peer) is not stream:
+            return
+        del self.desk[peer]
+        reason = Reason.LEFT if peer in self._left else Reason.CONNECTION_LOST
+        self._left.discard(peer)
+        self.observer.left(self, peer, reason)
+        self.perform(self.lead.left(peer, reason, self.now))
+
+    def _from_member(self, peer: str, message: Any) -> None:
+        self.lead.heard(peer, self.now)
+        if isinstance(message, Report):
+            self.observer.reported(self, peer)
+            self.heard_standing(message.standing)
+            self.perform(self.lead.reported(peer, message, self.now))
+        elif message is Reason.LEFT:
+            self._left.add(peer)
+        else:
+            self.perform(self.lead.answer(peer, message, self.now))
+
+    def ask(self, peer: str) -> Later:
+        """Set to its Whereabouts, or to None when it does not answer in time."""
+        later = Later()
+        stream = self.network.dial(
+            self,
+            peer,
+            "ask",
+            AskRequest(),
+            lambda answer: later.set(answer if isinstance(answer, Whereabouts) else None),
+            lambda: later.set(None),
+        )
+
+        def too_late() -> None:
+            if not later.done:
+                stream.close(self)
+                later.set(None)
+
+        self.world.at(DETECTION_S, self, too_late)
+        return later
+
+    def _ask_for_lead(self, peer: str) -> None:
+        self.observer.asked(self, peer)
+        if not any(candidate.peer == peer for candidate in self.succession.order):
+            return  # client mode: its report is waited for
+
+        def answered(there: Whereabouts | None) -> None:
+            if there is None:
+                self.perform(self.lead.unreachable(peer, self.now))
+            else:
+                self.heard_standing(there.standing)
+                self.perform(self.lead.answered(peer, there.follows, there.followers))
+
+        self.ask(peer).then(answered)
+
+    # -- actions -----------------------------------------------------------------------------------------------------------------
+
+    def perform(self, actions: list[Any]) -> None:
+        self._queue.extend(actions)
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while self._queue:
+                self._act(self._queue.popleft())
+        finally:
+            self._performing = False
+
+    def _act(self, action: Any) -> None:
+        match action:
+            case member_actions.Freeze():
+                self.trainer.job(self.world.random.random() * self.trainer.step_s, self._freeze)
+            case member_actions.Reduce(plan, contribution):
+                self.exchanges.run(plan, contribution, self._encoded if contribution is not None else b"")
+            case member_actions.StopReducing(plan_digest, _):
+                self.exchanges.stop(plan_digest)
+            case member_actions.Send(to, answer):
+                self.observer.answered(self, answer)
+                if to == self.name:
+                    self.perform(self.lead.answer(self.name, answer, self.now))
+                else:
+                    self.link.send(answer, to)
+            case member_actions.Apply(signed, plan_digest):
+                seconds = self.world.random.uniform(0.005, 0.05) * self.trainer.slowness
+                self.trainer.job(seconds, lambda: self._apply(signed, plan_digest))
+            case member_actions.Resume():
+                self.samples = 0
+                self.trainer.job(0.0, self.trainer.resume)
+                self.report()
+            case member_actions.GiveUp(reason, contribution):
+                self.observer.gave_up(self, reason, contribution)
+            case member_actions.CatchUp(reason):
+                self.samples = 0
+                self.trainer.job(0.0, self.trainer.pause)
+                self._start_catching_up(reason)
+            case lead_actions.Ask(peers):
+                for peer in peers:
+                    self._ask_for_lead(peer)
+            case lead_actions.SendPlan(to, plan):
+                self.observer.planned(self, plan)
+                self._to_members(to, plan, lambda: self.member.on_plan(plan))
+                self.at_phase(self, "planning")
+            case lead_actions.SendAbort(to, plan_digest, reason):
+                self._to_members(to, Abort(plan_digest, reason), lambda: self.member.on_abort(plan_digest, reason))
+            case lead_actions.Announce(commit, _, _):
+                signed = SignedCommit(commit, b"signature", b"certificate")
+                self.observer.announced(self, commit)
+                self._to_members((*self.desk, self.name), signed, lambda: self.member.on_commit(signed))
+                self.at_phase(self, "announcing")
+            case lead_actions.NoteFailure():
+                self.observer.attempt_failed(self, action)
+            case lead_actions.Yield(_):
+                self.succession.silent(self.name)
+            case _:
+                raise AssertionError(f"unknown action {action}")
+
+    def _to_members(self, to: tuple[str, ...], message: Any, here: Callable[[], list[Any]]) -> None:
+        size = 200.0 if isinstance(message, Abort) else RECORD_BYTES
+        for peer in to:
+            if peer in self.desk:
+                self.desk[peer].send(self, message, size)
+        if self.name in to:
+            self.perform(here())
+
+    def from_lead(self, message: Any) -> None:
+        match message:
+            case Heartbeat(standing):
+                self.heard_standing(standing)
+            case Plan():
+                self.perform(self.member.on_plan(message))
+            case Abort(plan_digest, reason):
+                self.perform(self.member.on_abort(plan_digest, reason))
+            case SignedCommit():
+                self.perform(self.member.on_commit(message))
+
+    # -- a round -----------------------------------------------------------------------------------------------------------------
+
+    def _freeze(self) -> None:
+        self.trainer.stop_drawing()
+        frozen = self.replica.freeze()
+        contribution = None
+        if frozen is not None:
+            contribution = Contribution(self.name, self.incarnation, frozen.first, frozen.end, frozen.base, 1.0)
+            self._encoded = frozen.encoded
+            self.observer.froze(self, contribution, frozen.encoded)
+        self.samples = contribution.weight if contribution is not None else 0
+        self.report()  # before Accept: the lead checks the weight against the report
+        self.perform(self.member.frozen(contribution))
+
+    def exchanged(self, result: Result, averaged: bytes) -> None:
+        self._averaged = (result.plan_digest, averaged)
+        self.perform(self.member.reduced(result))
+
+    def exchange_failed(self, plan: Plan, reason: Reason, member: str, reducer: str) -> None:
+        self.perform(self.member.reduce_failed(plan.digest, reason, member, reducer))
+
+    def _apply(self, signed: SignedCommit, plan_digest: str) -> None:
+        try:
+            digest, averaged = self._averaged
+            if digest != plan_digest:
+                raise BadMessageError("the averages at hand are of another plan")
+            tip = self.replica.apply(signed, averaged)
+        except (BadMessageError, DeviceError):
+            self.observer.apply_failed(self)
+            self.perform(self.member.apply_failed())
+            return
+        self.advanced(signed, tip, averaged, by_round=True)
+        self.perform(self.member.applied())
+
+    def advanced(self, signed: SignedCommit, tip: Tip, averaged: bytes, *, by_round: bool = False) -> None:
+        self.observer.applied(self, signed, averaged, by_round=by_round)
+        self.exchanges.committed(signed.commit.plan_digest)
+        self.donor.keep(signed, averaged)
+        self.perform(self.lead.follow(tip, signed.commit))
+        self.succession.follow(tip)
+        self.save(self)
+
+    def _start_catching_up(self, reason: Reason) -> None:
+        self.observer.catching_up(self, reason)
+        start(catch_up(self), self)
+
+    def caught_up(self) -> None:
+        tip = self.replica.tip
+        assert tip is not None
+        self.perform(self.lead.follow(tip))
+        self.succession.follow(tip)
+        self.perform(self.member.adopted(tip))
+
+    def gives_up(self) -> None:
+        """No donor in all tries: production's peer ends here with an error, and its volunteer starts it again."""
+        self.observer.ended(self, "no donor answers")
+        self.give_up(self)

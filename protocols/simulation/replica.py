@@ -1,0 +1,106 @@
+"""A simulated process's training state: a small real vector, the lineage that it stands at, and the samples drawn since.
+
+Stands in for peer/replica.py and peer/accumulator.py. A gradient is a pure function of the sample and of the lineage at which it was
+drawn, so that the observer can say what every average has to be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from protocols.codecs import Codec
+from protocols.errors import BadMessageError
+from protocols.round.planner import GRID
+from protocols.round.records import SignedCommit, Tip
+from protocols.simulation.messages import Snapshot, Vector
+
+ELEMENTS = 4 * GRID  # at most four reducers
+
+
+class DeviceError(Exception):
+    """A simulated device failed in the middle of a step."""
+
+
+def sample_gradient(peer: str, incarnation: int, counter: int, base: str) -> Vector:
+    """(ELEMENTS,) whole numbers in [-128, 127]: sums of them are exact in float64."""
+    drawn = hashlib.shake_128(f"{peer} {incarnation} {counter} {base}".encode()).digest(ELEMENTS)
+    return np.frombuffer(drawn, np.int8).astype(np.float64)
+
+
+def stepped(state: Vector, averaged: bytes, codec: Codec) -> Vector:
+    """One step: not commutative, so that an order of steps shows in the state."""
+    after: Vector = state * 0.5 + codec.decode(averaged)
+    after.setflags(write=False)
+    return after
+
+
+def genesis_state() -> Vector:
+    state = np.zeros(ELEMENTS)
+    state.setflags(write=False)
+    return state
+
+
+@dataclass(frozen=True)
+class Frozen:
+    first: int
+    end: int
+    base: str
+    encoded: bytes
+
+
+class Replica:
+    def __init__(self, peer: str, incarnation: int, codec: Codec) -> None:
+        self.peer, self.incarnation, self.codec = peer, incarnation, codec
+        self.tip: Tip | None = None
+        self.commit: SignedCommit | None = None
+        self.state: Vector | None = None
+        self.first = self.end = 0
+        self._sum = np.zeros(ELEMENTS)
+        self.fails_next_step = False
+
+    @property
+    def samples(self) -> int:
+        return self.end - self.first
+
+    def draw(self, count: int) -> None:
+        assert self.tip is not None
+        for _ in range(count):
+            self._sum += sample_gradient(self.peer, self.incarnation, self.end, self.tip.lineage)
+            self.end += 1
+
+    def restart(self) -> None:
+        """Forget the sum; the counter goes on."""
+        self.first = self.end
+        self._sum = np.zeros(ELEMENTS)
+
+    def freeze(self) -> Frozen | None:
+        if self.tip is None or not self.samples:
+            return None
+        mean = np.asarray(self._sum / self.samples, dtype=self.codec.working)
+        return Frozen(self.first, self.end, self.tip.lineage, self.codec.encode(mean))
+
+    def apply(self, signed: SignedCommit, averaged: bytes) -> Tip:
+        """Raises DeviceError midway, after which the state is of no lineage, and BadMessageError with the state untouched."""
+        commit = signed.commit
+        if self.tip is None or self.state is None or commit.ballot.parent != self.tip.lineage:
+            raise BadMessageError("the commit does not follow this replica's state")
+        if self.fails_next_step:
+            self.fails_next_step = False
+            self.tip = self.state = None
+            raise DeviceError
+        self.state = stepped(self.state, averaged, self.codec)
+        self.restart()
+        self.commit, self.tip = signed, Tip.after(commit)
+        return self.tip
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self.state, self.commit, self.tip = snapshot.state, snapshot.commit, snapshot.tip
+        self.restart()
+
+    def capture(self) -> Snapshot | None:
+        if self.tip is None or self.state is None:
+            return None
+        return Snapshot(self.tip, self.commit, self.state)
