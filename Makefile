@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
+SEEDS ?= 2000
+PEERS ?= 8
 
-.PHONY: demo test lint proto install clean
+.PHONY: demo test lint simulate proto install clean
 
 demo: $(INSTALLED)
 	@$(BIN)/dugnad demo $(ARGS)
@@ -19,6 +21,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# SEEDS is a number or a range a:b.
+simulate: $(INSTALLED)
+	@$(BIN)/dugnad simulate --seeds $(SEEDS) --peers $(PEERS) $(ARGS)
 
 proto: $(INSTALLED)
 	PYTHON=$(CURDIR)/$(BIN)/python protocols/wire/generate.sh

@@ -11,6 +11,7 @@ import typer
 from coordinator.cli import coordinator, demo, status
 from peer.cli import peer
 from protocols.command import run_app
+from protocols.simulation.command import simulate
 
 app = typer.Typer(
     help="Train one transformer together on the computers you already own.",
@@ -23,6 +24,7 @@ app.command()(coordinator)
 app.command()(peer)
 app.command()(status)
 app.command()(demo)
+app.command()(simulate)
 
 
 @app.command()

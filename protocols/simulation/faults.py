@@ -1,9 +1,10 @@
-"""What goes wrong, and when: faults drawn from the seed, each armed for a process at a named phase and set off as that phase begins."""
+"""What goes wrong, and when: faults drawn from the seed, each armed for a process and set off as a named phase begins."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from protocols.simulation.world import World
@@ -12,9 +13,20 @@ if TYPE_CHECKING:
     from protocols.simulation.process import SimulatedPeer
     from protocols.simulation.swarm import Swarm
 
-# A process dies (its machine tells the others); its machine loses power (nobody is told); SIGSTOP; a disk or device that is slow; a step
-# that fails midway; a volunteer who leaves; links of one machine that break; a split of the swarm; a line that carries one way only.
-KINDS = ("crash", "power cut", "freeze", "slow disk", "device error", "leave", "connection loss", "partition", "one-way partition")
+# A process dies (its machine tells the others); its machine loses power (nobody is told); SIGSTOP; a disk or device that is slow;
+# a step that fails midway; a volunteer who leaves; links of one machine that break; a split of the swarm; a line that carries one
+# way only.
+KINDS = (
+    "crash",
+    "power cut",
+    "freeze",
+    "slow disk",
+    "device error",
+    "leave",
+    "connection loss",
+    "partition",
+    "one-way partition",
+)
 LEADS_PHASES = ("planning", "announcing")
 PHASES = ("catching up", "training", "frozen", "reducing", "ready", "applying", *LEADS_PHASES)
 # A fault whose phase does not come is set off after this long, wherever its process stands.
@@ -53,11 +65,10 @@ class Injector:
 
     def entered(self, process: SimulatedPeer, phase: str) -> None:
         """`process` came to `phase` just now."""
-        for fault in self._armed:
-            if fault.fits(process, phase):
-                self._armed.remove(fault)
-                self._world.at(self._world.random.random() * SPREAD_S, None, lambda: self._strike(fault, process, phase))
-                return
+        fault = next((armed for armed in self._armed if armed.fits(process, phase)), None)
+        if fault is not None:
+            self._armed.remove(fault)
+            self._world.at(self._world.random.random() * SPREAD_S, None, partial(self._strike, fault, process, phase))
 
     def count(self, kind: str) -> None:
         """Of a fault that is a consequence of another: a restart."""

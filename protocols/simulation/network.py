@@ -1,7 +1,7 @@
 """The simulated network: streams between processes over lines with latency, jitter and bandwidth, partitions and broken links.
 
-Within one direction of one stream the order is kept; between streams it is not. What is under way over a line that is blocked waits, as
-TCP's retransmissions do, and arrives when the line is whole again, unless the stream was given up meanwhile.
+Within one direction of one stream the order is kept; between streams it is not. What is under way over a line that is blocked
+waits, as TCP's retransmissions do, and arrives when the line is whole again, unless the stream was given up meanwhile.
 """
 
 from __future__ import annotations

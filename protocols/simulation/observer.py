@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from protocols.simulation.process import SimulatedPeer
 
 Sample = tuple[str, int]  # (peer, incarnation)
-# Largest relative error of one encoding, and the smallest absolute one (subnormals of fp16), with a little room for the mean's own.
+# Largest relative error of one encoding and the absolute one near zero, with a little room for the mean's own.
 RELATIVE_ERROR = {"fp64": 1e-12, "fp32": 2.0**-22, "fp16": 2.0**-10.9}
 ABSOLUTE_ERROR = {"fp64": 1e-12, "fp32": 1e-5, "fp16": 1e-4}
 
@@ -144,7 +144,11 @@ class Observer:
         self._note(process, f"freezes [{contribution.first}, {contribution.end})")
         given = self._given.setdefault((process.name, process.incarnation), [])
         for earlier, digest in given:
-            if contribution.first < earlier.end and earlier.first < contribution.end and (earlier, digest) != (contribution, sha256):
+            if (
+                contribution.first < earlier.end
+                and earlier.first < contribution.end
+                and (earlier, digest) != (contribution, sha256)
+            ):
                 self._violated("2 frozen once", f"{process.name} freezes {_range(earlier)} and then {_range(contribution)}")
         given.append((contribution, sha256))
         if seen.pending is not None and not self._is_committed(seen.pending):
@@ -173,7 +177,9 @@ class Observer:
 
     def announced(self, lead: SimulatedPeer, commit: Commit) -> None:
         seen = self._seen[lead]
-        self._note(lead, f"commits {commit.ballot.epoch}.{commit.ballot.attempt} as {commit.digest[:8]}, {commit.samples} samples")
+        self._note(
+            lead, f"commits {commit.ballot.epoch}.{commit.ballot.attempt} as {commit.digest[:8]}, {commit.samples} samples"
+        )
         ready = self._ready.get(commit.plan_digest, set())
         if 2 * len(ready & set(commit.members)) <= len(commit.members):
             self._violated("3 ready", f"{lead.name} commits with {len(ready)} of {len(commit.members)} members ready")

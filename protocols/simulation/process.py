@@ -1,6 +1,7 @@
 """A simulated peer: what peer/averaging.py, service.py and lead_link.py do around the state machines, in virtual time.
 
-The machines are production's own; what differs is what they stand on. Where this file and peer/averaging.py disagree, this file is wrong.
+The machines are production's own; what differs is what they stand on. Where this file and peer/averaging.py disagree, this file
+is wrong.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A simulated process's training state: a small real vector, the lineage that it stands at, and the samples drawn since.
 
-Stands in for peer/replica.py and peer/accumulator.py. A gradient is a pure function of the sample and of the lineage at which it was
-drawn, so that the observer can say what every average has to be.
+Stands in for peer/replica.py and peer/accumulator.py. A gradient is a pure function of the sample and of the lineage at
+which it was drawn, so that the observer can say what every average has to be.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One seed from its beginning to its end: the swarm starts, things go wrong, things stop going wrong, and the swarm must recover."""
+"""One seed from beginning to end: the swarm starts, things go wrong, things stop going wrong, and the swarm must recover."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from protocols.simulation.world import World
 WARM_UP_S = 10.0
 FAULTS_S = 40.0
 MEAN_PAUSE_S = 4.5
-# Invariant 5. A silent lead is noticed after 2 s (detection), a dial into the void ends after 6 s (first answer), the new lead hears for 2 s,
-# an attempt begun with the dead ends within 4 s (its patience), and a smaller swarm draws a batch and exchanges it in twice 2 s.
+# Invariant 5. A silent lead is noticed after 2 s (detection), a dial into the void ends after 6 s (first answer), the new lead
+# hears for 2 s, an attempt begun with the dead ends within 4 s (its patience), and a smaller swarm draws a batch and exchanges it
+# in twice 2 s.
 KILL_BOUND_S = 20.0
-# After the last fault: a catch-up that was unlucky pauses up to 8 s and a silent donor costs 10 s; two leads find each other through a look at
-# a random neighbour every 5 s, of up to eight; and an attempt without moving bytes lasts its patience, doubled by each earlier attempt.
+# After the last fault: a catch-up that was unlucky pauses up to 8 s and a silent donor costs 10 s; two leads find each other through
+# a look at a random neighbour every 5 s, of up to eight; and an attempt without moving bytes lasts its patience, doubled by each
+# earlier attempt.
 LIVENESS_S = 120.0
 SETTLED_COMMITS = 2
 

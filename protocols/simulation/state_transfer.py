@@ -167,7 +167,7 @@ def _replay(process: SimulatedPeer, donor: str) -> Generator[Later, Any, bool | 
                 return True
             if part is None:
                 return False
-            if not (yield _job(process, lambda part=part: _apply(process, part))):  # type: ignore[misc]
+            if not (yield _job(process, lambda part=part: _apply(process, part))):
                 return False
     finally:
         fetch.close()

@@ -23,7 +23,7 @@ SAVE_EVERY = 2  # commits between two snapshots on disk
 
 
 class Swarm:
-    """The first machine is the coordinator's: its process is auxiliary and reachable, starts the run, and never loses its disk."""
+    """The first machine is the coordinator's: its process is auxiliary and reachable, starts the run, and keeps its disk."""
 
     def __init__(self, world: World, peers: int, make: Callable[..., SimulatedPeer] = SimulatedPeer) -> None:
         random = world.random

@@ -1,0 +1,45 @@
+"""The simulator itself: deterministic, clean without faults and with them, and rich enough to mean something."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from protocols.simulation.scenario import ALL_KINDS, simulate
+from protocols.simulation.sweep import Summary, outcomes
+
+SEEDS = range(200)
+PEERS = 6
+
+
+def test_one_seed_is_one_trace() -> None:
+    first, second, other = simulate(3), simulate(3), simulate(4)
+    assert (first.trace_digest, first.commits, first.faults) == (second.trace_digest, second.commits, second.faults)
+    assert other.trace_digest != first.trace_digest
+
+
+def test_workers_do_not_change_the_sum() -> None:
+    alone, together = Summary(), Summary()
+    for outcome in outcomes(range(6), PEERS, 1):
+        alone.add(outcome)
+    for outcome in outcomes(range(6), PEERS, 2):
+        together.add(outcome)
+    assert alone.to_json(0) == together.to_json(0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_without_faults_nothing_is_retried_and_everybody_commits(seed: int) -> None:
+    outcome = simulate(seed, faults=False)
+    assert (outcome.violated, outcome.retries, sum(outcome.faults.values())) == ("", 0, 0)
+    assert outcome.commits >= 10
+
+
+def test_seeded_faults_break_no_invariant() -> None:
+    summary = Summary()
+    for outcome in outcomes(SEEDS, PEERS, 1):
+        summary.add(outcome)
+    assert [(o.seed, o.violated, o.what) for o in summary.violations] == []
+    assert statistics.median(summary.commits_by_seed) >= 10
+    assert statistics.median(summary.faults_by_seed) >= 5
+    assert set(ALL_KINDS) <= set(summary.faults)
