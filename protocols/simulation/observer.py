@@ -140,7 +140,7 @@ class Observer:
 
     def froze(self, process: SimulatedPeer, contribution: Contribution, encoded: bytes) -> None:
         """A contribution is fixed once per epoch: two of one process are the same or have no sample in common."""
-        seen, sha256 = self._seen[process], hashlib.sha256(encoded).hexdigest()
+        sha256 = hashlib.sha256(encoded).hexdigest()
         self._note(process, f"freezes [{contribution.first}, {contribution.end})")
         given = self._given.setdefault((process.name, process.incarnation), [])
         for earlier, digest in given:
@@ -151,9 +151,6 @@ class Observer:
             ):
                 self._violated("2 frozen once", f"{process.name} freezes {_range(earlier)} and then {_range(contribution)}")
         given.append((contribution, sha256))
-        if seen.pending is not None and not self._is_committed(seen.pending):
-            self._violated("7 contributions", f"{process.name}'s {_range(seen.pending)} vanished without a reason")
-        seen.pending = contribution
 
     def gave_up(self, process: SimulatedPeer, reason: Reason, contribution: Contribution | None) -> None:
         samples = contribution.weight if contribution is not None else process.samples
@@ -165,6 +162,8 @@ class Observer:
     def answered(self, process: SimulatedPeer, answer: Answer) -> None:
         self._note(process, f"answers {_answer(answer)}")
         if isinstance(answer, Accept):
+            if answer.contribution is not None:
+                self._offers(process, answer.contribution)
             plan = self._plans.get(answer.plan_digest)
             if plan is not None:
                 rank = (plan.ballot.attempt, plan.ballot.lead)
@@ -174,6 +173,17 @@ class Observer:
                 promised[plan.ballot.parent] = rank
         elif isinstance(answer, Ready):
             self._ready.setdefault(answer.result.plan_digest, set()).add(process.name)
+
+    def _offers(self, process: SimulatedPeer, contribution: Contribution) -> None:
+        seen = self._seen[process]
+        earlier = seen.pending
+        if (
+            earlier is not None
+            and earlier != contribution
+            and not any(earlier in commit.contributions for commit in self.commits.values())
+        ):
+            self._violated("7 contributions", f"{process.name}'s {_range(earlier)} vanished without a reason")
+        seen.pending = contribution
 
     def announced(self, lead: SimulatedPeer, commit: Commit) -> None:
         seen = self._seen[lead]
@@ -275,9 +285,6 @@ class Observer:
 
     def standing_of(self, process: SimulatedPeer) -> str:
         return self._seen[process].lineage
-
-    def _is_committed(self, contribution: Contribution) -> bool:
-        return any(contribution in commit.contributions for commit in self.commits.values())
 
     def _note(self, process: SimulatedPeer, text: str) -> None:
         self.world.trace(f"{process.name} {text}", notable=True)

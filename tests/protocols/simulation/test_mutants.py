@@ -1,0 +1,146 @@
+"""The simulator can fail: protocols with one rule broken pass without faults, and each is caught by the invariant that it breaks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from protocols.reasons import Reason
+from protocols.reduction import ShardReduction
+from protocols.round.lead import Lead
+from protocols.round.member import Member
+from protocols.round.records import Ballot, Contribution, Plan, SignedCommit, Standing, Tip
+from protocols.simulation.bulk import Exchanges, Reducing
+from protocols.simulation.replica import Replica, stepped
+from protocols.simulation.scenario import simulate
+from protocols.simulation.trainer import Trainer
+
+MOST_SEEDS = 400
+Patch = pytest.MonkeyPatch
+
+
+def ballots_without_the_lead(patch: Patch) -> None:
+    def digest(plan: Plan) -> str:
+        fields = asdict(plan)
+        del fields["ballot"]["lead"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    patch.setattr(Plan, "digest", property(digest))
+    patch.setattr(Ballot, "rank", property(lambda ballot: (ballot.attempt, "")))
+
+
+def a_commit_without_ready(patch: Patch) -> None:
+    """A drop-out after the first Ready commits instead of ending the attempt."""
+    lose = Lead._lose
+
+    def mutant(lead: Lead, peer: str, reason: Reason, now: float) -> list[Any]:
+        attempt = lead.attempt
+        if attempt is not None and peer in attempt.plan.members and attempt.ready:
+            first = next(iter(attempt.ready.values()))
+            attempt.ready = dict.fromkeys(attempt.plan.members, first)
+            attempt.majority_at = now
+        return lose(lead, peer, reason, now)
+
+    patch.setattr(Lead, "_lose", mutant)
+
+
+def a_new_lead_that_does_not_ask(patch: Patch) -> None:
+    def take_over(lead: Lead, now: float) -> list[Any]:
+        lead.active = lead.tip is not None
+        return []
+
+    patch.setattr(Lead, "take_over", take_over)
+
+
+def a_contribution_frozen_twice(patch: Patch) -> None:
+    """Every attempt freezes afresh what was drawn meanwhile."""
+    on_plan = Member.on_plan
+
+    def mutant(member: Member, plan: Plan) -> list[Any]:
+        member._frozen = False
+        return on_plan(member, plan)
+
+    patch.setattr(Member, "on_plan", mutant)
+    patch.setattr(Trainer, "stop_drawing", lambda trainer: None)
+
+
+def a_fork_rule_by_the_last_epoch_only(patch: Patch) -> None:
+    def heavier_than(mine: Standing, other: Standing) -> bool:
+        return mine.epoch > other.epoch or (mine.epoch == other.epoch and mine.lineage < other.lineage)
+
+    patch.setattr(Standing, "heavier_than", heavier_than)
+
+
+def untagged_chunks(patch: Patch) -> None:
+    """A reducer takes a member's chunks for whatever attempt of the epoch it has under way."""
+    find, opened, fed = Exchanges.find, ShardReduction.open, ShardReduction.feed
+
+    def mutant_find(exchanges: Exchanges, plan_digest: str, shard: int) -> Reducing | None:
+        meant = exchanges._process.observer._plans[plan_digest].ballot
+        others = [r for (_, i), r in exchanges.reducing.items() if i == shard and r.plan.ballot.parent == meant.parent]
+        return find(exchanges, plan_digest, shard) or (others[-1] if others else None)
+
+    def mutant_open(reduction: ShardReduction, peer: str, contribution: Contribution) -> None:
+        if peer not in reduction._contributions:
+            opened(reduction, peer, contribution)
+
+    def mutant_feed(reduction: ShardReduction, peer: str, offset: int, data: bytes) -> None:
+        if offset == reduction._received[peer]:
+            fed(reduction, peer, offset, data)
+
+    patch.setattr(Exchanges, "find", mutant_find)
+    patch.setattr(ShardReduction, "open", mutant_open)
+    patch.setattr(ShardReduction, "feed", mutant_feed)
+
+
+def a_member_that_steps_twice(patch: Patch) -> None:
+    """A step that failed midway is tried again on the state that it left."""
+    apply = Replica.apply
+
+    def mutant(replica: Replica, signed: SignedCommit, averaged: bytes) -> Tip:
+        if replica.fails_next_step and replica.state is not None:
+            replica.fails_next_step = False
+            replica.state = stepped(replica.state, averaged, replica.codec)
+        return apply(replica, signed, averaged)
+
+    patch.setattr(Replica, "apply", mutant)
+
+
+MUTANTS: dict[Callable[[Patch], None], str] = {
+    ballots_without_the_lead: "3 ballots",
+    a_commit_without_ready: "3 ready",
+    a_new_lead_that_does_not_ask: "3 asks",
+    a_contribution_frozen_twice: "2 frozen once",
+    a_fork_rule_by_the_last_epoch_only: "4 heavier",
+    untagged_chunks: "2 mean",
+    a_member_that_steps_twice: "1 state",
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_mutant_passes_without_faults(mutant: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    mutant(monkeypatch)
+    outcome = simulate(0, faults=False)
+    assert (outcome.violated, outcome.what) == ("", "")
+    assert outcome.commits >= 10
+
+
+@pytest.mark.parametrize(("mutant", "invariant"), MUTANTS.items())
+def test_a_mutant_is_caught_by_the_invariant_that_it_breaks(
+    mutant: Callable[[Patch], None], invariant: str, monkeypatch: Patch
+) -> None:
+    mutant(monkeypatch)
+    others = []
+    for seed in range(MOST_SEEDS):
+        outcome = simulate(seed)
+        if outcome.violated == invariant:
+            print(f"caught by seed {seed}: {outcome.what}; before it {others}")
+            return
+        if outcome.violated:
+            others.append((seed, outcome.violated))
+    pytest.fail(f"{MOST_SEEDS} seeds do not catch it; others: {others[:10]}")
