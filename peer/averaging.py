@@ -342,6 +342,7 @@ class Averaging:
             case member_actions.CatchUp(reason):
                 self._handover.put(self._training.pause)
                 self.samples = 0
+                self.report()  # a lead, this one included, must not plan with what was reported before
                 self._spawn(self._catch_up(reason))
             case lead_actions.Ask(peers):
                 for peer in peers:

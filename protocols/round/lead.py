@@ -152,10 +152,12 @@ class Lead:
     def follow(self, tip: Tip, commit: Commit | None = None) -> list[LeadAction]:
         """This peer's own state is at `tip` now (through `commit`, unless it was caught up)."""
         actions = self._fail(Reason.SUPERSEDED, "")
+        if self.tip is None or tip.lineage != self.tip.lineage:
+            # Else it is still the same epoch (catching up found nothing further), and no ballot of it may be used twice.
+            self._highest_attempt = 0
+            self._failed_pairs.clear()
         self.tip = tip
         self._committed = False
-        self._highest_attempt = 0
-        self._failed_pairs.clear()
         if commit is not None:
             for contribution in commit.contributions:
                 self._counted[contribution.peer, contribution.incarnation] = contribution.end

@@ -332,8 +332,9 @@ class SimulatedPeer:
             case member_actions.GiveUp(reason, contribution):
                 self.observer.gave_up(self, reason, contribution)
             case member_actions.CatchUp(reason):
-                self.samples = 0
                 self.trainer.job(0.0, self.trainer.pause)
+                self.samples = 0
+                self.report()
                 self._start_catching_up(reason)
             case lead_actions.Ask(peers):
                 for peer in peers:

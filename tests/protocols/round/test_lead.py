@@ -624,3 +624,13 @@ def test_who_looks_for_a_lead_is_waited_for() -> None:
     assert table.wait(0.5) == [Ask(("bob",))], "its report is waited for, and it is asked again meanwhile"
     table.join("bob")
     assert "bob" in the_plan(table.report("bob", 5)).members
+
+
+def test_no_ballot_of_an_epoch_is_used_twice_though_catching_up_found_nothing_further() -> None:
+    table = Table("bob", "cid")
+    table.report("lea", 8)
+    table.report("bob", 8)
+    (first,) = of(SendPlan, table.report("cid", 8))
+    table.lead.follow(table.tip)  # the lead's own member caught up, and is where it was
+    (second,) = of(SendPlan, table.report("lea", 8))
+    assert second.plan.ballot.attempt == first.plan.ballot.attempt + 1
