@@ -75,6 +75,7 @@ class Observer:
         self._seen: dict[SimulatedPeer, _Seen] = {}
         self._ready: dict[str, set[str]] = {}  # plan digest -> who said that it is ready
         self._plans: dict[str, Plan] = {}
+        self._ranks: dict[tuple[str, tuple[int, str]], str] = {}  # (parent, rank) -> the lead that planned under it
         self._given: dict[Sample, list[tuple[Contribution, str]]] = {}  # every contribution frozen, with its bytes' digest
 
     # -- of processes ----------------------------------------------------------------------------------------------------------
@@ -127,6 +128,9 @@ class Observer:
         earlier = self._plans.setdefault(plan.digest, plan)
         if earlier.ballot.lead != lead.name or earlier is not plan:
             self._violated("3 ballots", f"two attempts have one identity, of {earlier.ballot.lead} and of {lead.name}")
+        other = self._ranks.setdefault((ballot.parent, ballot.rank), lead.name)
+        if other != lead.name:
+            self._violated("3 ballots", f"{other} and {lead.name} plan {_short(plan)} under one rank")
         if seen.plan is not None:
             self._violated("7 attempts", f"{lead.name} plans again, and {_short(seen.plan)} ended without a reason")
         if seen.unasked and ballot.parent == seen.lineage:

@@ -19,9 +19,9 @@ MEAN_PAUSE_S = 4.5
 # hears for 2 s, an attempt begun with the dead ends within 4 s (its patience), and a smaller swarm draws a batch and exchanges it
 # in twice 2 s.
 KILL_BOUND_S = 20.0
-# After the last fault: a catch-up that was unlucky pauses up to 8 s and a silent donor costs 10 s; two leads find each other
-# through a look at a random neighbour every 5 s, of up to eight; and an attempt without moving bytes lasts its patience, doubled by each
-# earlier attempt.
+# After the last fault: a catch-up that was unlucky pauses up to 8 s, and a silent donor costs it 10 s; two leads find each other
+# by a look at a random neighbour every 5 s, of up to eight; an attempt in which no byte moves lasts its patience of 4 s, doubled
+# by each attempt of the epoch before it.
 LIVENESS_S = 120.0
 SETTLED_COMMITS = 2
 

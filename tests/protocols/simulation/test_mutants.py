@@ -1,4 +1,4 @@
-"""The simulator can fail: protocols with one rule broken pass without faults, and each is caught by the invariant that it breaks."""
+"""The simulator can fail: a protocol with one rule broken passes without faults, and is caught by the invariant that it breaks."""
 
 from __future__ import annotations
 
