@@ -27,10 +27,11 @@ KINDS = (
     "partition",
     "one-way partition",
 )
-LEADS_PHASES = ("planning", "announcing")
-PHASES = ("catching up", "training", "frozen", "reducing", "ready", "applying", *LEADS_PHASES)
+# Phases that few processes come to: whoever does is the target.
+SELDOM = ("catching up", "planning", "announcing")
+PHASES = ("training", "frozen", "reducing", "ready", "applying", *SELDOM)
 # A fault whose phase does not come is set off after this long, wherever its process stands.
-PATIENCE_S = 6.0
+PATIENCE_S = 9.0
 # It strikes within this time of the phase's beginning: before the first message of the phase, or between two.
 SPREAD_S = 0.06
 
@@ -55,7 +56,8 @@ class Injector:
     def arm(self, kinds: tuple[str, ...] = KINDS) -> None:
         random = self._world.random
         kind, phase = random.choice(kinds), random.choice(PHASES)
-        target = "" if phase in LEADS_PHASES or random.random() < 0.5 else random.choice(self._swarm.names)
+        anybody = phase in SELDOM or random.random() < 0.5
+        target = "" if anybody else random.choice(self._swarm.names)
         fault = Fault(kind, phase, target)
         self._armed.append(fault)
         self._world.at(PATIENCE_S, None, lambda: self._expire(fault))

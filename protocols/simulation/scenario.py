@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocols.simulation.faults import KINDS
+from protocols.simulation.faults import KINDS, PATIENCE_S
 from protocols.simulation.observer import ViolationError
 from protocols.simulation.process import SimulatedPeer
 from protocols.simulation.swarm import Swarm
@@ -94,7 +94,7 @@ def _kill_one(world: World, swarm: Swarm, outcome: Outcome) -> None:
         return
     swarm.restarts = False
     injector.arm(("crash", "power cut"))
-    world.run_until(world.now + 7.0, lambda: bool(injector.by_kind))
+    world.run_until(world.now + PATIENCE_S + 1, lambda: bool(injector.by_kind))
     killed_at = world.now
     if injector.by_kind:
         world.run_until(killed_at + KILL_BOUND_S, lambda: observer.commit_times[-1][0] > killed_at)
