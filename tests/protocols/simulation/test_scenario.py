@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 
+from protocols.simulation.faults import KINDS, PHASES
 from protocols.simulation.scenario import ALL_KINDS, simulate
 from protocols.simulation.sweep import Summary, outcomes
 
@@ -43,3 +44,4 @@ def test_seeded_faults_break_no_invariant() -> None:
     assert statistics.median(summary.commits_by_seed) >= 10
     assert statistics.median(summary.faults_by_seed) >= 5
     assert set(ALL_KINDS) <= set(summary.faults)
+    assert {f"{kind} @ {phase}" for kind in KINDS for phase in PHASES} <= set(summary.faults_at)
