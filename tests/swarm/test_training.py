@@ -147,12 +147,19 @@ def test_ctrl_c_leaves_cleanly_and_the_others_go_on(tmp_path: Path) -> None:
         stays, leaves = swarm.start_peer("stays"), swarm.start_peer("leaves")
         for peer in (stays, leaves):
             swarm.contributes(peer)
+        joined = swarm.coordinator.events
+        wait_until(lambda: "leaves" in {record["name"] for record in joined("peer_joined")}, "the coordinator to see it", 30)
         leaves.send(signal.SIGINT)
         assert leaves.wait(30) == 130, leaves.tail()
         assert "Left the run" in leaves.tail()
         swarm.commits_by(stays, stays.epoch() + 2, 30)
-        reasons = [record["reason"] for record in swarm.coordinator.events("peer_left")]
-        assert Reason.LEFT.value in reasons, reasons
+        gone = wait_until(lambda: swarm.coordinator.events("peer_left"), "the coordinator to write down who left", 30)
+        assert [(record["name"], record["reason"]) for record in gone] == [("leaves", Reason.LEFT.value)]
+
+        swarm.coordinator.send(signal.SIGINT)
+        swarm.coordinator.send(signal.SIGINT)
+        assert swarm.coordinator.wait(5) == 130, "the second Ctrl-C ends it at once"
+        swarm.commits_by(stays, stays.epoch() + 2, 30)
 
 
 def test_a_run_resumes_from_its_checkpoint_after_everybody_stopped(tmp_path: Path) -> None:
