@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import json
@@ -41,6 +42,7 @@ from protocols.wire.dugnad_pb2_grpc import add_EnrolmentServicer_to_server
 
 EXIT_DONE = 0
 FETCH_S = 600.0
+CLOSE_S = 15.0
 _log = logging.getLogger(__name__)
 PORTS = 3  # enrolment, discovery, the auxiliary peer
 MAX_SNAPSHOT_BYTES = 64 << 30
@@ -164,12 +166,13 @@ class _Session:
                 ended.result()
             return ready.result()
 
+        bound = self._network.call(port())
         try:
-            bound = self._network.call(port())
             yield make_ticket(self._folder.authority, self._folder.secret, self._hosts(), bound)
         finally:
             self._network.loop.call_soon_threadsafe(stop.set)
-            problem = serving.exception(timeout=15)
+            ended, _ = concurrent.futures.wait([serving], timeout=CLOSE_S)
+            problem = serving.exception() if ended and not serving.cancelled() else None
             if problem is not None:
                 _log.error("the coordinator's ports were not closed in order: %s", problem)
 
