@@ -82,6 +82,10 @@ class Console:
             self._spinner = None
         self._screen.__exit__(kind, error, trace)
 
+    def close(self) -> None:
+        """Give the terminal back; what is said from now on are plain lines."""
+        self._screen.__exit__(None, None, None)
+
     def update(self, view: SwarmView) -> None:
         """Show this view from now on. The first one ends the start-up status."""
         with self._lock:

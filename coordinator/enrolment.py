@@ -69,7 +69,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
             run_toml=self._spec_toml,
             genesis=to_wire(self._genesis),
             discovery=self._discovery(),
-            peers=[to_wire(peer) for peer in self._peers()[:MAX_BOOTSTRAP_PEERS]],
+            peers=self._some_peers(),
         )
 
     async def Asset(self, request: pb.AssetRequest, context: Any) -> AsyncIterator[pb.AssetPart]:
@@ -86,7 +86,10 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
             self._announced(read_announcement(request.SerializeToString(), self._authority.pem))
         except BadMessageError as error:
             await refuse(context, Reason.NOT_A_MEMBER, str(error))
-        return pb.AnnounceReply()
+        return pb.AnnounceReply(peers=self._some_peers())
+
+    def _some_peers(self) -> list[pb.Candidate]:
+        return [to_wire(peer) for peer in self._peers()[:MAX_BOOTSTRAP_PEERS]]
 
     async def _admit(self, secret: bytes, context: Any) -> None:
         if not hmac.compare_digest(secret, self._secret):

@@ -20,7 +20,9 @@ class KnownPeers:
         self._announced: dict[str, tuple[float, Announcement]] = {}
 
     def add(self, announcement: Announcement) -> None:
-        """The newest incarnation stands."""
+        """The newest incarnation stands. A client-mode peer has no address and is nobody's way to anywhere."""
+        if not announcement.address:
+            return
         known = self._announced.get(announcement.peer)
         if known is None or announcement.incarnation >= known[1].incarnation:
             self._announced[announcement.peer] = (self._clock(), announcement)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import json
 import logging
-import os
 import queue
 import random
-import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from coordinator.auxiliary import AuxiliaryPeer
@@ -31,6 +29,7 @@ from protocols.errors import BadMessageError, LocalError, PortInUseError, Remote
 from protocols.files import write_durably
 from protocols.home import Home
 from protocols.identity import Ticket
+from protocols.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.run_spec import RunSpec
 from protocols.task import open_task
@@ -41,8 +40,9 @@ from protocols.transport.state_transfer import ask_all, fetch_snapshot
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.dugnad_pb2_grpc import add_EnrolmentServicer_to_server
 
-EXIT_DONE, EXIT_INTERRUPTED = 0, 130
+EXIT_DONE = 0
 FETCH_S = 600.0
+CLOSE_S = 15.0
 _log = logging.getLogger(__name__)
 PORTS = 3  # enrolment, discovery, the auxiliary peer
 MAX_SNAPSHOT_BYTES = 64 << 30
@@ -109,7 +109,7 @@ class _Session:
             stack.callback(auxiliary.stop)
             auxiliary.start(folder.snapshot)
             self._say_how_to_join(ticket)
-            stack.enter_context(self._signals())
+            stack.enter_context(two_stage_interrupts(self._stop, self._console.close))
             watching = self._network.start(self._watch())
             stack.callback(watching.cancel)
             while not self._interrupted and not monitor.finished:
@@ -166,12 +166,13 @@ class _Session:
                 ended.result()
             return ready.result()
 
+        bound = self._network.call(port())
         try:
-            bound = self._network.call(port())
             yield make_ticket(self._folder.authority, self._folder.secret, self._hosts(), bound)
         finally:
             self._network.loop.call_soon_threadsafe(stop.set)
-            problem = serving.exception(timeout=15)
+            ended, _ = concurrent.futures.wait([serving], timeout=CLOSE_S)
+            problem = serving.exception() if ended and not serving.cancelled() else None
             if problem is not None:
                 _log.error("the coordinator's ports were not closed in order: %s", problem)
 
@@ -254,20 +255,8 @@ class _Session:
 
     # -- stopping --------------------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            if self._interrupted:
-                self._console.__exit__(None, None, None)  # gives the terminal back
-                os._exit(EXIT_INTERRUPTED)  # children notice and end: see protocols/child_process.py
-            self._interrupted = True
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self) -> None:
+        self._interrupted = True
 
 
 def _check_ports(config: CoordinatorConfig) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from peer.catch_up import CatchUp
 from peer.donor import Donor
+from peer.donors import Donors
 from peer.exchanges import Exchanges
 from peer.handover import Handover
 from peer.lead_desk import LeadDesk, SwarmStatus
@@ -27,6 +28,7 @@ from peer.lead_link import Departure, LeadLink
 from peer.neighbours import Neighbours
 from peer.reducing import ReduceError
 from peer.training_side import Settings, TrainingSide
+from peer.uploads import Uploads, most_snapshot_bytes
 from protocols.errors import BadMessageError, RemoteError
 from protocols.reasons import Reason
 from protocols.round import lead as lead_actions
@@ -45,8 +47,6 @@ from protocols.wire.convert import answer_to_wire, from_wire, to_wire
 TICK_S = 0.25
 KEPT_RECORDS = 4096
 HEARTBEAT_S = 0.5
-# How long a goodbye may take to go out before the channel closes.
-GOODBYE_S = 0.1
 LOOK_AGAIN_S = 0.05
 _log = logging.getLogger(__name__)
 EventSink = Callable[..., None]  # (event name, **fields)
@@ -95,10 +95,12 @@ class Averaging:
         self._replica = replica
         self._handover = handover
         self._events = events
-        self._catching_up = CatchUp(self.donor, replica, handover, links, settings.codec, self._events, progress)
         self._bootstrap = bootstrap
         if bootstrap:
             self.succession.know(bootstrap)
+        self.uploads = Uploads(most_snapshot_bytes(replica.elements), progress)
+        donors = Donors(me, bootstrap, self.succession, self.lead, self.desk, self.uploads)
+        self._catching_up = CatchUp(self.donor, replica, handover, links, settings.codec, donors, events, progress)
         self._lead_link = LeadLink(links, hello, self._from_lead)
         self._neighbours = Neighbours(discovery, links, hello, coordinator, found=self._found, heard=self.heard_standing)
         self._encoded = b""  # this epoch's contribution, as every attempt sends it
@@ -141,8 +143,7 @@ class Averaging:
             await asyncio.wait_for(self._round_over(), timeout=30)
         if self.member.tip is not None and self.samples and self.member.phase is Phase.TRAINING:
             self._events("given_up", reason=Reason.LEFT, samples=self.samples)
-        self._lead_link.send(pb.MemberMessage(leave=pb.Leave()))
-        await asyncio.sleep(GOODBYE_S)
+        await self._lead_link.say_goodbye()
 
     @property
     def _over(self) -> bool:
@@ -273,6 +274,9 @@ class Averaging:
             self.perform(self.member.on_plan(plan))
         elif kind == "abort":
             self.perform(self.member.on_abort(message.abort.plan_digest, Reason(message.abort.reason)))
+        elif kind == "need_state":
+            if self.member.tip is not None:
+                self._spawn(self.donor.give(self.links, lead, self.member.tip.lineage))
         elif kind == "signed_commit":
             signed = check_signed(from_wire(SignedCommit, message.signed_commit), self.links.credentials.authority)
             self.perform(self.member.on_commit(signed))
@@ -433,11 +437,7 @@ class Averaging:
         self._finish_at(tip)
 
     async def _catch_up(self, reason: Reason) -> None:
-        def known() -> list[Candidate]:
-            peers = {candidate.peer: candidate for candidate in (*self._bootstrap, *self.succession.order)}
-            return [candidate for peer, candidate in peers.items() if peer != self.me]
-
-        tip = await self._catching_up.run(reason, known, self._advanced)
+        tip = await self._catching_up.run(reason, self._advanced)
         self.perform(self.lead.follow(tip))
         self.succession.follow(tip)
         self._finish_at(tip)

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from peer.donor import Donor
+from peer.donors import Donors
 from peer.handover import Handover
 from peer.replica import Replica
+from peer.uploads import most_snapshot_bytes
 from protocols.codecs import Codec
 from protocols.errors import DugnadError, RefusedError, RemoteError, UnreachableError
 from protocols.reasons import Reason
@@ -22,8 +24,6 @@ from protocols.transport.state_transfer import Progress, ask_all, fetch_commits,
 # Tried this often, with a pause that doubles from the first to the longest: about two minutes in all.
 TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 20, 0.25, 8.0
 DONORS_A_TRY = 3
-# No snapshot holds more than parameters and this many numbers of 8 bytes for each of them, and a header.
-SLOTS, HEADER_BYTES = 16, 64 << 20
 
 Advanced = Callable[[SignedCommit, Tip, bytes], None]
 
@@ -36,6 +36,7 @@ class CatchUp:
         handover: Handover,
         links: Links,
         codec: Codec,
+        donors: Donors,
         events: Callable[..., None],
         progress: Progress,
     ) -> None:
@@ -44,11 +45,12 @@ class CatchUp:
         self._handover = handover
         self._links = links
         self._codec = codec
+        self._donors = donors
         self._events = events
         self._progress = progress
 
-    async def run(self, reason: Reason, known: Callable[[], list[Candidate]], advanced: Advanced) -> Tip:
-        """Bring the replica to the heaviest lineage among `known()` peers; its tip. `advanced` is told of each commit replayed.
+    async def run(self, reason: Reason, advanced: Advanced) -> Tip:
+        """Bring the replica to the heaviest lineage among the peers known; its tip. `advanced` is told of each commit replayed.
 
         With nobody further than this replica, that is its own tip. Raises the last problem when all tries failed.
         """
@@ -58,20 +60,23 @@ class CatchUp:
             "no peer answers that holds the run's state", remedy="Check that the coordinator runs, then join again."
         )
         for _ in range(TRIES):
-            found = await ask_all(self._links, known())
+            found = await ask_all(self._links, self._donors.reachable())
             mine = self._replica.tip
-            ahead = [there for there in found if mine is None or there.standing.heavier_than(mine.standing)]
-            if mine is not None and not ahead:
+            ahead = [there.peer for there in found if mine is None or there.standing.heavier_than(mine.standing)]
+            hidden = [peer for peer, standing in self._donors.hidden() if mine is None or standing.heavier_than(mine.standing)]
+            if mine is not None and not ahead and not hidden:
                 self._events("caught_up", epoch=mine.epoch, lineage=mine.lineage)
                 return mine
-            for there in ahead[:DONORS_A_TRY]:
+            ways = [(peer.peer, functools.partial(self._take_from, peer, advanced)) for peer in ahead[:DONORS_A_TRY]]
+            ways += [(peer, functools.partial(self._be_brought, peer)) for peer in hidden[:DONORS_A_TRY]]
+            for donor, take in ways:
                 try:
-                    await self._take_from(there.peer, advanced)
+                    await take()
                     pause_s = FIRST_PAUSE_S
                     break
                 except RemoteError as error:
                     problem = error
-                    self._events("donor_failed", peer=there.peer.peer, problem=str(error))
+                    self._events("donor_failed", peer=donor, problem=str(error))
             else:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -80,8 +85,12 @@ class CatchUp:
     async def _take_from(self, donor: Candidate, advanced: Advanced) -> None:
         if self._replica.tip is not None and await self._replay(donor, advanced):
             return
-        limit = SLOTS * self._replica.elements * 8 + HEADER_BYTES
-        snapshot = await fetch_snapshot(self._links, donor, limit, self._progress)
+        await self._restore(await fetch_snapshot(self._links, donor, most_snapshot_bytes(self._replica.elements), self._progress))
+
+    async def _be_brought(self, peer: str) -> None:
+        await self._restore(await self._donors.brought_by(peer))
+
+    async def _restore(self, snapshot: bytes) -> None:
         await self._handover.run(functools.partial(self._replica.restore, snapshot))
         self._donor.forget()
 

@@ -93,6 +93,10 @@ class PeerConsole:
             self._spinner = None
         self._screen.__exit__(kind, error, trace)
 
+    def close(self) -> None:
+        """Give the terminal back; what is said from now on are plain lines."""
+        self._screen.__exit__(None, None, None)
+
     def status(self, text: str | None, done: int | None = None, total: int | None = None) -> None:
         """A step that is under way; with `done` and `total` (bytes) a transfer. None, or the next `update`, ends it."""
         with self._lock:

@@ -6,18 +6,23 @@ A snapshot is captured on the training thread, once per lineage however many ask
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from peer.handover import Handover
 from peer.replica import Replica
-from protocols.round.records import SignedCommit
+from protocols.errors import RemoteError
+from protocols.round.records import Candidate, SignedCommit
 from protocols.state import Manifest, manifest_of
+from protocols.transport.links import Links
+from protocols.transport.state_transfer import give_snapshot
 
 # Averaged vectors are kept for whoever misses a result or replays commits after a snapshot.
 KEPT_COMMITS = 16
 KEPT_BYTES = 256 << 20
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,3 +71,12 @@ class Donor:
                 snapshot, header, _ = await self._handover.run(self._replica.capture)
                 self._snapshot = (await asyncio.to_thread(manifest_of, snapshot, header), snapshot)
             return self._snapshot
+
+    async def give(self, links: Links, to: Candidate, lineage: str) -> None:
+        """Bring a snapshot of `lineage`, this peer's tip, to a peer that asked for it. What fails is asked for again."""
+        try:
+            found = await self.snapshot("", lineage)
+            if found is not None:
+                await give_snapshot(links, to, *found)
+        except RemoteError as error:
+            _log.warning("state could not be given to %s: %s", to.peer[:8], error)

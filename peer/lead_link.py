@@ -45,6 +45,14 @@ class LeadLink:
         self._receive = receive
         self._to = ""
         self._outbox: asyncio.Queue[pb.MemberMessage] = asyncio.Queue()
+        self._ended = asyncio.Event()
+
+    async def say_goodbye(self) -> None:
+        """Tell the lead that this peer leaves; it ends the stream once it has heard."""
+        if self._to:
+            self.send(pb.MemberMessage(leave=pb.Leave()))
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), DETECTION_S)
 
     def send(self, message: pb.MemberMessage, to: str = "") -> None:
         """To the lead at the other end; dropped if there is none, or if it is not `to`: what it answers is over then."""
@@ -57,6 +65,7 @@ class LeadLink:
         Raises RefusedError when the lead is of another run.
         """
         self._to, self._outbox = lead.peer, asyncio.Queue()
+        self._ended.clear()
         call = PeerStub(self._links.to(lead.peer, lead.address)).Control(metadata=self._links.metadata)
         writing = asyncio.create_task(_write_all(call, self._outbox))
         self.send(pb.MemberMessage(hello=to_wire(self._hello)))
@@ -88,6 +97,7 @@ class LeadLink:
             return Departure(Reason.BAD_CHUNK, led)
         finally:
             self._to = ""
+            self._ended.set()
             writing.cancel()
             call.cancel()
             await asyncio.gather(writing, return_exceptions=True)

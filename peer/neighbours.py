@@ -45,14 +45,16 @@ class Neighbours:
     async def run(self) -> None:
         """Until cancelled. Failures are logged: peers that know each other go on without discovery."""
         announced_at = -ANNOUNCE_S
+        told: list[Candidate] = []  # by the coordinator, at the last announcement
         me = self._links.credentials.peer_id
         while True:
             others: list[Candidate] = []
             try:
-                if self._hello.reachable and time.monotonic() - announced_at >= ANNOUNCE_S:
+                if time.monotonic() - announced_at >= ANNOUNCE_S:
                     announced_at = time.monotonic()
-                    await self._announce(me)
-                others = [Candidate(item.peer, item.address) for item in await self._discovery.peers() if item.peer != me]
+                    told = await self._announce(me)
+                found = [*told, *(Candidate(item.peer, item.address) for item in await self._discovery.peers())]
+                others = [candidate for candidate in found if candidate.peer != me]
                 self._found(others)
             except (RemoteError, LocalError) as error:
                 _log.warning("discovery: %s", error)
@@ -62,10 +64,13 @@ class Neighbours:
                     self._heard((await ask(self._links, random.choice(others))).standing)
             await asyncio.sleep(LOOK_S if others else EAGER_LOOK_S)
 
-    async def _announce(self, me: str) -> None:
+    async def _announce(self, me: str) -> list[Candidate]:
         hello = self._hello
         announcement = Announcement(me, hello.incarnation, hello.address, hello.name, hello.auxiliary, self._discovery.addresses)
         signed = sign_announcement(announcement, self._links.credentials)
-        await self._discovery.announce(me, signed)
-        with contextlib.suppress(RemoteError):  # the coordinator may be away; training does not need it
-            await announce_to(self._coordinator, self._links.credentials.authority, signed)
+        if hello.reachable:
+            await self._discovery.announce(me, signed)
+        try:
+            return await announce_to(self._coordinator, self._links.credentials.authority, signed)
+        except RemoteError:
+            return []  # the coordinator is away; training does not need it

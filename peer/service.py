@@ -21,6 +21,7 @@ from protocols.reduction import CHUNK_ELEMENTS
 from protocols.round.member import Phase
 from protocols.round.records import Candidate, Hello, Report
 from protocols.transport.links import END, admit, refuse
+from protocols.transport.state_transfer import snapshot_parts
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import MEMBER_KINDS, from_wire, to_wire
 from protocols.wire.dugnad_pb2_grpc import PeerServicer
@@ -138,10 +139,16 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
         if found is None:
             await refuse(context, Reason.NOT_CAUGHT_UP, "this peer does not have that snapshot")
         manifest, snapshot = found
-        yield pb.SnapshotPart(manifest=to_wire(manifest))
-        for index in range(request.first_chunk, len(manifest.chunk_sha256)):
-            at = index * manifest.chunk_bytes
-            yield pb.SnapshotPart(chunk=pb.Chunk(offset=at, data=snapshot[at : at + manifest.chunk_bytes]))
+        for part in snapshot_parts(manifest, snapshot, request.first_chunk):
+            yield part
+
+    async def Give(self, requests: AsyncIterator[pb.SnapshotPart], context: Any) -> pb.GiveReply:
+        peer = await self._admit(context)
+        try:
+            await self._averaging.uploads.receive(peer, requests)
+        except BadMessageError as error:
+            await refuse(context, Reason.NOT_A_MEMBER, str(error))
+        return pb.GiveReply()
 
     async def Commits(self, request: pb.CommitsRequest, context: Any) -> AsyncIterator[pb.CommitPart]:
         await self._admit(context)

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import os
-import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -33,6 +29,7 @@ from protocols.errors import DiskError, UsageError
 from protocols.event_log import EventLog
 from protocols.home import Home
 from protocols.identity import Key, Ticket, new_incarnation
+from protocols.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.round.records import Hello
 from protocols.task import open_task, write_asset
@@ -46,7 +43,7 @@ from protocols.wire.dugnad_pb2_grpc import add_PeerServicer_to_server
 SCREEN_S = 0.25
 # After the last epoch a peer stays this long, so that slower ones can still fetch what it reduced.
 LINGER_S = 3.0
-EXIT_DONE, EXIT_INTERRUPTED = 0, 130
+EXIT_DONE = 0
 
 
 def run_peer(config: PeerConfig) -> int:
@@ -125,7 +122,7 @@ class _Session:
             ready: concurrent.futures.Future[Averaging] = concurrent.futures.Future()
             swarm = self._network.start(self._take_part(trainer, handover, ready))
             swarm.add_done_callback(lambda _: trainer.stop())
-            stack.enter_context(self._signals(lambda: averaging, swarm))
+            stack.enter_context(two_stage_interrupts(lambda: self._stop(averaging, swarm), self._console.close))
             waiting: list[concurrent.futures.Future[Any]] = [ready, swarm]
             concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
             if ready.done():
@@ -292,28 +289,13 @@ class _Session:
 
     # -- stopping --------------------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _signals(self, averaging: Callable[[], Averaging | None], swarm: concurrent.futures.Future[None]) -> Iterator[None]:
-        """The first Ctrl-C finishes the round under way and leaves; the second ends the process at once."""
-
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            if self._leaving:
-                self._console.__exit__(None, None, None)  # gives the terminal back
-                os._exit(EXIT_INTERRUPTED)  # children notice and end: see protocols/child_process.py
-            self._leaving = True
-            part = averaging()
-            if part is None:
-                swarm.cancel()
-                return
-            self._console.event("leaving: finishing the round under way (Ctrl-C again to stop at once)")
-            self._network.start(self._leave(part, swarm))
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, part: Averaging | None, swarm: concurrent.futures.Future[None]) -> None:
+        self._leaving = True
+        if part is None:
+            swarm.cancel()
+            return
+        self._console.event("leaving: finishing the round under way (Ctrl-C again to stop at once)")
+        self._network.start(self._leave(part, swarm))
 
     @staticmethod
     async def _leave(part: Averaging, swarm: concurrent.futures.Future[None]) -> None:

@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 import typer
 
 from protocols.errors import DugnadError
-
-EXIT_INTERRUPTED = 130
+from protocols.interrupts import EXIT_INTERRUPTED
 
 
 def run_app(app: typer.Typer) -> NoReturn:

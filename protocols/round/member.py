@@ -263,8 +263,12 @@ class Member:
         assert self.plan is not None
         plan = self.plan
         if self.me in plan.contributors and self.contribution is None:
+            # Nothing was fixed, so nothing need stay frozen: were this the only contributor, nobody would ever plan again.
             actions = self._drop_plan(Reason.NOTHING_TO_GIVE)
-            return [*actions, Send(plan.ballot.lead, Refuse(plan.digest, Reason.NOTHING_TO_GIVE, plan.ballot.attempt))]
+            self._forget_contribution()
+            self.phase = Phase.TRAINING
+            refusal = Refuse(plan.digest, Reason.NOTHING_TO_GIVE, plan.ballot.attempt)
+            return [*actions, Send(plan.ballot.lead, refusal), Resume()]
         given = self.contribution if self.me in plan.contributors else None
         self.phase = Phase.REDUCING
         return [Send(plan.ballot.lead, Accept(plan.digest, given)), Reduce(plan, given)]

@@ -77,11 +77,15 @@ async def fetch_assets(enrolment: Enrolment, ticket: Ticket, missing: list[str],
             take(name, bytes(content))
 
 
-async def announce_to(coordinator: str, authority: bytes, signed: bytes) -> None:
-    """Tell the coordinator where this peer is; `signed` is a serialised SignedAnnouncement. Raises RemoteError."""
+async def announce_to(coordinator: str, authority: bytes, signed: bytes) -> list[Candidate]:
+    """Tell the coordinator where this peer is; the peers that it knows of. `signed` is a serialised SignedAnnouncement.
+
+    Raises RemoteError.
+    """
     async with coordinator_channel(coordinator, authority) as channel:
         with translated(f"the coordinator at {coordinator}"):
-            await EnrolmentStub(channel).Announce(pb.SignedAnnouncement.FromString(signed), timeout=CONNECT_S)
+            reply = await EnrolmentStub(channel).Announce(pb.SignedAnnouncement.FromString(signed), timeout=CONNECT_S)
+    return [from_wire(Candidate, peer) for peer in reply.peers]
 
 
 async def _pinned_authority(host: str, port: int, fingerprint: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from protocols.round.records import Candidate, SignedCommit, Standing
 from protocols.state import Manifest
 from protocols.transport.links import Links, translated
 from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import from_wire
+from protocols.wire.convert import from_wire, to_wire
 from protocols.wire.dugnad_pb2_grpc import PeerStub
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in total)
@@ -63,38 +63,64 @@ async def ask_all(links: Links, peers: Iterable[Candidate], limit_s: float = DET
     return sorted(found, key=lambda answer: (-answer.standing.total_samples, answer.standing.lineage))
 
 
-async def fetch_snapshot(links: Links, donor: Candidate, max_bytes: int, progress: Progress) -> bytes:
-    """The donor's newest snapshot, every chunk checked against the manifest that came first.
+class SnapshotAssembler:
+    """Puts a snapshot together from its parts: the manifest first, then every chunk in order, each checked against it."""
 
-    Raises BadMessageError when a chunk does not match, or the snapshot is larger than `max_bytes`; UnreachableError when the
-    donor goes.
-    """
+    def __init__(self, whom: str, max_bytes: int, progress: Progress) -> None:
+        self._whom = whom
+        self._max_bytes = max_bytes
+        self._progress = progress
+        self._manifest: Manifest | None = None
+        self._received = bytearray()
+        self._chunks = 0
+
+    def take(self, part: pb.SnapshotPart) -> None:
+        """Raises BadMessageError when a chunk does not match, or the snapshot is larger than `max_bytes`."""
+        if part.WhichOneof("kind") == "manifest":
+            self._manifest = from_wire(Manifest, part.manifest)
+            if self._manifest.total_bytes > self._max_bytes:
+                offered = self._manifest.total_bytes
+                raise BadMessageError(f"{self._whom} offers a snapshot of {offered} bytes, more than this model can have")
+            return
+        if self._manifest is None or self._chunks >= len(self._manifest.chunk_sha256):
+            raise BadMessageError(f"{self._whom} sent a chunk that its manifest does not name")
+        if hashlib.sha256(part.chunk.data).digest() != self._manifest.chunk_sha256[self._chunks]:
+            raise BadMessageError(f"{self._whom} sent chunk {self._chunks} with another digest than it promised")
+        self._received += part.chunk.data
+        self._chunks += 1
+        self._progress(len(self._received), self._manifest.total_bytes)
+
+    def finish(self) -> bytes:
+        """Raises BadMessageError when something is missing."""
+        if self._manifest is None or len(self._received) != self._manifest.total_bytes:
+            raise BadMessageError(f"{self._whom}'s snapshot ended early, at {len(self._received)} bytes")
+        return bytes(self._received)
+
+
+async def fetch_snapshot(links: Links, donor: Candidate, max_bytes: int, progress: Progress) -> bytes:
+    """The donor's newest snapshot. Raises BadMessageError (see SnapshotAssembler); UnreachableError when the donor goes."""
     whom = f"donor {donor.peer[:8]}"
     call = PeerStub(links.to(donor.peer, donor.address)).Snapshot(pb.SnapshotRequest(), metadata=links.metadata)
-    manifest: Manifest | None = None
-    received = bytearray()
-    index = 0
+    assembler = SnapshotAssembler(whom, max_bytes, progress)
     try:
         async for part in _unless_idle(call, whom):
-            if part.WhichOneof("kind") == "manifest":
-                manifest = from_wire(Manifest, part.manifest)
-                if manifest.total_bytes > max_bytes:
-                    raise BadMessageError(
-                        f"{whom} offers a snapshot of {manifest.total_bytes} bytes, more than this model can have"
-                    )
-                continue
-            if manifest is None or index >= len(manifest.chunk_sha256):
-                raise BadMessageError(f"{whom} sent a chunk that its manifest does not name")
-            if hashlib.sha256(part.chunk.data).digest() != manifest.chunk_sha256[index]:
-                raise BadMessageError(f"{whom} sent chunk {index} with another digest than it promised")
-            received += part.chunk.data
-            index += 1
-            progress(len(received), manifest.total_bytes)
+            assembler.take(part)
     finally:
         call.cancel()
-    if manifest is None or len(received) != manifest.total_bytes:
-        raise BadMessageError(f"{whom}'s snapshot ended early, at {len(received)} bytes")
-    return bytes(received)
+    return assembler.finish()
+
+
+def snapshot_parts(manifest: Manifest, snapshot: bytes, first_chunk: int = 0) -> Iterator[pb.SnapshotPart]:
+    yield pb.SnapshotPart(manifest=to_wire(manifest))
+    for at in range(first_chunk * manifest.chunk_bytes, len(snapshot), manifest.chunk_bytes):
+        yield pb.SnapshotPart(chunk=pb.Chunk(offset=at, data=snapshot[at : at + manifest.chunk_bytes]))
+
+
+async def give_snapshot(links: Links, to: Candidate, manifest: Manifest, snapshot: bytes) -> None:
+    """Send a snapshot to a peer that asked for it with need_state. Raises RemoteError."""
+    with translated(f"peer {to.peer[:8]}"):
+        stub = PeerStub(links.to(to.peer, to.address))
+        await stub.Give(snapshot_parts(manifest, snapshot), metadata=links.metadata)
 
 
 async def fetch_commits(

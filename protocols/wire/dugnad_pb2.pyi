@@ -244,6 +244,10 @@ class Abort(_message.Message):
     reason: str
     def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class NeedState(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Heartbeat(_message.Message):
     __slots__ = ("standing", "samples", "samples_per_second", "peers")
     STANDING_FIELD_NUMBER: _ClassVar[int]
@@ -257,18 +261,20 @@ class Heartbeat(_message.Message):
     def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., peers: _Optional[int] = ...) -> None: ...
 
 class LeadMessage(_message.Message):
-    __slots__ = ("not_lead", "heartbeat", "plan", "abort", "signed_commit")
+    __slots__ = ("not_lead", "heartbeat", "plan", "abort", "signed_commit", "need_state")
     NOT_LEAD_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     SIGNED_COMMIT_FIELD_NUMBER: _ClassVar[int]
+    NEED_STATE_FIELD_NUMBER: _ClassVar[int]
     not_lead: NotLead
     heartbeat: Heartbeat
     plan: Plan
     abort: Abort
     signed_commit: SignedCommit
-    def __init__(self, not_lead: _Optional[_Union[NotLead, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ...) -> None: ...
+    need_state: NeedState
+    def __init__(self, not_lead: _Optional[_Union[NotLead, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ..., need_state: _Optional[_Union[NeedState, _Mapping]] = ...) -> None: ...
 
 class ReduceUp(_message.Message):
     __slots__ = ("open", "chunk")
@@ -357,6 +363,10 @@ class SnapshotPart(_message.Message):
     manifest: Manifest
     chunk: Chunk
     def __init__(self, manifest: _Optional[_Union[Manifest, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class GiveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class CommitsRequest(_message.Message):
     __slots__ = ("after",)
@@ -521,8 +531,10 @@ class Announcement(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., auxiliary: _Optional[bool] = ..., discovery: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("peers",)
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    peers: _containers.RepeatedCompositeFieldContainer[Candidate]
+    def __init__(self, peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
 
 class SignedAnnouncement(_message.Message):
     __slots__ = ("announcement", "signature", "certificate")

@@ -60,6 +60,11 @@ class PeerStub:
                 request_serializer=dugnad__pb2.CommitsRequest.SerializeToString,
                 response_deserializer=dugnad__pb2.CommitPart.FromString,
                 _registered_method=True)
+        self.Give = channel.stream_unary(
+                '/dugnad.v1.Peer/Give',
+                request_serializer=dugnad__pb2.SnapshotPart.SerializeToString,
+                response_deserializer=dugnad__pb2.GiveReply.FromString,
+                _registered_method=True)
         self.Observe = channel.unary_stream(
                 '/dugnad.v1.Peer/Observe',
                 request_serializer=dugnad__pb2.ObserveRequest.SerializeToString,
@@ -106,6 +111,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Give(self, request_iterator, context):
+        """The sender's newest snapshot, sent because this peer asked for it with need_state: from a client-mode peer, which nobody can dial.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Observe(self, request, context):
         """For the coordinator and `dugnad status`: how the swarm stands, and what happened.
         """
@@ -140,6 +152,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Commits,
                     request_deserializer=dugnad__pb2.CommitsRequest.FromString,
                     response_serializer=dugnad__pb2.CommitPart.SerializeToString,
+            ),
+            'Give': grpc.stream_unary_rpc_method_handler(
+                    servicer.Give,
+                    request_deserializer=dugnad__pb2.SnapshotPart.FromString,
+                    response_serializer=dugnad__pb2.GiveReply.SerializeToString,
             ),
             'Observe': grpc.unary_stream_rpc_method_handler(
                     servicer.Observe,
@@ -294,6 +311,33 @@ class Peer:
             _registered_method=True)
 
     @staticmethod
+    def Give(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/dugnad.v1.Peer/Give',
+            dugnad__pb2.SnapshotPart.SerializeToString,
+            dugnad__pb2.GiveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Observe(request,
             target,
             options=(),
@@ -366,7 +410,8 @@ class EnrolmentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Announce(self, request, context):
-        """A reachable peer says where it is, now and then: so a coordinator that starts again finds the swarm that went on without it.
+        """A peer says where it is (with an empty address: nowhere), now and then, and learns where others are: so a coordinator that starts
+        again finds the swarm that went on without it, and is found by it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

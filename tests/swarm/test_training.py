@@ -142,17 +142,40 @@ def test_a_swarm_of_client_mode_peers_trains_through_the_coordinators_auxiliary_
         }
 
 
+def test_client_mode_peers_bring_their_state_to_a_coordinator_that_starts_again_from_an_older_checkpoint(tmp_path: Path) -> None:
+    with Swarm(tmp_path, seed=19) as swarm:
+        peers = [swarm.start_peer(f"hidden-{number}", "--client-mode") for number in range(2)]
+        for peer in peers:
+            swarm.contributes(peer)
+        swarm.commits_by(peers[0], 6)
+        swarm.coordinator.kill()  # and with it the only peer that anybody can connect to: the swarm pauses
+        wait_until(lambda: peers[0].events("paused") and peers[1].events("paused"), "the swarm to say that it pauses", 60)
+        at = max(peer.epoch() for peer in peers)
+        swarm.coordinator = swarm.start_coordinator()
+        for peer in peers:
+            swarm.commits_by(peer, at + 2, 60)
+        assert_one_history(peers)
+        assert_disjoint([swarm.coordinator, *peers])
+
+
 def test_ctrl_c_leaves_cleanly_and_the_others_go_on(tmp_path: Path) -> None:
     with Swarm(tmp_path, seed=16) as swarm:
         stays, leaves = swarm.start_peer("stays"), swarm.start_peer("leaves")
         for peer in (stays, leaves):
             swarm.contributes(peer)
+        joined = swarm.coordinator.events
+        wait_until(lambda: "leaves" in {record["name"] for record in joined("peer_joined")}, "the coordinator to see it", 30)
         leaves.send(signal.SIGINT)
         assert leaves.wait(30) == 130, leaves.tail()
         assert "Left the run" in leaves.tail()
         swarm.commits_by(stays, stays.epoch() + 2, 30)
-        reasons = [record["reason"] for record in swarm.coordinator.events("peer_left")]
-        assert Reason.LEFT.value in reasons, reasons
+        gone = wait_until(lambda: swarm.coordinator.events("peer_left"), "the coordinator to write down who left", 30)
+        assert [(record["name"], record["reason"]) for record in gone] == [("leaves", Reason.LEFT.value)]
+
+        swarm.coordinator.send(signal.SIGINT)
+        swarm.coordinator.send(signal.SIGINT)
+        assert swarm.coordinator.wait(5) == 130, "the second Ctrl-C ends it at once"
+        swarm.commits_by(stays, stays.epoch() + 2, 30)
 
 
 def test_a_run_resumes_from_its_checkpoint_after_everybody_stopped(tmp_path: Path) -> None:

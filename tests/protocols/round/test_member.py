@@ -256,10 +256,9 @@ def test_who_has_nothing_to_give_refuses_to_be_a_contributor() -> None:
     it, planned = member(), plan()
     it.on_plan(planned)
     actions = it.frozen(None)
-    assert actions == [Send("lea", Refuse(planned.digest, Reason.NOTHING_TO_GIVE, 1))]
-    assert it.phase is Phase.FROZEN
-    assert reason_of(it.on_plan(plan(attempt=2))) is Reason.NOTHING_TO_GIVE
-    assert kinds(it.on_plan(plan(attempt=2, contributors=("bob",)))) == [Send, Reduce]
+    assert actions == [Send("lea", Refuse(planned.digest, Reason.NOTHING_TO_GIVE, 1)), Resume()]
+    assert it.phase is Phase.TRAINING, "were it the only contributor, nobody would ever have samples again"
+    assert kinds(it.on_plan(plan(attempt=2))) == [Freeze], "what it draws from now on can be given"
 
 
 def test_a_contribution_that_the_commit_does_not_name_is_given_up_as_missed() -> None:

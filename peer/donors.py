@@ -1,0 +1,40 @@
+"""From whom this peer can take state: those that it can ask, and client-mode peers that it can have bring it."""
+
+from __future__ import annotations
+
+from peer.lead_desk import LeadDesk
+from peer.uploads import Uploads
+from protocols.round.lead import Lead
+from protocols.round.records import Candidate, Standing
+from protocols.round.succession import Succession
+from protocols.wire import dugnad_pb2 as pb
+
+
+class Donors:
+    def __init__(
+        self, me: str, bootstrap: tuple[Candidate, ...], succession: Succession, lead: Lead, desk: LeadDesk, uploads: Uploads
+    ) -> None:
+        self._me = me
+        self._bootstrap = bootstrap
+        self._succession = succession
+        self._lead = lead
+        self._desk = desk
+        self._uploads = uploads
+
+    def reachable(self) -> list[Candidate]:
+        """Peers that can be asked where they stand."""
+        peers = {candidate.peer: candidate for candidate in (*self._bootstrap, *self._succession.order)}
+        return [candidate for peer, candidate in peers.items() if peer != self._me]
+
+    def hidden(self) -> list[tuple[str, Standing]]:
+        """Client-mode peers that follow this peer, and where they say that they stand."""
+        return [
+            (peer, seat.report.standing)
+            for peer, seat in self._lead.seats.items()
+            if seat.report is not None and seat.report.caught_up and not seat.hello.reachable and peer != self._me
+        ]
+
+    async def brought_by(self, peer: str) -> bytes:
+        """The snapshot that a client-mode peer brings when it is asked to. Raises RemoteError."""
+        message = pb.LeadMessage(need_state=pb.NeedState())
+        return await self._uploads.request(peer, lambda: self._desk.send([peer], message))

@@ -1,0 +1,32 @@
+"""Ctrl-C in two stages: the first asks to leave in order, the second ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_INTERRUPTED = 130
+
+
+@contextmanager
+def two_stage_interrupts(leave: Callable[[], None], restore_terminal: Callable[[], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM: `leave` at the first, `restore_terminal` and exit code 130 at the second. On the main thread only."""
+    left = False
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal left
+        if left:
+            restore_terminal()
+            os._exit(EXIT_INTERRUPTED)  # children notice and end: see child_process.py
+        left = True
+        leave()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
