@@ -40,14 +40,14 @@ def weighted_mean(parts: Sequence[bytes | memoryview], weights: Sequence[int], c
 class ShardReduction:
     """One shard of one plan. `open` each contributor, `feed` its bytes in order; `averaged` grows as chunks complete."""
 
-    def __init__(self, plan: Plan, shard_index: int, codec: Codec, chunk_elements: int = CHUNK_ELEMENTS) -> None:
-        """`chunk_elements`: all parties must agree on it; the simulator's vectors are small and have small chunks."""
+    def __init__(self, plan: Plan, shard_index: int, codec: Codec, chunk_elements: int | None = None) -> None:
+        """`chunk_elements`: CHUNK_ELEMENTS unless given; all must agree. The simulator's small vectors have small chunks."""
         shard = plan.shards[shard_index]
         self.plan = plan
         self.shard = shard
         self.codec = codec
         self.shard_bytes = (shard.stop - shard.start) * codec.bytes_per_element
-        self._chunk_bytes = chunk_elements * codec.bytes_per_element
+        self._chunk_bytes = (chunk_elements or CHUNK_ELEMENTS) * codec.bytes_per_element
         self._contributions: dict[str, Contribution] = {}
         self._received = dict.fromkeys(plan.contributors, 0)
         self._pending: dict[str, list[bytes]] = {peer: [] for peer in plan.contributors}

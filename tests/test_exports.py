@@ -18,6 +18,7 @@ COMMANDS = {
     },
     "status": {"ticket", "json"},
     "demo": {"directory", "json"},
+    "simulate": {"seeds", "peers", "workers", "as_json"},
     "version": set(),
     "env": set(),
 }

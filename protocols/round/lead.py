@@ -337,6 +337,7 @@ class Lead:
             members=tuple(members),
             shards=equal_shards(self.elements, reducers),
             codec=self.codec,
+            incarnation=self.seats[self.me.peer].hello.incarnation,
             patience_s=max(BASE_PATIENCE_S, 3 * slowest) * 2 ** min(attempt - 1, 6),
         )
 

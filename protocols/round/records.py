@@ -97,6 +97,7 @@ class Plan:
     shards: tuple[Shard, ...]
     codec: str
     patience_s: float  # without any byte moving for so long, a party gives the attempt up
+    incarnation: int  # of the lead's process: one that starts again must not be taken for its predecessor
 
     def __post_init__(self) -> None:
         _require(bool(self.contributors), "a plan has contributors")

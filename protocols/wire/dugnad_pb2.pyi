@@ -77,7 +77,7 @@ class Standing(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., lineage: _Optional[str] = ..., total_samples: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("run_digest", "ballot", "contributors", "members", "shards", "codec", "patience_s")
+    __slots__ = ("run_digest", "ballot", "contributors", "members", "shards", "codec", "patience_s", "incarnation")
     RUN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BALLOT_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class Plan(_message.Message):
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     PATIENCE_S_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     run_digest: str
     ballot: Ballot
     contributors: _containers.RepeatedScalarFieldContainer[str]
@@ -92,7 +93,8 @@ class Plan(_message.Message):
     shards: _containers.RepeatedCompositeFieldContainer[Shard]
     codec: str
     patience_s: float
-    def __init__(self, run_digest: _Optional[str] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., contributors: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., codec: _Optional[str] = ..., patience_s: _Optional[float] = ...) -> None: ...
+    incarnation: int
+    def __init__(self, run_digest: _Optional[str] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., contributors: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., codec: _Optional[str] = ..., patience_s: _Optional[float] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("plan_digest", "contributions_digest", "shards")

@@ -31,7 +31,7 @@ def plan(*, codec: str = "fp32", start: int = 0) -> Plan:
     shards = (Shard("ann", "a:1", start, start + ELEMENTS),)
     if start:
         shards = (Shard("bob", "b:1", 0, start), *shards)
-    return Plan("ab" * 32, Ballot(1, PARENT, 1, "ann"), tuple(WEIGHTS), tuple(WEIGHTS), shards, codec, 4.0)
+    return Plan("ab" * 32, Ballot(1, PARENT, 1, "ann"), tuple(WEIGHTS), tuple(WEIGHTS), shards, codec, 4.0, 7)
 
 
 def contribution(peer: str, **change: Any) -> Contribution:

@@ -83,7 +83,7 @@ def plans(draw: st.DrawFn) -> Plan:
     cuts = sorted(draw(st.sets(st.integers(1, 2**40), min_size=1, max_size=5)))
     shards = tuple(Shard(draw(st.sampled_from(members)), draw(texts), a, b) for a, b in zip([0, *cuts], cuts, strict=False))
     contributors = tuple(sorted(draw(st.sets(st.sampled_from(members), min_size=1))))
-    return Plan(draw(digests), draw(ballots), contributors, members, shards, "fp16", draw(st.floats(0.1, 1e5)))
+    return Plan(draw(digests), draw(ballots), contributors, members, shards, "fp16", draw(st.floats(0.1, 1e5)), draw(counts))
 
 
 @st.composite

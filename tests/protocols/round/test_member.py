@@ -46,7 +46,7 @@ RESULTS = (ShardResult(0, 1024, "d" * 64, 4.0),)
 def plan(*, attempt: int = 1, lead: str = "lea", contributors: tuple[str, ...] = ("bob", "me"), **change: Any) -> Plan:
     ballot = Ballot(TIP.epoch + 1, TIP.lineage, attempt, lead)
     members = tuple(sorted({"bob", "lea", "me", lead}))
-    return replace(Plan(RUN, ballot, contributors, members, (Shard("lea", "lea:1", 0, 1024),), "fp32", 4.0), **change)
+    return replace(Plan(RUN, ballot, contributors, members, (Shard("lea", "lea:1", 0, 1024),), "fp32", 4.0, 7), **change)
 
 
 def given(peer: str = "me", *, first: int = 0, end: int = 8) -> Contribution:

@@ -34,7 +34,7 @@ def contribution(peer: str = "ann", **change: Any) -> Contribution:
 
 def plan(**change: Any) -> Plan:
     shards = (Shard("ann", "a:1", 0, 1024), Shard("bob", "b:1", 1024, 1500))
-    return replace(Plan("ab" * 32, ballot(), ("ann", "bob"), ("ann", "bob", "cid"), shards, "fp32", 4.0), **change)
+    return replace(Plan("ab" * 32, ballot(), ("ann", "bob"), ("ann", "bob", "cid"), shards, "fp32", 4.0, 7), **change)
 
 
 def commit(**change: Any) -> Commit:
