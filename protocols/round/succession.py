@@ -57,6 +57,8 @@ class Succession:
         order = self.order
         if not self._looked or not order:
             return None
+        if self._tip is not None and self._tip.epoch == 0 and self._tip.lead.peer not in {c.peer for c in order}:
+            return None  # the run's first lead has not been found yet: a commit names its lead's address, the genesis cannot
         for candidate in order:
             if candidate.peer not in self._silent:
                 return candidate

@@ -101,3 +101,13 @@ def test_peers_of_one_lineage_agree_on_the_order_that_the_commit_names() -> None
         here.know(at("new") if me == "bob" else at("bob", "xxx"))
         orders.append([candidate.peer for candidate in here.order][:3])
     assert orders == [["mia", "zoe", "bob"]] * 3
+
+
+def test_at_the_beginning_nobody_leads_before_the_first_lead_is_found() -> None:
+    """The genesis names a lead and no address: who takes its place because a look missed it would begin a second history."""
+    succession = Succession(Candidate("me", "me:1"))
+    succession.follow(Tip.genesis("ab" * 32, "cd" * 32, Candidate("first", "")))
+    succession.know([Candidate("bob", "bob:1")])
+    assert succession.acting is None
+    succession.know([Candidate("bob", "bob:1"), Candidate("first", "first:1")])
+    assert succession.acting == Candidate("first", "first:1")
