@@ -71,11 +71,9 @@ class Checkpoint:
     written_at: str
     facts: CheckpointFacts
 
-    def read_snapshot(self) -> bytes:
-        return _reading(self.path / SNAPSHOT)
-
-    def read_spec_toml(self) -> str:
-        return _reading(self.path / SPEC).decode()
+    @property
+    def snapshot_path(self) -> Path:
+        return self.path / SNAPSHOT
 
 
 class Checkpoints:
@@ -372,10 +370,3 @@ def _disk_error(path: Path, cause: str) -> DiskError:
         f"the checkpoint {path} could not be written: {cause}",
         remedy="Free some space there, or point the run at a folder that you may write to; older checkpoints are untouched.",
     )
-
-
-def _reading(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DiskError(f"{path} cannot be read: {error.strerror}", remedy="Resume from another checkpoint.") from error

@@ -54,7 +54,7 @@ def open_run(author: RunSpec, path: Path, checkpoints: Checkpoints, progress: Ca
         credentials=authority.coordinator_credentials(coordinator_key(path / "identity")),
         secret=load_or_create_secret(path / "identity" / "ticket.secret"),
         genesis=genesis,
-        snapshot=newest.path / "training_state.safetensors" if newest is not None else first,
+        snapshot=newest.snapshot_path if newest is not None else first,
         resumed=newest is not None,
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.auxiliary import AuxiliaryPeer
-from coordinator.checkpoints import Checkpoints
+from coordinator.checkpoints import SNAPSHOT, Checkpoints
 from coordinator.config import CoordinatorConfig
 from coordinator.console import Console
 from coordinator.enrolment import EnrolmentService, make_ticket
@@ -128,7 +128,7 @@ class _Session:
 
     def _newest_snapshot(self) -> Path:
         newest = self._monitor.last_checkpoint
-        return newest / "training_state.safetensors" if newest is not None else self._folder.snapshot
+        return newest / SNAPSHOT if newest is not None else self._folder.snapshot
 
     def _auxiliary(self, ticket: Ticket) -> AuxiliaryPeer:
         port = self._config.port + 2 if self._config.port else 0

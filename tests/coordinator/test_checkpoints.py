@@ -140,8 +140,8 @@ def test_the_latest_checkpoint_resumes_the_run(tmp_path: Path, model: Any, token
     latest = Checkpoints(tmp_path, keep=3).latest()
     assert latest is not None
     assert (latest.path.name, latest.run_name, latest.facts) == ("epoch-1000000", "tiny", replace(FACTS, epoch=1000000))
-    assert latest.read_snapshot() == SNAPSHOT_BYTES
-    assert latest.read_spec_toml() == 'name = "tiny"\n'
+    assert latest.snapshot_path.read_bytes() == SNAPSHOT_BYTES
+    assert (latest.path / "run.toml").read_text() == 'name = "tiny"\n'
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_an_epoch_written_again_replaces_the_former(tmp_path: Path, model: Any, 
     write(checkpoints, model, tokenizer, snapshot=b"former")
     write(checkpoints, model, tokenizer, snapshot=b"new")
     latest = checkpoints.latest()
-    assert latest is not None and latest.read_snapshot() == b"new"
+    assert latest is not None and latest.snapshot_path.read_bytes() == b"new"
     assert names(tmp_path) == ["epoch-000012"]
 
 

@@ -87,7 +87,7 @@ def test_a_checkpoint_is_written_when_asked_for_and_found_at_the_next_start(fold
         monitor.start(snapshot, resumed=False)
         monitor.keep(checkpoint=True)
     newest = checkpoints.latest()
-    assert newest is not None and newest.read_snapshot() == snapshot
+    assert newest is not None and newest.snapshot_path.read_bytes() == snapshot
     again = open_run(RunSpec.load(folder / "run.toml"), folder / "run", checkpoints, lambda text: None)
     assert again.resumed and again.snapshot.read_bytes() == snapshot
 

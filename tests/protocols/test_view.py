@@ -5,14 +5,17 @@ import pytest
 
 from protocols.errors import BadMessageError
 from protocols.view import PeerView, SwarmView
+from protocols.wire.convert import from_wire, to_wire
 
 LEAD = PeerView("3fa2", "alice", "contributor", True, 12, 31, 102.5, "training", True)
 SILENT = PeerView("91cc", "", "auxiliary", False, 12, 0, 8.0, "silent", False)
 VIEW = SwarmView("python-lm", "ab", 12, "cd", 31, 96, 1152, "training", (LEAD, SILENT), None)
 
 
-def test_a_view_survives_json() -> None:
-    assert SwarmView.from_json(json.loads(json.dumps(VIEW.to_json()))) == VIEW
+def test_a_view_is_plain_json() -> None:
+    document = json.loads(json.dumps(VIEW.to_json()))
+    assert document["epoch"] == 12 and document["max_epochs"] is None
+    assert [peer["name"] for peer in document["peers"]] == ["alice", ""]
 
 
 def test_silent_peers_add_no_speed() -> None:
@@ -21,45 +24,12 @@ def test_silent_peers_add_no_speed() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"epoch": -1},
-        {"epoch": True},
-        {"epoch": 1.5},
-        {"epoch": 1 << 70},
-        {"run": None},
-        {"run": "x" * 1000},
-        {"max_epochs": "60"},
-        {"peers": {}},
-        {"peers": [{}]},
-        {"peers": [None]},
-        {"unknown": 1},
-    ],
+    "change", [{"role": "king"}, {"role": ""}, {"samples_per_second": float("nan")}, {"samples_per_second": -1.0}]
 )
-def test_a_damaged_view_is_refused(change: dict[str, Any]) -> None:
+def test_a_damaged_view_of_a_peer_that_came_over_the_network_is_refused(change: dict[str, Any]) -> None:
+    message = to_wire(LEAD)
+    assert from_wire(PeerView, message) == LEAD
+    for name, value in change.items():
+        setattr(message, name, value)
     with pytest.raises(BadMessageError):
-        SwarmView.from_json(VIEW.to_json() | change)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"role": "king"},
-        {"reachable": 1},
-        {"samples_per_second": float("nan")},
-        {"samples_per_second": -1},
-        {"state": ["training"]},
-    ],
-)
-def test_a_damaged_peer_in_a_view_is_refused(change: dict[str, Any]) -> None:
-    document = VIEW.to_json()
-    document["peers"][0] |= change
-    with pytest.raises(BadMessageError):
-        SwarmView.from_json(document)
-
-
-def test_a_view_with_a_field_missing_is_refused() -> None:
-    document = VIEW.to_json()
-    del document["lineage"]
-    with pytest.raises(BadMessageError, match="lineage"):
-        SwarmView.from_json(document)
+        from_wire(PeerView, message)
