@@ -206,7 +206,7 @@ def verify_signature(message: bytes, signature: bytes, certificate: bytes, autho
 class Ticket:
     """All that a volunteer pastes: where the coordinator enrols, its authority's fingerprint, and the secret that admits.
 
-    `hosts` are tried in order. The last four characters before encoding are a checksum: a lost character is noticed before
+    `hosts` are tried in order. The last four bytes before encoding are a checksum: a lost character is noticed before
     any connection.
     """
 
