@@ -24,7 +24,7 @@ from peer.donors import Donors
 from peer.exchanges import Exchanges
 from peer.handover import Handover
 from peer.lead_desk import LeadDesk, SwarmStatus
-from peer.lead_link import Departure, LeadLink
+from peer.lead_link import LeadLink
 from peer.neighbours import Neighbours
 from peer.reducing import ReduceError
 from peer.training_side import Settings, TrainingSide
@@ -33,7 +33,7 @@ from protocols.errors import BadMessageError, RemoteError
 from protocols.reasons import Reason
 from protocols.round import lead as lead_actions
 from protocols.round import member as member_actions
-from protocols.round.lead import DETECTION_S, Lead
+from protocols.round.lead import Lead
 from protocols.round.member import Member, Phase
 from protocols.round.records import Candidate, Contribution, Hello, Plan, Report, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
@@ -84,6 +84,7 @@ class Averaging:
             target_batch_size=settings.target_batch_size,
             elements=replica.elements,
             codec=settings.codec.name,
+            vector_bytes=replica.elements * settings.codec.bytes_per_element,
             max_epochs=settings.max_epochs,
         )
         self.status = SwarmStatus(0, 0.0, 0)
@@ -111,7 +112,6 @@ class Averaging:
         self._tasks: set[asyncio.Task[None]] = set()
         self._moved = (0, 0.0)  # bytes of rounds, and since when it is so many
         self._leaving = False
-        self._undecided: dict[str, float] = {}  # peers that may yet lead, and since when they hesitate
         self._failure: asyncio.Future[None] | None = None
 
     # -- life ----------------------------------------------------------------------------------------------------------------
@@ -238,21 +238,11 @@ class Averaging:
         self.following = None
         if departure is None:
             return True
-        self._passed_over(lead, departure)
+        self.succession.passed_over(lead.peer, time.monotonic(), follows=departure.follows, able=departure.able)
         if departure.led and not self._over:
             self._events("lead_lost", peer=lead.peer, reason=departure.reason)
         await asyncio.sleep(TICK_S)
         return departure.led
-
-    def _passed_over(self, lead: Candidate, departure: Departure) -> None:
-        """`lead` does not lead: go on to the next, unless it is there and only slower to find that its turn has come."""
-        now = time.monotonic()
-        since = self._undecided.setdefault(lead.peer, now)
-        if departure.able and now - since < DETECTION_S:
-            return
-        self._undecided.pop(lead.peer, None)
-        self.succession.heard(departure.follows)
-        self.succession.silent(lead.peer)
 
     @property
     def able_to_lead(self) -> bool:
@@ -260,7 +250,7 @@ class Averaging:
 
     def _from_lead(self, lead: Candidate, message: pb.LeadMessage) -> None:
         self.following = lead
-        self._undecided.clear()
+        self.succession.led()
         kind = message.WhichOneof("kind")
         if kind == "heartbeat":
             beat = message.heartbeat
@@ -303,6 +293,10 @@ class Averaging:
             moved_bytes=self.exchanges.moved_bytes,
             caught_up=self.member.phase is not Phase.CATCHING_UP,
             phase=self.member.phase.value,
+            upload_bytes_s=self.exchanges.upload_bytes_s,
+            download_bytes_s=self.exchanges.download_bytes_s,
+            ready_for=self.member.ready_for,
+            planned_with=self.member.planned_with(self.following.peer if self.following is not None else ""),
         )
         if self.lead.active:
             self.perform(self.lead.reported(self.me, report, time.monotonic()))
@@ -333,8 +327,8 @@ class Averaging:
                 self._spawn(self.exchanges.stop(plan_digest))
             case member_actions.Send(to, answer):
                 self._answer(to, answer)
-            case member_actions.Apply(signed, plan_digest):
-                self._spawn(self._apply(signed, plan_digest))
+            case member_actions.Apply(signed):
+                self._spawn(self._apply(signed))
             case member_actions.Resume():
                 self.samples = 0
                 self._handover.put(self._training.resume)
@@ -362,6 +356,9 @@ class Averaging:
                 self._events("announced", signed=signed, seconds=seconds, attempts=attempts)
                 everybody = (*self.desk.peers, self.me)
                 self._to_members(everybody, pb.LeadMessage(signed_commit=to_wire(signed)), lambda: self.member.on_commit(signed))
+            case lead_actions.Reannounce(to):
+                if self._replica.commit is not None:
+                    self.desk.send(to, pb.LeadMessage(signed_commit=to_wire(self._replica.commit)))
             case lead_actions.NoteFailure(ballot, reason, peer):
                 self._events("attempt_failed", epoch=ballot.epoch, attempt=ballot.attempt, reason=reason, peer=peer)
             case lead_actions.Yield(_):
@@ -409,15 +406,15 @@ class Averaging:
 
     async def _reduce(self, plan: Plan, contribution: Contribution | None) -> None:
         try:
-            result = await self.exchanges.run(plan, contribution, self._encoded if contribution is not None else b"")
+            averages = await self.exchanges.run(plan, contribution, self._encoded if contribution is not None else b"")
         except ReduceError as error:
             self.perform(self.member.reduce_failed(plan.digest, error.reason, error.member, error.reducer))
         else:
-            self.perform(self.member.reduced(result))
+            self.perform(self.member.reduced(plan.digest, averages))
 
-    async def _apply(self, signed: SignedCommit, plan_digest: str) -> None:
+    async def _apply(self, signed: SignedCommit) -> None:
         try:
-            averaged = self.exchanges.averaged(plan_digest)
+            averaged = self.exchanges.averaged(signed.commit.averages)
             tip = await self._handover.run(functools.partial(self._replica.apply, signed, averaged))
         except Exception:  # noqa: BLE001  whatever a failing device raises: the state is given up, and the cause is in the log
             _log.exception("applying epoch %d failed", signed.commit.ballot.epoch)

@@ -18,14 +18,14 @@ import grpc
 from protocols.codecs import Codec
 from protocols.errors import BadMessageError, DugnadError, RefusedError, RemoteError
 from protocols.reasons import Reason
-from protocols.reduction import CHUNK_ELEMENTS, ShardReduction
-from protocols.round.records import Contribution, Plan, Result, Shard, ShardResult, contributions_digest
+from protocols.reduction import CHUNK_ELEMENTS, reduction_of
+from protocols.round.records import Averages, Contribution, Plan, Shard, ShardResult
 from protocols.transport.links import END, Links, translated
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import from_wire, to_wire
 from protocols.wire.dugnad_pb2_grpc import PeerStub
 
-Moved = Callable[[int], None]  # told of every chunk's size, sent or received: the round is alive
+Moved = Callable[[int], None]  # told of every chunk's size
 
 
 class ReduceError(DugnadError):
@@ -43,11 +43,11 @@ class Reducing:
 
     def __init__(self, plan: Plan, shard_index: int, codec: Codec) -> None:
         self.plan = plan
-        self.reduction = ShardReduction(plan, shard_index, codec)
+        self.reduction = reduction_of(plan, shard_index, codec)
         self._error: ReduceError | None = None
         self._grown = asyncio.Condition()
 
-    async def open(self, peer: str, contribution: Contribution) -> None:
+    async def open(self, peer: str, contribution: Contribution | None) -> None:
         await self._checked(peer, lambda: self.reduction.open(peer, contribution))
 
     async def feed(self, peer: str, offset: int, data: bytes) -> None:
@@ -90,12 +90,14 @@ class Reducing:
             raise self._error
 
 
-async def serve_reduce(reducing: Reducing, peer: str, opened: pb.ReduceOpen, context: Any, moved: Moved) -> None:
+async def serve_reduce(
+    reducing: Reducing, peer: str, opened: pb.ReduceOpen, context: Any, *, sent: Moved, received: Moved
+) -> None:
     """A member's stream, seen from the reducer. Its upload and its download end independently."""
-    upload = asyncio.create_task(_receive(reducing, peer, opened, context, moved))
+    upload = asyncio.create_task(_receive(reducing, peer, opened, context, received))
     try:
         async for item in reducing.averages():
-            await context.write(_down(item, reducing, moved))
+            await context.write(_down(item, sent))
         await upload
     except ReduceError as error:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{error.reason.value}: {error.member}")
@@ -104,12 +106,13 @@ async def serve_reduce(reducing: Reducing, peer: str, opened: pb.ReduceOpen, con
 
 
 async def _receive(reducing: Reducing, peer: str, opened: pb.ReduceOpen, context: Any, moved: Moved) -> None:
-    if not opened.HasField("contribution"):
-        return
+    given = opened.HasField("contribution")
+    if not given and peer not in reducing.plan.contributors:
+        return  # it only receives
     expected = reducing.reduction.shard_bytes
     received = 0
     try:
-        await reducing.open(peer, from_wire(Contribution, opened.contribution))
+        await reducing.open(peer, from_wire(Contribution, opened.contribution) if given else None)
         while received < expected:
             message = await context.read()
             if message is END:
@@ -131,12 +134,12 @@ async def _receive(reducing: Reducing, peer: str, opened: pb.ReduceOpen, context
         await reducing.fail(Reason.CONTRIBUTOR_LOST, peer, f"its stream ended at {received} of {expected} bytes")
 
 
-def _down(item: tuple[Contribution, ...] | bytes | ShardResult, reducing: Reducing, moved: Moved) -> pb.ReduceDown:
+def _down(item: tuple[Contribution, ...] | bytes | ShardResult, sent: Moved) -> pb.ReduceDown:
     if isinstance(item, tuple):
         return pb.ReduceDown(averaged=pb.Averaged(contributions=[to_wire(contribution) for contribution in item]))
     if isinstance(item, ShardResult):
         return pb.ReduceDown(done=to_wire(item))
-    moved(len(item))
+    sent(len(item))
     return pb.ReduceDown(chunk=pb.Chunk(data=item))
 
 
@@ -167,18 +170,18 @@ class _Received:
 async def exchange(
     plan: Plan,
     contribution: Contribution | None,
-    encoded: bytes,
+    encoded: bytes | bytearray,
     own: dict[int, Reducing],
     *,
     codec: Codec,
     links: Links,
-    moved: Moved,
-) -> tuple[Result, bytearray]:
-    """Take part in a plan: returns the result and the averaged vector, encoded.
+    sent: Moved,
+    received: Moved,
+) -> tuple[Averages, bytearray]:
+    """Take part in a plan: returns what it averages, and the averaged vector, encoded.
 
-    `encoded` is the whole contribution (empty when there is none), `own` this peer's reductions by shard index. Raises
-    ReduceError for the
-    first shard that cannot be finished; the others are given up.
+    `encoded` is the whole vector that this member gives (empty when it gives nothing), `own` this peer's reductions by shard
+    index. Raises ReduceError for the first shard that cannot be finished; the others are given up.
     """
     me = links.credentials.peer_id
     averaged = bytearray(plan.elements * codec.bytes_per_element)
@@ -186,13 +189,13 @@ async def exchange(
     tasks = []
     for index, shard in enumerate(plan.shards):
         where = slice(shard.start * codec.bytes_per_element, shard.stop * codec.bytes_per_element)
-        received = _Received(shard, whole[where])
-        up = memoryview(encoded)[where] if contribution is not None else memoryview(b"")
+        taken = _Received(shard, whole[where])
+        up = memoryview(encoded)[where]
         chunk_bytes = CHUNK_ELEMENTS * codec.bytes_per_element
         if index in own:
-            work = _exchange_locally(own[index], contribution, up, chunk_bytes, received)
+            work = _exchange_locally(own[index], me, contribution, up, chunk_bytes, taken)
         else:
-            work = _exchange_remotely(plan, index, contribution, up, chunk_bytes, received, links, moved)
+            work = _exchange_remotely(plan, index, contribution, up, chunk_bytes, taken, links, sent, received)
         tasks.append(asyncio.create_task(work))
     try:
         shards = await asyncio.gather(*tasks)
@@ -207,26 +210,32 @@ async def exchange(
     if contribution is not None and contribution not in first:
         raise ReduceError(Reason.RESULTS_DIFFER, me, plan.shards[0].reducer, "this peer's contribution is not in the average")
     results = tuple(shard_received.result for shard_received in shards if shard_received.result is not None)
-    return Result(plan.digest, contributions_digest(first), results), averaged
+    averages = Averages(first, results)
+    if plan.finishes not in (None, averages):
+        raise ReduceError(Reason.RESULTS_DIFFER, me, plan.shards[0].reducer, "these are not the averages to be finished")
+    return averages, averaged
+
+
+async def give_locally(reducing: Reducing, me: str, contribution: Contribution | None, up: memoryview, chunk_bytes: int) -> None:
+    """This peer's own part of a shard that it reduces itself. Raises BadMessageError, or the ReduceError that came before."""
+    await reducing.open(me, contribution)
+    for at in range(0, len(up), chunk_bytes):
+        await reducing.feed(me, at, bytes(up[at : at + chunk_bytes]))
+        await asyncio.sleep(0)  # averaging a chunk takes milliseconds: let heartbeats through between two
 
 
 async def _exchange_locally(
-    reducing: Reducing, contribution: Contribution | None, up: memoryview, chunk_bytes: int, received: _Received
+    reducing: Reducing, me: str, contribution: Contribution | None, up: memoryview, chunk_bytes: int, received: _Received
 ) -> _Received:
-    async def give() -> None:
-        if contribution is None:
-            return
-        await reducing.open(contribution.peer, contribution)
-        for at in range(0, len(up), chunk_bytes):
-            await reducing.feed(contribution.peer, at, bytes(up[at : at + chunk_bytes]))
-            await asyncio.sleep(0)  # averaging a chunk takes milliseconds: let heartbeats through between two
-
     async def take() -> None:
         async for item in reducing.averages():
             _take(received, item)
 
     try:
-        await asyncio.gather(give(), take())
+        if up:
+            await asyncio.gather(give_locally(reducing, me, contribution, up, chunk_bytes), take())
+        else:
+            await take()
     except BadMessageError as error:
         raise ReduceError(Reason.BAD_CHUNK, received.shard.reducer, received.shard.reducer, str(error)) from error
     return received
@@ -238,9 +247,10 @@ async def _exchange_remotely(
     contribution: Contribution | None,
     up: memoryview,
     chunk_bytes: int,
-    received: _Received,
+    taken: _Received,
     links: Links,
-    moved: Moved,
+    sent: Moved,
+    received: Moved,
 ) -> _Received:
     me, shard = links.credentials.peer_id, plan.shards[index]
     call = PeerStub(links.to(shard.reducer, shard.address)).Reduce(metadata=links.metadata)
@@ -253,22 +263,22 @@ async def _exchange_remotely(
         for at in range(0, len(up), chunk_bytes):
             data = bytes(up[at : at + chunk_bytes])
             await call.write(pb.ReduceUp(chunk=pb.Chunk(offset=at, data=data)))
-            moved(len(data))
+            sent(len(data))
         await call.done_writing()
 
     async def take() -> None:
-        while received.result is None:
+        while taken.result is None:
             message = await call.read()
             if message is END:
                 raise BadMessageError("the reducer's stream ended early")
             kind = message.WhichOneof("kind")
             if kind == "averaged":
-                _take(received, tuple(from_wire(Contribution, item) for item in message.averaged.contributions))
+                _take(taken, tuple(from_wire(Contribution, item) for item in message.averaged.contributions))
             elif kind == "chunk":
-                moved(len(message.chunk.data))
-                _take(received, message.chunk.data)
+                received(len(message.chunk.data))
+                _take(taken, message.chunk.data)
             elif kind == "done":
-                _take(received, from_wire(ShardResult, message.done))
+                _take(taken, from_wire(ShardResult, message.done))
 
     try:
         with translated(f"reducer {shard.reducer[:8]}"):
@@ -291,7 +301,7 @@ async def _exchange_remotely(
         raise ReduceError(Reason.REDUCER_LOST, me, shard.reducer, str(error)) from error
     finally:
         call.cancel()
-    return received
+    return taken
 
 
 def _take(received: _Received, item: tuple[Contribution, ...] | bytes | ShardResult) -> None:

@@ -115,7 +115,8 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
         reducing = await self._averaging.exchanges.reducing(opening.open.plan_digest, opening.open.shard)
         if reducing is None or peer not in reducing.plan.members:
             await refuse(context, Reason.NOT_A_MEMBER, f"this peer reduces no such shard for {peer[:8]}")
-        await serve_reduce(reducing, peer, opening.open, context, self._averaging.exchanges.moved)
+        exchanges = self._averaging.exchanges
+        await serve_reduce(reducing, peer, opening.open, context, sent=exchanges.sent, received=exchanges.received)
 
     # -- state -----------------------------------------------------------------------------------------------------------------
 

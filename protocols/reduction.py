@@ -69,10 +69,10 @@ class ShardReduction:
             return None
         return ShardResult(self.shard.start, self.shard.stop, self._digest.hexdigest(), self._sum_of_squares)
 
-    def open(self, peer: str, contribution: Contribution) -> None:
+    def open(self, peer: str, contribution: Contribution | None) -> None:
         """Raises BadMessageError when the plan does not have this contributor, or it was opened before, or it names somebody
         else."""
-        if peer not in self._received or contribution.peer != peer:
+        if peer not in self._received or contribution is None or contribution.peer != peer:
             raise BadMessageError(f"{peer} is no contributor of this plan")
         if contribution.base != self.plan.ballot.parent:
             raise BadMessageError(f"{peer}'s contribution is of another lineage")
@@ -104,3 +104,47 @@ class ShardReduction:
         self._digest.update(encoded)
         self.averaged.append(encoded)
         self.averaged_bytes += len(encoded)
+
+
+class ShardRelay:
+    """One shard of a plan that finishes an earlier attempt: its averaged bytes come in from whoever holds them, and go out as
+    they are. The same steps as in a ShardReduction."""
+
+    def __init__(self, plan: Plan, shard_index: int, codec: Codec, chunk_elements: int | None = None) -> None:
+        assert plan.finishes is not None
+        self.plan = plan
+        self.shard = plan.shards[shard_index]
+        self.shard_bytes = (self.shard.stop - self.shard.start) * codec.bytes_per_element
+        self.contributions = plan.finishes.contributions
+        self.averaged: list[bytes] = []
+        self.result: ShardResult | None = None
+        self._chunk_bytes = (chunk_elements or CHUNK_ELEMENTS) * codec.bytes_per_element
+        self._expected = plan.finishes.shards[shard_index]
+        self._digest = hashlib.sha256()
+        self._received = 0
+        self._from = ""
+
+    def open(self, peer: str, contribution: Contribution | None) -> None:
+        """Raises BadMessageError unless `peer` is to bring the averages, which are nobody's contribution, for the first time."""
+        if peer not in (*self.plan.contributors, self.shard.reducer) or contribution is not None or self._from:
+            raise BadMessageError(f"{peer} is not to bring the averages of this plan")
+        self._from = peer
+
+    def feed(self, peer: str, offset: int, data: bytes) -> None:
+        """The next averaged chunk. Raises BadMessageError on any gap or surplus, and when the bytes are not those expected."""
+        expected = min(self._chunk_bytes, self.shard_bytes - self._received)
+        if peer != self._from or offset != self._received or len(data) != expected or not data:
+            raise BadMessageError(f"{peer} sent {len(data)} bytes at {offset}, not {expected} at {self._received}")
+        self._digest.update(data)
+        self._received += len(data)
+        if self._received == self.shard_bytes and self._digest.hexdigest() != self._expected.sha256:
+            raise BadMessageError(f"{peer} brought other averages than those to be finished")
+        self.averaged.append(data)
+        if self._received == self.shard_bytes:
+            self.result = self._expected
+
+
+def reduction_of(plan: Plan, shard_index: int, codec: Codec, chunk_elements: int | None = None) -> ShardReduction | ShardRelay:
+    """What the reducer of this shard does in this plan."""
+    kind = ShardReduction if plan.finishes is None else ShardRelay
+    return kind(plan, shard_index, codec, chunk_elements)

@@ -4,8 +4,9 @@ Rule 1: nothing here touches a socket, a clock, a thread or a tensor. `now` is s
 
 Every reachable peer holds a Lead; it sleeps until the driver finds, by the order of succession, that this peer leads (take_over).
 
-    1. hear      ask every member of the last commit, and wait for its report or for detected silence
-    2. gather    until the reported samples reach the target batch size (at once, if an attempt of this epoch has failed)
+    1. hear      ask every member of the last commit and of the plans reported here; wait for its report or detected silence
+    2. gather    until the reported samples reach the target batch size; at once, if an attempt of this epoch has failed: what
+                 somebody was ready for is finished, else whatever samples there are are planned
     3. attempt   send the plan, collect Accept (with the contribution) and Ready (with the result's digests)
     4. commit    when more than half of the members are ready; stragglers get a short grace so that they are not left behind
        or abort  when a member drops out, refuses, fails, or nothing moves for the attempt's patience; then again from 2
@@ -13,35 +14,29 @@ Every reachable peer holds a Lead; it sleeps until the driver finds, by the orde
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from protocols.reasons import Reason
+from protocols.round.attempt import Attempt
+from protocols.round.deadline import Deadline
+from protocols.round.hearing import Hearing
 from protocols.round.member import Accept, Failed, Ready, Refuse
-from protocols.round.planner import equal_shards
+from protocols.round.planner import Present, finishing, fresh, slowest_paces
 from protocols.round.records import (
+    Averages,
     Ballot,
     Candidate,
     Commit,
-    Contribution,
     Hello,
     Plan,
+    ReadyFor,
     Report,
-    Result,
     Tip,
-    contributions_digest,
 )
 
-# A silent connection is taken for dead after this long; heartbeats come several times as often.
-DETECTION_S = 2.0
-# Members that did not come are asked again this often until then: they may have begun to follow, or to be, another lead.
-ASK_EVERY_S = 0.5
-# An attempt in which no byte moves for max(this, 3 micro-batches of the slowest), doubled with each attempt, is given up.
-BASE_PATIENCE_S = 4.0
-# After more than half are ready, the others get this share of the attempt's duration so far (and at least this long) to be
-# ready too.
-GRACE_SHARE, GRACE_S = 0.5, 0.25
+# A silent connection is taken for dead after this long; heartbeats come several times as often. With a driver's tick it is 2 s.
+DETECTION_S = 1.75
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,13 @@ class Announce:
 
 
 @dataclass(frozen=True)
+class Reannounce:
+    """Send the commit that led to this lead's tip to members that have not applied it: its own lead may have gone before."""
+
+    to: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class NoteFailure:
     """For the log: this attempt ended without a commit; `peer` is who dropped out or was found at fault ('' if nobody was)."""
 
@@ -89,7 +91,7 @@ class Yield:
     to: str
 
 
-LeadAction = Ask | SendPlan | SendAbort | Announce | NoteFailure | Yield
+LeadAction = Ask | SendPlan | SendAbort | Announce | Reannounce | NoteFailure | Yield
 
 
 @dataclass
@@ -99,39 +101,48 @@ class Seat:
     hello: Hello
     heard_at: float
     report: Report | None = None
+    ready_for: ReadyFor | None = None  # at this lead's tip
+    has_commit: bool = False  # the one that led to this lead's tip was sent to it
 
 
-@dataclass
-class _Attempt:
-    plan: Plan
-    started_at: float
-    moved_at: float
-    accepted: dict[str, Contribution | None] = field(default_factory=dict)
-    ready: dict[str, Result] = field(default_factory=dict)
-    majority_at: float | None = None
+def _doubled(attempt: int) -> int:
+    """Deadlines double with each attempt, up to a point."""
+    return int(2 ** min(attempt - 1, 6))
 
 
 class Lead:
     """Plans, watches and commits. Holds no state that a successor would need: all of it is reported again by the members."""
 
     def __init__(
-        self, me: Candidate, *, run_digest: str, target_batch_size: int, elements: int, codec: str, max_epochs: int | None
-    ):
+        self,
+        me: Candidate,
+        *,
+        run_digest: str,
+        target_batch_size: int,
+        elements: int,
+        codec: str,
+        vector_bytes: int,
+        max_epochs: int | None,
+    ) -> None:
+        """`vector_bytes`: of a whole vector of `elements`, encoded by `codec`."""
         self.me = me
         self.run_digest = run_digest
         self.target_batch_size = target_batch_size
         self.elements = elements
         self.codec = codec
+        self.vector_bytes = vector_bytes
         self.max_epochs = max_epochs
         self.active = False
         self.seats: dict[str, Seat] = {}
         self.tip: Tip | None = None
-        self.attempt: _Attempt | None = None
-        self._unheard: set[str] = set()
-        self._hear_until = self._ask_again_at = 0.0
+        self.attempt: Attempt | None = None
+        self._parent = ""  # the lineage that this lead's tip built on, '' if it was caught up
+        self._hearing = Hearing(DETECTION_S)
+        self._asked: set[str] = set()  # at this tip, because plans reported here name them
         self._highest_attempt = 0
         self._committed = False
         self._failed_pairs: set[tuple[str, str]] = set()
+        self._disowned: set[Averages] = set()  # a contributor says that it never gave what they name
         self._counted: dict[tuple[str, int], int] = {}  # (peer, incarnation) -> end of its last committed range
 
     # -- leading or not ------------------------------------------------------------------------------------------------------
@@ -146,7 +157,7 @@ class Lead:
         actions = self._fail(Reason.LEAD_LOST, self.me.peer)
         self.active = False
         self.seats.clear()
-        self._unheard.clear()
+        self._hearing.forget()
         return actions
 
     def follow(self, tip: Tip, commit: Commit | None = None) -> list[LeadAction]:
@@ -156,6 +167,12 @@ class Lead:
             # Else it is still the same epoch (catching up found nothing further), and no ballot of it may be used twice.
             self._highest_attempt = 0
             self._failed_pairs.clear()
+            self._disowned.clear()
+            self._asked.clear()
+            for seat in self.seats.values():
+                seat.ready_for = None
+                seat.has_commit = seat.has_commit and commit is not None and commit.ballot.lead == self.me.peer
+            self._parent = commit.ballot.parent if commit is not None else ""
         self.tip = tip
         self._committed = False
         if commit is not None:
@@ -178,17 +195,21 @@ class Lead:
         if seat is None:
             return []
         attempt = self.attempt
-        if (
-            attempt is not None
-            and peer in attempt.plan.members
-            and (seat.report is None or report.moved_bytes > seat.report.moved_bytes)
-        ):
-            attempt.moved_at = now
+        if attempt is not None and seat.report is not None:
+            attempt.deadline.moved(peer, report.moved_bytes - seat.report.moved_bytes, now)
         seat.report, seat.heard_at = report, now
+        self._hearing.heard(peer)
+        actions: list[LeadAction] = []
         if self.tip is not None and report.standing.lineage == self.tip.lineage:
             self._highest_attempt = max(self._highest_attempt, report.promised_attempt)
-        self._unheard.discard(peer)
-        return self._consider(now)
+            seat.ready_for = report.ready_for or seat.ready_for
+            if self.active and (unasked := set(report.planned_with) - self.seats.keys() - self._asked):
+                self._asked |= unasked
+                actions += self._hear(unasked, now)
+        elif self.active and report.standing.lineage == self._parent and not seat.has_commit:
+            seat.has_commit = True
+            actions.append(Reannounce((peer,)))
+        return [*actions, *self._consider(now)]
 
     def heard(self, peer: str, now: float) -> None:
         if peer in self.seats:
@@ -213,7 +234,7 @@ class Lead:
         return [*self.step_down(), Yield(follows)]
 
     def unreachable(self, peer: str, now: float) -> list[LeadAction]:
-        self._unheard.discard(peer)
+        self._hearing.heard(peer)
         return self._consider(now)
 
     # -- an attempt ----------------------------------------------------------------------------------------------------------
@@ -223,7 +244,7 @@ class Lead:
         plan_digest = answer.result.plan_digest if isinstance(answer, Ready) else answer.plan_digest
         if attempt is None or plan_digest != attempt.plan.digest or peer not in attempt.plan.members or peer not in self.seats:
             return []  # of an attempt that is over
-        attempt.moved_at = now
+        attempt.deadline.answered(peer, now)
         if isinstance(answer, Accept):
             return self._accepted(attempt, peer, answer, now)
         if isinstance(answer, Ready):
@@ -233,6 +254,8 @@ class Lead:
             return self._maybe_commit(now)  # the epoch is decided; whoever misses the results catches up
         if isinstance(answer, Refuse):
             self._highest_attempt = max(self._highest_attempt, answer.promised_attempt)
+            if answer.reason is Reason.RESULTS_DIFFER and attempt.plan.finishes is not None:
+                self._disowned.add(attempt.plan.finishes)
             if answer.reason is not Reason.PROMISED_HIGHER:
                 self.seats[peer].report = None  # out until it reports afresh
             return [*self._fail(answer.reason, peer), *self._consider(now)]
@@ -244,15 +267,14 @@ class Lead:
         if not self.active:
             return []
         actions: list[LeadAction] = []
-        if self._unheard and self._ask_again_at <= now < self._hear_until:
-            self._ask_again_at = now + ASK_EVERY_S
-            actions.append(Ask(tuple(sorted(self._unheard))))
+        if again := self._hearing.ask_again(now):
+            actions.append(Ask(again))
         for peer, seat in list(self.seats.items()):
             if peer != self.me.peer and now - seat.heard_at > DETECTION_S:
                 actions += self.left(peer, Reason.SILENT, now)
         attempt = self.attempt
-        if attempt is not None and attempt.majority_at is None and now - attempt.moved_at > attempt.plan.patience_s:
-            late = sorted(set(attempt.plan.members) - attempt.accepted.keys())
+        if attempt is not None and attempt.majority_at is None and attempt.deadline.passed(now):
+            late = attempt.late
             for peer in late:
                 if peer in self.seats:
                     self.seats[peer].report = None
@@ -274,13 +296,8 @@ class Lead:
                 yield peer, report
 
     def _hear(self, peers: set[str], now: float) -> list[LeadAction]:
-        peers = peers - {self.me.peer}
-        if not peers:
-            return []
-        self._unheard |= peers
-        self._hear_until = now + DETECTION_S
-        self._ask_again_at = now + ASK_EVERY_S
-        return [Ask(tuple(sorted(peers)))]
+        asked = self._hearing.ask(peers - {self.me.peer}, now)
+        return [Ask(asked)] if asked else []
 
     def _lose(self, peer: str, reason: Reason, now: float) -> list[LeadAction]:
         self.seats.pop(peer, None)
@@ -298,72 +315,70 @@ class Lead:
             return []
         if self.max_epochs is not None and tip.epoch >= self.max_epochs:
             return []
-        if self._unheard and now < self._hear_until:
+        if not self._hearing.is_over(now):
             return []
-        self._unheard.clear()
         samples = self.gathered_samples
         # Once an attempt was made, this lead's or another's, its members are frozen: waiting would bring no more samples.
-        if samples == 0 or (samples < self.target_batch_size and self._highest_attempt == 0):
+        if samples < self.target_batch_size and self._highest_attempt == 0:
             return []
         plan = self._plan(tip)
         if plan is None:
             return []
-        self._highest_attempt = plan.ballot.attempt
-        self.attempt = _Attempt(plan, started_at=now, moved_at=now)
+        attempt = self._highest_attempt = plan.ballot.attempt
+        paces = slowest_paces(plan, self._present(tip), self.vector_bytes)
+        slowest = {member: pace / _doubled(attempt) for member, pace in paces.items()}
+        self.attempt = Attempt(plan, now, Deadline(plan.members, now, plan.patience_s, slowest))
         return [SendPlan(plan.members, plan)]
 
     def _plan(self, tip: Tip) -> Plan | None:
-        present = dict(self._at_tip())
+        present = self._present(tip)
         if self.me.peer not in present:
             return None
-        left_out, not_reducing = self._around_failed_pairs(set(present))
-        members = sorted(present.keys() - left_out)
-        reducers = [
-            Candidate(p, self.seats[p].hello.address) for p in members if self.seats[p].hello.reachable and p not in not_reducing
-        ]
-        if not reducers:  # every reducer failed for somebody: better without those members than without the epoch
-            left_out = {member for member, reducer in self._failed_pairs if reducer == self.me.peer}
-            members = sorted(present.keys() - left_out | {self.me.peer})
-            reducers = [self.me]
-        contributors = tuple(p for p in members if present[p].samples > 0)
-        if not contributors or not reducers:
+        layout = finishing(present, self.me.peer, self._failed_pairs)
+        layout = layout or fresh(present, self.me.peer, self.elements, self._failed_pairs)
+        if layout is None:
             return None
         attempt = self._highest_attempt + 1
-        slowest = max(present[p].step_s for p in members)
+        slowest_s = max(report.step_s for peer, report in self._at_tip() if peer in layout.members)
         return Plan(
             run_digest=self.run_digest,
             ballot=Ballot(tip.epoch + 1, tip.lineage, attempt, self.me.peer),
-            contributors=contributors,
-            members=tuple(members),
-            shards=equal_shards(self.elements, reducers),
+            contributors=layout.contributors,
+            members=layout.members,
+            shards=layout.shards,
             codec=self.codec,
             incarnation=self.seats[self.me.peer].hello.incarnation,
-            patience_s=max(BASE_PATIENCE_S, 3 * slowest) * 2 ** min(attempt - 1, 6),
+            patience_s=2 * (DETECTION_S + slowest_s) * _doubled(attempt),
+            finishes=layout.finishes,
         )
 
-    def _around_failed_pairs(self, present: set[str]) -> tuple[set[str], set[str]]:
-        """(members to leave out, members not to reduce) such that no pair that failed in this epoch meets again.
+    def _present(self, tip: Tip) -> dict[str, Present]:
+        seats = {peer: self.seats[peer] for peer, _ in self._at_tip()}
+        return {
+            peer: Present(
+                seat.hello.address,
+                report.samples,
+                report.upload_bytes_s,
+                report.download_bytes_s,
+                self._sound(seat.ready_for, tip),
+            )
+            for peer, seat in seats.items()
+            if (report := seat.report) is not None
+        }
 
-        Whoever stands in most of the failed pairs goes first; at a tie a reducer, since it can still contribute.
-        """
-        pairs = {(member, reducer) for member, reducer in self._failed_pairs if member in present and reducer in present}
-        left_out: set[str] = set()
-        not_reducing: set[str] = set()
-        while pairs:
-            as_member = Counter(member for member, _ in pairs)
-            as_reducer = Counter(reducer for _, reducer in pairs)
-            member, member_count = min(as_member.items(), key=lambda item: (-item[1], item[0]))
-            reducer, reducer_count = min(as_reducer.items(), key=lambda item: (-item[1], item[0]))
-            if member_count > reducer_count and member != self.me.peer:
-                left_out.add(member)
-            else:
-                not_reducing.add(reducer)
-            pairs = {pair for pair in pairs if pair[0] not in left_out and pair[1] not in not_reducing}
-        return left_out, not_reducing
+    def _sound(self, ready: ReadyFor | None, tip: Tip) -> ReadyFor | None:
+        """What a member reports that it was ready for, if it can be committed at this tip."""
+        if ready is None or ready.ballot.parent != tip.lineage or ready.averages.elements != self.elements:
+            return None
+        uncounted = all(
+            c.base == tip.lineage and c.first >= self._counted.get((c.peer, c.incarnation), 0)
+            for c in ready.averages.contributions
+        )
+        return ready if uncounted and ready.averages not in self._disowned else None
 
-    def _accepted(self, attempt: _Attempt, peer: str, answer: Accept, now: float) -> list[LeadAction]:
+    def _accepted(self, attempt: Attempt, peer: str, answer: Accept, now: float) -> list[LeadAction]:
         contribution, seat = answer.contribution, self.seats[peer]
-        if peer in attempt.plan.contributors:
+        if peer in attempt.plan.contributors and attempt.plan.finishes is None:
             sound = (
                 contribution is not None
                 and contribution.peer == peer
@@ -384,41 +399,42 @@ class Lead:
         if attempt is None:
             return []
         self.attempt = None
+        averages = attempt.averages
+        for member in attempt.ready:
+            if averages is not None and member in self.seats:
+                self.seats[member].ready_for = ReadyFor(attempt.plan.ballot, averages)
         present = tuple(member for member in attempt.plan.members if member in self.seats)
         return [NoteFailure(attempt.plan.ballot, reason, peer), SendAbort(present, attempt.plan.digest, reason)]
 
     def _maybe_commit(self, now: float) -> list[LeadAction]:
         attempt, tip = self.attempt, self.tip
-        if attempt is None or tip is None or 2 * len(attempt.ready) <= len(attempt.plan.members):
+        if attempt is None or tip is None or not attempt.has_majority:
             return []
         if len(set(attempt.ready.values())) > 1:
             return [*self._fail(Reason.RESULTS_DIFFER, ""), *self._consider(now)]
         if attempt.majority_at is None:
             attempt.majority_at = now
         waiting = [p for p in attempt.plan.members if p not in attempt.ready and p in self.seats]
-        grace = max(GRACE_S, GRACE_SHARE * (attempt.majority_at - attempt.started_at))
-        if waiting and now - attempt.majority_at < grace:
+        if waiting and attempt.in_grace(now):
             return []
-        contributions = tuple(c for p in attempt.plan.contributors if (c := attempt.accepted.get(p)) is not None)
-        result = next(iter(attempt.ready.values()))
-        if (
-            len(contributions) != len(attempt.plan.contributors)
-            or contributions_digest(contributions) != result.contributions_digest
-        ):
+        averages = attempt.averages
+        if averages is None:
             return [*self._fail(Reason.RESULTS_DIFFER, ""), *self._consider(now)]
         commit = Commit(
             ballot=attempt.plan.ballot,
             plan_digest=attempt.plan.digest,
-            contributions=contributions,
+            contributions=averages.contributions,
             members=attempt.plan.members,
-            shards=result.shards,
+            shards=averages.shards,
             codec=self.codec,
-            total_samples=tip.total_samples + sum(contribution.weight for contribution in contributions),
+            total_samples=tip.total_samples + averages.samples,
             lead=self.me,
             succession=self._succession(tip),
         )
         self.attempt = None
         self._committed = True
+        for seat in self.seats.values():
+            seat.has_commit = True
         return [Announce(commit, now - attempt.started_at, attempt.plan.ballot.attempt)]
 
     def _succession(self, tip: Tip) -> tuple[Candidate, ...]:

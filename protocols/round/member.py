@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from protocols.reasons import Reason
-from protocols.round.records import Ballot, Commit, Contribution, Plan, Result, SignedCommit, Tip, contributions_digest
+from protocols.round.records import Averages, Ballot, Commit, Contribution, Plan, ReadyFor, Result, SignedCommit, Tip
 
 
 class Phase(str, Enum):
@@ -38,8 +38,7 @@ class Freeze:
 
 @dataclass(frozen=True)
 class Reduce:
-    """Stream the contribution (None: receive only) to the plan's reducers and reduce the own shard; answer reduced() or
-    reduce_failed()."""
+    """Take part in the plan's exchange, with the contribution (None: receive only); answer reduced() or reduce_failed()."""
 
     plan: Plan
     contribution: Contribution | None
@@ -92,10 +91,10 @@ class Send:
 
 @dataclass(frozen=True)
 class Apply:
-    """Apply this commit's averaged shards, all of them, then answer applied() or apply_failed()."""
+    """Apply this commit's averaged shards, all of them (they are those of the last reduced()), then answer applied() or
+    apply_failed()."""
 
     signed: SignedCommit
-    plan_digest: str
 
 
 @dataclass(frozen=True)
@@ -128,11 +127,12 @@ class Member:
         self.phase = Phase.CATCHING_UP
         self.tip: Tip | None = None
         self.promised: Ballot | None = None
+        self._planned_with: tuple[str, ...] = ()
         self.plan: Plan | None = None
         self.contribution: Contribution | None = None
+        self.ready_for: ReadyFor | None = None  # kept when its attempt ends, so that another can finish it
         self._frozen = False  # whether the accumulator of this epoch is fixed (perhaps as "nothing")
         self._freezing = False
-        self._result: Result | None = None
         self._commit: SignedCommit | None = None
 
     # -- state -------------------------------------------------------------------------------------------------------------
@@ -150,6 +150,10 @@ class Member:
             return []
         return self._fall_behind(reason, self._commit.commit if self._commit is not None else None)
 
+    def planned_with(self, lead: str) -> tuple[str, ...]:
+        """Members of the highest attempt accepted at this epoch, for any other lead than its own: it must ask them all."""
+        return self._planned_with if self.promised is not None and self.promised.lead != lead else ()
+
     @property
     def awaits_results(self) -> bool:
         """The epoch is committed, and its averages are still on their way here."""
@@ -163,7 +167,7 @@ class Member:
         if refusal is not None:
             return [Send(lead, Refuse(plan.digest, refusal, self.promised.attempt if self.promised else 0))]
         actions = self._drop_plan(Reason.SUPERSEDED)
-        self.promised = plan.ballot
+        self.promised, self._planned_with = plan.ballot, plan.members
         self.plan = plan
         if self._frozen:
             return [*actions, *self._begin_reducing()]
@@ -188,15 +192,19 @@ class Member:
             return self._fall_behind(Reason.BEHIND) if Tip.after(commit).standing.heavier_than(tip.standing) else []
         if self.promised is not None and commit.ballot.rank < self.promised.rank:
             return []
-        if self.plan is None or self.plan.digest != commit.plan_digest:
-            return self._fall_behind(Reason.MISSED_RESULTS, commit)
-        named = (commit.ballot, commit.members, commit.codec, tuple(c.peer for c in commit.contributions))
-        if named != (self.plan.ballot, self.plan.members, self.plan.codec, self.plan.contributors):
-            return self._fall_behind(Reason.RESULTS_DIFFER)
         if commit.total_samples != tip.total_samples + commit.samples:
             return self._fall_behind(Reason.RESULTS_DIFFER)
+        if self.plan is None or self.plan.digest != commit.plan_digest:
+            if not self._holds(commit):
+                return self._fall_behind(Reason.MISSED_RESULTS, commit)
+            actions = self._drop_plan(Reason.SUPERSEDED)
+            self._commit = signed
+            return [*actions, *self._apply()]
+        named = (commit.ballot, commit.members, commit.codec, tuple(c.peer for c in commit.contributions))
+        if named != (self.plan.ballot, self.plan.members, self.plan.codec, self.plan.averaged_peers):
+            return self._fall_behind(Reason.RESULTS_DIFFER)
         self._commit = signed
-        return self._apply_if_whole()
+        return self._apply() if self.phase is Phase.READY else []
 
     # -- the driver's answers ----------------------------------------------------------------------------------------------
 
@@ -213,12 +221,13 @@ class Member:
             return []
         return self._begin_reducing()
 
-    def reduced(self, result: Result) -> list[MemberAction]:
-        if self.plan is None or result.plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
+    def reduced(self, plan_digest: str, averages: Averages) -> list[MemberAction]:
+        if self.plan is None or plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
             return []
-        self._result = result
+        self.ready_for = ReadyFor(self.plan.ballot, averages)
         self.phase = Phase.READY
-        return [Send(self.plan.ballot.lead, Ready(result)), *self._apply_if_whole()]
+        actions: list[MemberAction] = [Send(self.plan.ballot.lead, Ready(averages.result(plan_digest)))]
+        return [*actions, *self._apply()] if self._commit is not None else actions
 
     def reduce_failed(self, plan_digest: str, reason: Reason, member: str, reducer: str) -> list[MemberAction]:
         if self.plan is None or plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
@@ -255,6 +264,9 @@ class Member:
             return Reason.NOT_A_MEMBER
         if self.promised is not None and plan.ballot.rank <= self.promised.rank:
             return Reason.PROMISED_HIGHER
+        if plan.finishes is not None:
+            mine = [c for c in plan.finishes.contributions if (c.peer, c.incarnation) == (self.me, self.incarnation)]
+            return Reason.RESULTS_DIFFER if mine and mine != [self.contribution] else None
         if self._frozen and self.me in plan.contributors and self.contribution is None:
             return Reason.NOTHING_TO_GIVE
         return None
@@ -262,30 +274,31 @@ class Member:
     def _begin_reducing(self) -> list[MemberAction]:
         assert self.plan is not None
         plan = self.plan
-        if self.me in plan.contributors and self.contribution is None:
+        gives = self.me in plan.contributors and plan.finishes is None
+        if gives and self.contribution is None:
             # Nothing was fixed, so nothing need stay frozen: were this the only contributor, nobody would ever plan again.
             actions = self._drop_plan(Reason.NOTHING_TO_GIVE)
             self._forget_contribution()
             self.phase = Phase.TRAINING
             refusal = Refuse(plan.digest, Reason.NOTHING_TO_GIVE, plan.ballot.attempt)
             return [*actions, Send(plan.ballot.lead, refusal), Resume()]
-        given = self.contribution if self.me in plan.contributors else None
+        given = self.contribution if gives else None
         self.phase = Phase.REDUCING
         return [Send(plan.ballot.lead, Accept(plan.digest, given)), Reduce(plan, given)]
 
-    def _apply_if_whole(self) -> list[MemberAction]:
-        if self._commit is None or self._result is None:
-            return []
-        commit = self._commit.commit
-        same = commit.shards == self._result.shards
-        if not same or contributions_digest(commit.contributions) != self._result.contributions_digest:
+    def _holds(self, commit: Commit) -> bool:
+        return self.ready_for is not None and self.ready_for.averages == commit.averages
+
+    def _apply(self) -> list[MemberAction]:
+        assert self._commit is not None
+        if not self._holds(self._commit.commit):
             return self._fall_behind(Reason.RESULTS_DIFFER)
         self.phase = Phase.APPLYING
-        return [Apply(self._commit, commit.plan_digest)]
+        return [Apply(self._commit)]
 
     def _drop_plan(self, reason: Reason) -> list[MemberAction]:
         plan, phase = self.plan, self.phase
-        self.plan = self._result = self._commit = None
+        self.plan = self._commit = None
         if plan is None:
             return []
         self.phase = Phase.FROZEN
@@ -305,9 +318,9 @@ class Member:
         if self.tip is None or tip.lineage != self.tip.lineage:
             self.promised = None  # else it is still the same epoch, and the promise binds
         self.tip = tip
-        self.plan = self._result = self._commit = None
+        self.plan = self._commit = None
         self._forget_contribution()
 
     def _forget_contribution(self) -> None:
-        self.contribution = None
+        self.contribution = self.ready_for = None
         self._frozen = self._freezing = False

@@ -87,8 +87,88 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class ShardResult:
+    """The averaged shard: SHA-256 of its encoded bytes, and the sum of squares of its decoded values (float64, for clipping)."""
+
+    start: int
+    stop: int
+    sha256: str
+    sum_of_squares: float
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.start < self.stop, "a shard is not empty")
+        _require_digest(self.sha256, "a shard's digest")
+        _require(math.isfinite(self.sum_of_squares) and self.sum_of_squares >= 0, "a shard's sum of squares is finite")
+
+
+def _require_whole(shards: tuple[ShardResult, ...]) -> None:
+    starts = [0, *(shard.stop for shard in shards)]
+    _require(bool(shards) and [shard.start for shard in shards] == starts[:-1], "averaged shards are contiguous from element 0")
+
+
+@dataclass(frozen=True)
+class _Contributions:
+    contributions: tuple[Contribution, ...]
+
+
+def contributions_digest(contributions: tuple[Contribution, ...]) -> str:
+    """Identity of a set of contributions with their counter ranges (the order given does not matter)."""
+    return digest_of(_Contributions(tuple(sorted(contributions, key=lambda c: c.peer))))
+
+
+@dataclass(frozen=True)
+class Averages:
+    """What an attempt comes to: whose contributions are averaged, and every averaged shard."""
+
+    contributions: tuple[Contribution, ...]
+    shards: tuple[ShardResult, ...]
+
+    def __post_init__(self) -> None:
+        _require(bool(self.contributions), "averages have contributions")
+        peers = [contribution.peer for contribution in self.contributions]
+        _require(peers == sorted(set(peers)), "the contributors of averages are sorted and distinct")
+        _require_whole(self.shards)
+
+    @property
+    def elements(self) -> int:
+        return self.shards[-1].stop
+
+    @property
+    def samples(self) -> int:
+        return sum(contribution.weight for contribution in self.contributions)
+
+    def result(self, plan_digest: str) -> Result:
+        """What a member of this plan, ready with these averages, tells the lead."""
+        return Result(plan_digest, contributions_digest(self.contributions), self.shards)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a member says that it holds when it is ready: every averaged shard, and whose contributions they average."""
+
+    plan_digest: str
+    contributions_digest: str
+    shards: tuple[ShardResult, ...]
+
+    def __post_init__(self) -> None:
+        _require_whole(self.shards)
+
+
+@dataclass(frozen=True)
+class ReadyFor:
+    """The highest attempt that a member was ready for, and what it holds of it."""
+
+    ballot: Ballot
+    averages: Averages
+
+
+@dataclass(frozen=True)
 class Plan:
-    """One attempt: who gives (`contributors`, sorted), who takes part at all (`members`, sorted), and who reduces what."""
+    """One attempt: who gives (`contributors`, sorted), who takes part at all (`members`, sorted), and who reduces what.
+
+    A plan that `finishes` the averages of an earlier attempt averages nothing. Its reducers are those who hold them, and pass
+    them on; when none of these can be dialled, its one contributor is a member that holds them and brings them to the reducers.
+    """
 
     run_digest: str
     ballot: Ballot
@@ -98,9 +178,10 @@ class Plan:
     codec: str
     patience_s: float  # without any byte moving for so long, a party gives the attempt up
     incarnation: int  # of the lead's process: one that starts again must not be taken for its predecessor
+    finishes: Averages | None = None
 
     def __post_init__(self) -> None:
-        _require(bool(self.contributors), "a plan has contributors")
+        _require(bool(self.contributors) or self.finishes is not None, "a plan has contributors")
         _require(list(self.contributors) == sorted(set(self.contributors)), "a plan's contributors are sorted and distinct")
         _require(list(self.members) == sorted(set(self.members)), "a plan's members are sorted and distinct")
         members = set(self.members)
@@ -113,48 +194,25 @@ class Plan:
             "shards are contiguous",
         )
         _require(0 < self.patience_s < 1e6, "a plan's patience is positive")
+        if self.finishes is not None:
+            held = [(shard.start, shard.stop) for shard in self.finishes.shards]
+            _require([(s.start, s.stop) for s in self.shards] == held, "a plan that finishes another has the same shards")
+            base = {contribution.base for contribution in self.finishes.contributions}
+            _require(base == {self.ballot.parent}, "a plan finishes averages that build on its parent")
         object.__setattr__(self, "patience_s", float(self.patience_s))
 
     @property
     def elements(self) -> int:
         return self.shards[-1].stop
 
+    @property
+    def averaged_peers(self) -> tuple[str, ...]:
+        """Whose contributions its commit names, sorted."""
+        return tuple(c.peer for c in self.finishes.contributions) if self.finishes is not None else self.contributors
+
     @cached_property
     def digest(self) -> str:
         return digest_of(self)
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """The averaged shard: SHA-256 of its encoded bytes, and the sum of squares of its decoded values (float64, for clipping)."""
-
-    start: int
-    stop: int
-    sha256: str
-    sum_of_squares: float
-
-    def __post_init__(self) -> None:
-        _require_digest(self.sha256, "a shard's digest")
-        _require(math.isfinite(self.sum_of_squares) and self.sum_of_squares >= 0, "a shard's sum of squares is finite")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a member holds when it is ready: every averaged shard, and whose contributions they average."""
-
-    plan_digest: str
-    contributions_digest: str
-    shards: tuple[ShardResult, ...]
-
-
-@dataclass(frozen=True)
-class _Contributions:
-    contributions: tuple[Contribution, ...]
-
-
-def contributions_digest(contributions: tuple[Contribution, ...]) -> str:
-    """Identity of a set of contributions with their counter ranges (the order given does not matter)."""
-    return digest_of(_Contributions(tuple(sorted(contributions, key=lambda c: c.peer))))
 
 
 @dataclass(frozen=True)
@@ -180,17 +238,16 @@ class Commit:
     succession: tuple[Candidate, ...]
 
     def __post_init__(self) -> None:
-        _require(bool(self.contributions), "a commit has contributions")
-        _require(bool(self.shards), "a commit has shards")
         _require(self.lead.peer == self.ballot.lead, "a commit is led by its ballot's lead")
         _require_digest(self.plan_digest, "a commit's plan")
-        peers = [contribution.peer for contribution in self.contributions]
-        _require(peers == sorted(set(peers)), "a commit's contributors are sorted and distinct")
-        _require(set(self.members).issuperset(peers), "a commit's contributors are members")
-        _require(all(c.base == self.ballot.parent for c in self.contributions), "a commit's contributions build on its parent")
-        starts = [0, *(shard.stop for shard in self.shards)]
-        _require([shard.start for shard in self.shards] == starts[:-1], "a commit's shards are contiguous from element 0")
+        _require(
+            all(c.base == self.ballot.parent for c in self.averages.contributions), "a commit's contributions build on its parent"
+        )
         _require(self.total_samples >= self.samples, "a lineage's weight includes the commit's samples")
+
+    @cached_property
+    def averages(self) -> Averages:
+        return Averages(self.contributions, self.shards)
 
     @property
     def samples(self) -> int:
@@ -279,10 +336,17 @@ class Report:
     moved_bytes: int  # of rounds, sent and received so far: a round is alive while this grows
     caught_up: bool
     phase: str
+    upload_bytes_s: float = 0.0  # of rounds, a moving estimate; 0 before the first was measured
+    download_bytes_s: float = 0.0
+    ready_for: ReadyFor | None = None
+    planned_with: tuple[
+        str, ...
+    ] = ()  # members of the highest attempt accepted at this epoch, told to any other lead than its own
 
     def __post_init__(self) -> None:
         _require(self.samples >= 0 and self.promised_attempt >= 0 and self.moved_bytes >= 0, "a report counts from 0")
-        _require(0 <= self.samples_per_second < 1e9 and 0 <= self.step_s < 1e6, "a report's rates are finite")
+        rates = (self.samples_per_second, self.upload_bytes_s, self.download_bytes_s)
+        _require(all(0 <= rate < 1e12 for rate in rates) and 0 <= self.step_s < 1e6, "a report's rates are finite")
 
 
 @dataclass(frozen=True)

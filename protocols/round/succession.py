@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from protocols.round.lead import DETECTION_S
 from protocols.round.records import Candidate, Tip
 
 
@@ -20,6 +21,7 @@ class Succession:
         self._tip: Tip | None = None
         self._others: dict[str, Candidate] = {}
         self._silent: set[str] = set()
+        self._undecided: dict[str, float] = {}  # peers that may yet lead, and since when they hesitate
         self._looked = False
 
     def follow(self, tip: Tip) -> None:
@@ -38,6 +40,22 @@ class Succession:
 
     def heard(self, peer: str) -> None:
         self._silent.discard(peer)
+
+    def led(self) -> None:
+        """Somebody leads: whoever hesitated is given a fresh start next time."""
+        self._undecided.clear()
+
+    def passed_over(self, peer: str, now: float, *, follows: str, able: bool) -> None:
+        """`peer` does not lead: go on to the next, unless it is there and only slower to find that its turn has come (`able`).
+
+        `follows`: whom it named instead of itself, '' if nobody.
+        """
+        since = self._undecided.setdefault(peer, now)
+        if able and now - since < DETECTION_S:
+            return
+        del self._undecided[peer]
+        self.heard(follows)
+        self.silent(peer)
 
     @property
     def order(self) -> list[Candidate]:

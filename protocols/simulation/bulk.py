@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from protocols.codecs import Codec
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
-from protocols.reduction import ShardReduction
+from protocols.reduction import reduction_of
 from protocols.round.lead import DETECTION_S
 from protocols.round.planner import GRID
-from protocols.round.records import Contribution, Plan, Result, ShardResult, contributions_digest
+from protocols.round.records import Averages, Contribution, Plan, ShardResult
 from protocols.simulation.messages import Averaged, Chunk, ReduceOpen, Refused
 from protocols.simulation.network import Stream
 
@@ -34,11 +34,11 @@ class Reducing:
 
     def __init__(self, plan: Plan, index: int, codec: Codec) -> None:
         self.plan = plan
-        self.reduction = ShardReduction(plan, index, codec, CHUNK_ELEMENTS)
+        self.reduction = reduction_of(plan, index, codec, CHUNK_ELEMENTS)
         self.error: Refused | None = None
         self._readers: list[tuple[Callable[[Item], None], list[int]]] = []
 
-    def open(self, peer: str, contribution: Contribution) -> None:
+    def open(self, peer: str, contribution: Contribution | None) -> None:
         self._checked(peer, lambda: self.reduction.open(peer, contribution))
 
     def feed(self, peer: str, offset: int, data: bytes) -> None:
@@ -103,6 +103,7 @@ class Exchange:
     def __init__(self, process: SimulatedPeer, plan: Plan, contribution: Contribution | None, encoded: bytes) -> None:
         self.process, self.plan, self.contribution = process, plan, contribution
         self.over = False
+        self.began = process.now
         self.streams: list[Stream] = []
         self.received = [_Received() for _ in plan.shards]
         self._encoded = encoded
@@ -111,7 +112,7 @@ class Exchange:
         size = self.process.codec.bytes_per_element
         step = CHUNK_ELEMENTS * size
         for index, shard in enumerate(self.plan.shards):
-            up = self._encoded[shard.start * size : shard.stop * size] if self.contribution is not None else b""
+            up = self._encoded[shard.start * size : shard.stop * size]
             chunks = [Chunk(at, up[at : at + step]) for at in range(0, len(up), step)]
             if index in own:
                 self._give_locally(own[index], index, chunks)
@@ -126,15 +127,14 @@ class Exchange:
             )
             self.streams.append(stream)
             for chunk in chunks:
-                self.process.moved_bytes += len(chunk.data)
+                self.process.exchanges.sent_bytes += len(chunk.data)
                 stream.send(self.process, chunk, len(chunk.data))
 
     def _give_locally(self, reducing: Reducing, index: int, chunks: list[Chunk]) -> None:
-        contribution, me = self.contribution, self.process.name
-        if contribution is not None:
-            reducing.open(me, contribution)
+        if chunks:
+            reducing.open(self.process.name, self.contribution)
             for chunk in chunks:
-                reducing.feed(me, chunk.offset, chunk.data)
+                reducing.feed(self.process.name, chunk.offset, chunk.data)
         reducing.read(lambda item: self._take(index, item))
 
     def stop(self) -> None:
@@ -150,7 +150,7 @@ class Exchange:
             received.contributions = item.contributions
         elif isinstance(item, Chunk):
             received.data += item.data
-            self.process.moved_bytes += len(item.data)
+            self.process.exchanges.received_bytes += len(item.data)
         elif isinstance(item, Refused):
             named = item.reason in (Reason.BAD_CHUNK, Reason.CONTRIBUTOR_LOST)
             self._fail(item.reason if named else Reason.REDUCER_LOST, item.whom if named else self.process.name, shard.reducer)
@@ -181,9 +181,12 @@ class Exchange:
         if self.contribution is not None and self.contribution not in first:
             self._fail(Reason.RESULTS_DIFFER, me, self.plan.shards[0].reducer)
             return
+        averages = Averages(first, results)
+        if self.plan.finishes not in (None, averages):
+            self._fail(Reason.RESULTS_DIFFER, me, self.plan.shards[0].reducer)
+            return
         self.over = True
-        averaged = b"".join(bytes(received.data) for received in self.received)
-        self.process.exchanged(Result(self.plan.digest, contributions_digest(first), results), averaged)
+        self.process.exchanges.finished(self, averages, b"".join(bytes(received.data) for received in self.received))
 
 
 class Exchanges:
@@ -194,16 +197,50 @@ class Exchanges:
         self._running: dict[str, Exchange] = {}
         self.reducing: dict[tuple[str, int], Reducing] = {}
         self._early: dict[tuple[str, int], list[Callable[[], None]]] = {}
+        self.held: tuple[Averages | None, bytes] = (None, b"")  # of the last plan that came to averages
+        self.sent_bytes = self.received_bytes = 0
+        self.upload_bytes_s = self.download_bytes_s = 0.0
+        self._at_start = (0, 0)
+
+    @property
+    def moved_bytes(self) -> int:
+        return self.sent_bytes + self.received_bytes
 
     def run(self, plan: Plan, contribution: Contribution | None, encoded: bytes) -> None:
         me, codec = self._process.name, self._process.codec
         own = {index: Reducing(plan, index, codec) for index, shard in enumerate(plan.shards) if shard.reducer == me}
         self.reducing.update({(plan.digest, index): reducing for index, reducing in own.items()})
-        exchange = self._running[plan.digest] = Exchange(self._process, plan, contribution, encoded)
-        exchange.begin(own)
+        averages, averaged = self.held
+        if plan.finishes is not None and plan.finishes == averages and me not in plan.contributors:
+            self._pass_on(own, averaged)
+            self._process.world.at(0.0, self._process, lambda: self._process.exchanged(plan, averages))
+        elif plan.finishes is not None and own and not plan.contributors:
+            self._process.world.at(0.0, self._process, lambda: self._process.exchange_failed(plan, Reason.REDUCER_LOST, me, me))
+        else:
+            gives = averaged if me in plan.contributors and plan.finishes is not None else encoded
+            exchange = self._running[plan.digest] = Exchange(self._process, plan, contribution, gives)
+            self._at_start = (self.sent_bytes, self.received_bytes)
+            exchange.begin(own)
         for index in own:
             for serve in self._early.pop((plan.digest, index), []):
                 serve()
+
+    def _pass_on(self, own: dict[int, Reducing], averaged: bytes) -> None:
+        me, size = self._process.name, self._process.codec.bytes_per_element
+        for reducing in own.values():
+            shard = reducing.reduction.shard
+            up, step = averaged[shard.start * size : shard.stop * size], CHUNK_ELEMENTS * size
+            reducing.open(me, None)
+            for at in range(0, len(up), step):
+                reducing.feed(me, at, up[at : at + step])
+
+    def finished(self, exchange: Exchange, averages: Averages, averaged: bytes) -> None:
+        self.held = (averages, averaged)
+        seconds = self._process.now - exchange.began
+        sent, received = self.sent_bytes - self._at_start[0], self.received_bytes - self._at_start[1]
+        if sent and received and seconds:
+            self.upload_bytes_s, self.download_bytes_s = sent / seconds, received / seconds
+        self._process.exchanged(exchange.plan, averages)
 
     def stop(self, plan_digest: str) -> None:
         exchange = self._running.pop(plan_digest, None)
@@ -244,13 +281,13 @@ class Exchanges:
             stream.send(process, Refused(Reason.NOT_A_MEMBER))
             stream.close(process)
             return
-        given = opening.contribution is not None
+        given = opening.contribution is not None or peer in reducing.plan.contributors
         received = [0]
 
         def receive(chunk: Chunk) -> None:
             reducing.feed(peer, chunk.offset, chunk.data)
             received[0] += len(chunk.data)
-            process.moved_bytes += len(chunk.data)
+            self.received_bytes += len(chunk.data)
 
         def ended() -> None:
             if given and received[0] < reducing.reduction.shard_bytes:
@@ -258,10 +295,10 @@ class Exchanges:
 
         def give(item: Item) -> None:
             size = len(item.data) if isinstance(item, Chunk) else 200
-            process.moved_bytes += size if isinstance(item, Chunk) else 0
+            self.sent_bytes += size if isinstance(item, Chunk) else 0
             stream.send(process, item, size)
 
-        if opening.contribution is not None:
+        if given:
             reducing.open(peer, opening.contribution)
         stream.serve(receive, ended)
         for message in waiting:

@@ -25,7 +25,6 @@ class Following:
         self._lead = Candidate("", "")
         self._led = False
         self._limit_s = self._heard_at = self._again_at = 0.0
-        self._undecided: dict[str, float] = {}
 
     def send(self, message: Any, to: str = "") -> None:
         """To the lead at the other end; dropped if there is none, or if it is not `to`."""
@@ -78,7 +77,7 @@ class Following:
             return
         self._led = True
         self.following = lead
-        self._undecided.clear()
+        process.succession.led()
         process.from_lead(message)
         acting = process.succession.acting
         if self._stream is stream and (acting is None or acting.peer != lead.peer):
@@ -100,9 +99,4 @@ class Following:
         self._again_at = now + PAUSE_S
         if self._led:
             process.observer.lead_lost(process, lead.peer, reason)
-        since = self._undecided.setdefault(lead.peer, now)
-        if able and now - since < DETECTION_S:
-            return
-        self._undecided.pop(lead.peer, None)
-        process.succession.heard(follows)
-        process.succession.silent(lead.peer)
+        process.succession.passed_over(lead.peer, now, follows=follows, able=able)

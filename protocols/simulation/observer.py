@@ -122,7 +122,8 @@ class Observer:
 
     def planned(self, lead: SimulatedPeer, plan: Plan) -> None:
         seen, ballot = self._seen[lead], plan.ballot
-        self._note(lead, f"plans {_short(plan)} among {','.join(plan.members)}, giving {','.join(plan.contributors)}")
+        what = "to finish averages of" if plan.finishes is not None else "giving"
+        self._note(lead, f"plans {_short(plan)} among {','.join(plan.members)}, {what} {','.join(plan.averaged_peers)}")
         if ballot.attempt > 1:
             self.retries += 1
         earlier = self._plans.setdefault(plan.digest, plan)
@@ -200,6 +201,9 @@ class Observer:
         if seen.plan is not None and seen.plan.digest == commit.plan_digest:
             seen.plan = None
         self.commits[commit.digest] = commit
+
+    def reannounced(self, lead: SimulatedPeer, to: tuple[str, ...]) -> None:
+        self._note(lead, f"announces the commit that it found to {','.join(to)}")
 
     # -- of state --------------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from protocols.round import lead as lead_actions
 from protocols.round import member as member_actions
 from protocols.round.lead import DETECTION_S, Lead
 from protocols.round.member import Member, Phase
-from protocols.round.records import Candidate, Contribution, Hello, Plan, Report, Result, SignedCommit, Standing, Tip
+from protocols.round.records import Averages, Candidate, Contribution, Hello, Plan, Report, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
 from protocols.simulation.bulk import Exchanges
 from protocols.simulation.following import Following
@@ -75,6 +75,7 @@ class SimulatedPeer:
             target_batch_size=target_batch_size,
             elements=ELEMENTS,
             codec=codec.name,
+            vector_bytes=ELEMENTS * codec.bytes_per_element,
             max_epochs=None,
         )
         self.replica = Replica(self.name, incarnation, codec)
@@ -84,13 +85,12 @@ class SimulatedPeer:
         self.bootstrap = bootstrap
         self.link = Following(self)
         self.desk: dict[str, Stream] = {}
-        self.samples = self.moved_bytes = 0
+        self.samples = 0
         self.at_phase: Callable[[SimulatedPeer, str], None] = lambda process, phase: None
         self.give_up: Callable[[SimulatedPeer], None] = lambda process: None
         self.look: Callable[[SimulatedPeer], list[Candidate]] = lambda process: []
         self.save: Callable[[SimulatedPeer], None] = lambda process: None
         self._encoded = b""
-        self._averaged: tuple[str, bytes] = ("", b"")
         self._moved = (0, 0.0)
         self._heartbeat_at = 0.0
         self._left: set[str] = set()
@@ -129,8 +129,8 @@ class SimulatedPeer:
 
     def _give_up_stalled_results(self, now: float) -> None:
         plan = self.member.plan
-        if plan is None or not self.member.awaits_results or self.moved_bytes != self._moved[0]:
-            self._moved = (self.moved_bytes, now)
+        if plan is None or not self.member.awaits_results or self.exchanges.moved_bytes != self._moved[0]:
+            self._moved = (self.exchanges.moved_bytes, now)
         elif now - self._moved[1] > plan.patience_s:
             self.perform(self.member.catch_up(Reason.MISSED_RESULTS))
 
@@ -173,9 +173,13 @@ class SimulatedPeer:
             samples_per_second=self.trainer.micro_batch / self.trainer.step_s,
             step_s=self.trainer.step_s,
             promised_attempt=self.member.promised.attempt if self.member.promised is not None else 0,
-            moved_bytes=self.moved_bytes,
+            moved_bytes=self.exchanges.moved_bytes,
             caught_up=self.member.phase is not Phase.CATCHING_UP,
             phase=self.member.phase.value,
+            upload_bytes_s=self.exchanges.upload_bytes_s,
+            download_bytes_s=self.exchanges.download_bytes_s,
+            ready_for=self.member.ready_for,
+            planned_with=self.member.planned_with(self.link.following.peer if self.link.following is not None else ""),
         )
         if self.lead.active:
             self.perform(self.lead.reported(self.name, report, self.now))
@@ -322,9 +326,9 @@ class SimulatedPeer:
                     self.perform(self.lead.answer(self.name, answer, self.now))
                 else:
                     self.link.send(answer, to)
-            case member_actions.Apply(signed, plan_digest):
+            case member_actions.Apply(signed):
                 seconds = self.world.random.uniform(0.005, 0.05) * self.trainer.slowness
-                self.trainer.job(seconds, lambda: self._apply(signed, plan_digest))
+                self.trainer.job(seconds, lambda: self._apply(signed))
             case member_actions.Resume():
                 self.samples = 0
                 self.trainer.job(0.0, self.trainer.resume)
@@ -350,6 +354,12 @@ class SimulatedPeer:
                 self.observer.announced(self, commit)
                 self._to_members((*self.desk, self.name), signed, lambda: self.member.on_commit(signed))
                 self.at_phase(self, "announcing")
+            case lead_actions.Reannounce(to):
+                if self.replica.commit is not None:
+                    self.observer.reannounced(self, to)
+                    for peer in to:
+                        if peer in self.desk:
+                            self.desk[peer].send(self, self.replica.commit, RECORD_BYTES)
             case lead_actions.NoteFailure():
                 self.observer.attempt_failed(self, action)
             case lead_actions.Yield(_):
@@ -390,17 +400,16 @@ class SimulatedPeer:
         self.report()  # before Accept: the lead checks the weight against the report
         self.perform(self.member.frozen(contribution))
 
-    def exchanged(self, result: Result, averaged: bytes) -> None:
-        self._averaged = (result.plan_digest, averaged)
-        self.perform(self.member.reduced(result))
+    def exchanged(self, plan: Plan, averages: Averages) -> None:
+        self.perform(self.member.reduced(plan.digest, averages))
 
     def exchange_failed(self, plan: Plan, reason: Reason, member: str, reducer: str) -> None:
         self.perform(self.member.reduce_failed(plan.digest, reason, member, reducer))
 
-    def _apply(self, signed: SignedCommit, plan_digest: str) -> None:
+    def _apply(self, signed: SignedCommit) -> None:
         try:
-            digest, averaged = self._averaged
-            if digest != plan_digest:
+            held, averaged = self.exchanges.held
+            if held != signed.commit.averages:
                 raise BadMessageError("the averages at hand are of another plan")
             tip = self.replica.apply(signed, averaged)
         except (BadMessageError, DeviceError):

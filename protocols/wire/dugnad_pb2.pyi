@@ -77,7 +77,7 @@ class Standing(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., lineage: _Optional[str] = ..., total_samples: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("run_digest", "ballot", "contributors", "members", "shards", "codec", "patience_s", "incarnation")
+    __slots__ = ("run_digest", "ballot", "contributors", "members", "shards", "codec", "patience_s", "incarnation", "finishes")
     RUN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BALLOT_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class Plan(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     PATIENCE_S_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    FINISHES_FIELD_NUMBER: _ClassVar[int]
     run_digest: str
     ballot: Ballot
     contributors: _containers.RepeatedScalarFieldContainer[str]
@@ -94,7 +95,24 @@ class Plan(_message.Message):
     codec: str
     patience_s: float
     incarnation: int
-    def __init__(self, run_digest: _Optional[str] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., contributors: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., codec: _Optional[str] = ..., patience_s: _Optional[float] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    finishes: Averages
+    def __init__(self, run_digest: _Optional[str] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., contributors: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., codec: _Optional[str] = ..., patience_s: _Optional[float] = ..., incarnation: _Optional[int] = ..., finishes: _Optional[_Union[Averages, _Mapping]] = ...) -> None: ...
+
+class Averages(_message.Message):
+    __slots__ = ("contributions", "shards")
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
+    shards: _containers.RepeatedCompositeFieldContainer[ShardResult]
+    def __init__(self, contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ...) -> None: ...
+
+class ReadyFor(_message.Message):
+    __slots__ = ("ballot", "averages")
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
+    AVERAGES_FIELD_NUMBER: _ClassVar[int]
+    ballot: Ballot
+    averages: Averages
+    def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., averages: _Optional[_Union[Averages, _Mapping]] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("plan_digest", "contributions_digest", "shards")
@@ -151,7 +169,7 @@ class Hello(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ..., auxiliary: _Optional[bool] = ..., address: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("standing", "samples", "samples_per_second", "step_s", "promised_attempt", "moved_bytes", "caught_up", "phase")
+    __slots__ = ("standing", "samples", "samples_per_second", "step_s", "promised_attempt", "moved_bytes", "caught_up", "phase", "upload_bytes_s", "download_bytes_s", "ready_for", "planned_with")
     STANDING_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +178,10 @@ class Report(_message.Message):
     MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_BYTES_S_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_BYTES_S_FIELD_NUMBER: _ClassVar[int]
+    READY_FOR_FIELD_NUMBER: _ClassVar[int]
+    PLANNED_WITH_FIELD_NUMBER: _ClassVar[int]
     standing: Standing
     samples: int
     samples_per_second: float
@@ -168,7 +190,11 @@ class Report(_message.Message):
     moved_bytes: int
     caught_up: bool
     phase: str
-    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., step_s: _Optional[float] = ..., promised_attempt: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., caught_up: _Optional[bool] = ..., phase: _Optional[str] = ...) -> None: ...
+    upload_bytes_s: float
+    download_bytes_s: float
+    ready_for: ReadyFor
+    planned_with: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., step_s: _Optional[float] = ..., promised_attempt: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., caught_up: _Optional[bool] = ..., phase: _Optional[str] = ..., upload_bytes_s: _Optional[float] = ..., download_bytes_s: _Optional[float] = ..., ready_for: _Optional[_Union[ReadyFor, _Mapping]] = ..., planned_with: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Accept(_message.Message):
     __slots__ = ("plan_digest", "contribution")

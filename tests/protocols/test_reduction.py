@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 import protocols.reduction
 from protocols.codecs import CODECS, Codec
 from protocols.errors import BadMessageError
-from protocols.reduction import ShardReduction, weighted_mean
+from protocols.reduction import ShardReduction, ShardRelay, reduction_of, weighted_mean
 from protocols.round.planner import GRID
-from protocols.round.records import Ballot, Contribution, Plan, Shard
+from protocols.round.records import Averages, Ballot, Contribution, Plan, Shard
 
 PARENT = "a" * 64
 WEIGHTS = {"ann": 1, "bob": 7, "cid": 100}
@@ -252,3 +253,60 @@ def test_large_runs_of_random_chunk_orders_agree() -> None:
         draw.shuffle(order)
         seen.add(b"".join(run(order, "fp16").averaged))
     assert len(seen) == 1
+
+
+def finished(*, by: tuple[str, ...] = ()) -> tuple[ShardReduction, ShardRelay]:
+    """A reduction that came to its end, and the relay of a later plan that passes its averages on, brought by `by`."""
+    first = run(IN_TURN)
+    assert first.contributions is not None and first.result is not None
+    finishes = Averages(first.contributions, (first.result,))
+    second = dataclasses.replace(plan(), contributors=by, finishes=finishes, ballot=Ballot(1, PARENT, 2, "bob"))
+    relay = reduction_of(second, 0, CODECS["fp32"])
+    assert isinstance(relay, ShardRelay)
+    return first, relay
+
+
+@pytest.mark.parametrize("giver", ["ann", "cid"], ids=["the reducer holds them", "a member brings them"])
+def test_averages_that_are_passed_on_come_out_as_they_were(giver: str) -> None:
+    first, relay = finished(by=() if giver == "ann" else (giver,))
+    relay.open(giver, None)
+    for offset, data in chunks(b"".join(first.averaged), CODECS["fp32"]):
+        assert relay.result is None
+        relay.feed(giver, offset, data)
+    assert relay.averaged == first.averaged
+    assert (relay.result, relay.contributions) == (first.result, first.contributions)
+
+
+def test_averages_other_than_those_to_be_finished_are_refused_before_their_last_chunk_goes_out() -> None:
+    first, relay = finished()
+    data = bytearray(b"".join(first.averaged))
+    data[0] ^= 1
+    relay.open("ann", None)
+    pieces = chunks(bytes(data), CODECS["fp32"])
+    for offset, piece in pieces[:-1]:
+        relay.feed("ann", offset, piece)
+    with pytest.raises(BadMessageError, match="other averages"):
+        relay.feed("ann", *pieces[-1])
+    assert len(relay.averaged) == len(pieces) - 1
+    assert relay.result is None
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        pytest.param(lambda relay, data: relay.open("dag", None), id="a stranger"),
+        pytest.param(lambda relay, data: relay.open("cid", contribution("cid")), id="a contribution"),
+        pytest.param(lambda relay, data: (relay.open("cid", None), relay.open("cid", None)), id="twice"),
+        pytest.param(lambda relay, data: relay.feed("cid", 0, data[0]), id="without opening"),
+        pytest.param(lambda relay, data: (relay.open("cid", None), relay.feed("cid", 4096, data[1])), id="a gap"),
+        pytest.param(lambda relay, data: (relay.open("cid", None), relay.feed("cid", 0, data[0][:-4])), id="a short chunk"),
+        pytest.param(lambda relay, data: (relay.open("cid", None), relay.feed("bob", 0, data[0])), id="somebody else"),
+    ],
+)
+def test_whoever_is_not_to_bring_averages_or_brings_them_wrongly_is_refused(
+    break_it: Callable[[ShardRelay, list[bytes]], Any],
+) -> None:
+    first, relay = finished(by=("cid",))
+    with pytest.raises(BadMessageError):
+        break_it(relay, first.averaged)
+    assert relay.averaged == []

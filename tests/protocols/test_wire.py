@@ -18,12 +18,14 @@ from protocols.errors import BadMessageError
 from protocols.reasons import Reason
 from protocols.round import member, records
 from protocols.round.records import (
+    Averages,
     Ballot,
     Candidate,
     Commit,
     Contribution,
     Hello,
     Plan,
+    ReadyFor,
     Report,
     Shard,
     ShardResult,
@@ -98,16 +100,33 @@ def commits(draw: st.DrawFn) -> Commit:
 
 
 signed_commits = st.builds(SignedCommit, commit=commits(), signature=st.binary(max_size=80), certificate=st.binary(max_size=300))
+averages = commits().map(lambda commit: commit.averages)
+ready_fors = st.builds(ReadyFor, ballot=ballots, averages=averages)
 round_results = st.builds(
-    records.Result, plan_digest=digests, contributions_digest=digests, shards=st.lists(results, max_size=4).map(tuple)
+    lambda digest, held: held.result(digest),
+    digests,
+    averages,
 )
+
+
+@st.composite
+def finishing_plans(draw: st.DrawFn) -> Plan:
+    """Of the averages of an earlier attempt."""
+    plan, held = draw(plans()), draw(averages)
+    contributions = tuple(dataclasses.replace(c, base=plan.ballot.parent) for c in held.contributions)
+    shards = tuple(Shard(plan.members[0], draw(texts), result.start, result.stop) for result in held.shards)
+    return dataclasses.replace(plan, contributors=(), shards=shards, finishes=Averages(contributions, held.shards))
+
+
 reasons = st.sampled_from(Reason)
 EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
     Ballot: ballots,
     Candidate: candidates,
     Contribution: contributions,
     Shard: plans().map(lambda plan: plan.shards[-1]),
-    Plan: plans(),
+    Plan: plans() | finishing_plans(),
+    Averages: averages,
+    ReadyFor: ready_fors,
     ShardResult: results,
     records.Result: round_results,
     Commit: commits(),
@@ -123,6 +142,10 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         moved_bytes=counts,
         caught_up=st.booleans(),
         phase=texts,
+        upload_bytes_s=rates,
+        download_bytes_s=rates,
+        ready_for=st.none() | ready_fors,
+        planned_with=st.lists(peers, max_size=3).map(tuple),
     ),
     Hello: st.builds(Hello, incarnation=counts, auxiliary=st.booleans(), address=texts, name=texts),
     member.Accept: st.builds(member.Accept, plan_digest=digests, contribution=st.none() | contributions),

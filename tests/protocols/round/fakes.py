@@ -19,24 +19,23 @@ import numpy as np
 from protocols.codecs import CODECS, Codec
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
-from protocols.reduction import CHUNK_ELEMENTS, ShardReduction
+from protocols.reduction import CHUNK_ELEMENTS, ShardReduction, ShardRelay, reduction_of
 from protocols.round import lead as lead_actions
 from protocols.round import member as member_actions
 from protocols.round.lead import DETECTION_S, Lead
 from protocols.round.member import Member, Phase
 from protocols.round.records import (
+    Averages,
     Candidate,
     Commit,
     Contribution,
     Hello,
     Plan,
     Report,
-    Result,
     ShardResult,
     SignedCommit,
     Standing,
     Tip,
-    contributions_digest,
 )
 from protocols.round.succession import Succession
 
@@ -135,6 +134,7 @@ class Node:
             target_batch_size=swarm.target,
             elements=swarm.elements,
             codec=swarm.codec.name,
+            vector_bytes=swarm.elements * swarm.codec.bytes_per_element,
             max_epochs=max_epochs,
         )
         self.following = ""
@@ -145,11 +145,11 @@ class Node:
         self.log: list[Any] = []  # GiveUp, CatchUp, NoteFailure as they come
         self.frozen_as: list[tuple[int, bytes]] = []  # (epoch, bytes) of every Freeze
         self.sent: list[tuple[Plan, Contribution, bytes]] = []  # what every Reduce gave
-        self.reductions: dict[tuple[str, int], ShardReduction] = {}
+        self.reductions: dict[tuple[str, int], ShardReduction | ShardRelay] = {}
         self.early: dict[str, list[tuple[str, int, Contribution | None, bytes]]] = {}
         self.waiting: dict[tuple[str, int], list[str]] = {}  # who opened a stream and has not got the average yet
         self.incoming: dict[str, _Incoming] = {}
-        self.averaged: tuple[str, bytes] = ("", b"")
+        self.averaged: tuple[Averages | None, bytes] = (None, b"")
         self.waits_for_donor: Reason | None = None
 
     @property
@@ -178,6 +178,8 @@ class Node:
             moved_bytes=self.moved_bytes,
             caught_up=member.phase is not Phase.CATCHING_UP,
             phase=member.phase.value,
+            ready_for=member.ready_for,
+            planned_with=member.planned_with(self.following),
         )
         if self.lead.active:
             self.perform(self.lead.reported(self.name, report, self.swarm.now))
@@ -290,7 +292,7 @@ class Node:
             case "freeze":
                 self._freeze()
             case "apply":
-                self._apply(*what)
+                self._apply(what)
             case "catch up":
                 self._catch_up(what)
             case "up":
@@ -323,8 +325,8 @@ class Node:
                     self.receive(self.name, "answer", answer)
                 elif to == self.following:
                     swarm.send(self.name, to, "answer", answer)
-            case member_actions.Apply(signed, plan_digest):
-                swarm.send(self.name, self.name, "apply", (signed, plan_digest))
+            case member_actions.Apply(signed):
+                swarm.send(self.name, self.name, "apply", signed)
             case member_actions.Resume():
                 self.work.restart()
                 self.report()
@@ -352,6 +354,9 @@ class Node:
                 swarm.announced.append(commit)
                 for peer in self.lead.seats.keys() | {self.name}:
                     swarm.send(self.name, peer, "commit", SignedCommit(commit, b"signature", b"certificate"))
+            case lead_actions.Reannounce(to):
+                for peer in to:
+                    swarm.send(self.name, peer, "commit", SignedCommit(self.commits[-1], b"signature", b"certificate"))
             case lead_actions.NoteFailure():
                 self.log.append(action)
                 swarm.failures.append(action)
@@ -370,8 +375,8 @@ class Node:
         self.report()
         self.perform(self.member.frozen(contribution))
 
-    def _apply(self, signed: SignedCommit, plan_digest: str) -> None:
-        assert self.averaged[0] == plan_digest, "Apply names the plan whose averages are here"
+    def _apply(self, signed: SignedCommit) -> None:
+        assert self.averaged[0] == signed.commit.averages, "Apply is of the averages that are here"
         try:
             self.work.apply(signed, self.averaged[1])
         except RuntimeError:
@@ -409,15 +414,19 @@ class Node:
     # -- bulk traffic --------------------------------------------------------------------------------------------------------
 
     def _reduce(self, plan: Plan, contribution: Contribution | None) -> None:
-        if contribution is not None:
+        gives = self.encoded if contribution is not None else b""
+        if plan.finishes is not None and plan.finishes == self.averaged[0]:
+            gives = self.averaged[1]
+        elif contribution is not None:
             self.sent.append((plan, contribution, self.encoded))
         self.incoming[plan.digest] = _Incoming()
         size = self.swarm.codec.bytes_per_element
         for index, shard in enumerate(plan.shards):
             if shard.reducer == self.name:
-                self.reductions[plan.digest, index] = ShardReduction(plan, index, self.swarm.codec)
+                self.reductions[plan.digest, index] = reduction_of(plan, index, self.swarm.codec)
         for index, shard in enumerate(plan.shards):
-            part = self.encoded[shard.start * size : shard.stop * size] if contribution is not None else b""
+            brings = plan.finishes is None or self.name in (*plan.contributors, shard.reducer)
+            part = gives[shard.start * size : shard.stop * size] if brings else b""
             if (self.name, shard.reducer) in self.swarm.broken:
                 broken = (plan.digest, Reason.REDUCER_LOST, self.name, shard.reducer)
                 self.swarm.send(self.name, self.name, "broken", broken)
@@ -433,7 +442,7 @@ class Node:
             return
         waiting = self.waiting.setdefault((digest, index), [])
         waiting.append(source)
-        if contribution is not None:
+        if part:
             try:
                 reduction.open(source, contribution)
                 size = CHUNK_ELEMENTS * self.swarm.codec.bytes_per_element
@@ -459,9 +468,9 @@ class Node:
         incoming.shards[index] = (averaged, result, contributions)
         if len(incoming.shards) == len(plan.shards):
             parts = [incoming.shards[index] for index in range(len(plan.shards))]
-            self.averaged = (digest, b"".join(part[0] for part in parts))
-            results = tuple(part[1] for part in parts)
-            self.perform(self.member.reduced(Result(digest, contributions_digest(parts[0][2]), results)))
+            averages = Averages(parts[0][2], tuple(part[1] for part in parts))
+            self.averaged = (averages, b"".join(part[0] for part in parts))
+            self.perform(self.member.reduced(digest, averages))
 
 
 class Swarm:

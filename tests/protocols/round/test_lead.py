@@ -8,25 +8,28 @@ from hypothesis import given as forall
 from hypothesis import strategies as st
 
 from protocols.reasons import Reason
+from protocols.round.attempt import GRACE_S
 from protocols.round.lead import (
-    BASE_PATIENCE_S,
     DETECTION_S,
-    GRACE_S,
     Announce,
     Ask,
     Lead,
     NoteFailure,
+    Reannounce,
     SendAbort,
     SendPlan,
     Yield,
 )
 from protocols.round.member import Accept, Failed, Ready, Refuse
 from protocols.round.records import (
+    Averages,
+    Ballot,
     Candidate,
     Commit,
     Contribution,
     Hello,
     Plan,
+    ReadyFor,
     Report,
     Result,
     ShardResult,
@@ -60,6 +63,7 @@ class Table:
             target_batch_size=target,
             elements=ELEMENTS,
             codec="fp32",
+            vector_bytes=4 * ELEMENTS,
             max_epochs=max_epochs,
         )
         self.me = me
@@ -170,7 +174,9 @@ def test_a_client_mode_peer_contributes_but_reduces_nothing() -> None:
 
 
 def test_a_lead_that_sleeps_plans_nothing() -> None:
-    lead = Lead(Candidate("lea", "l:1"), run_digest=RUN, target_batch_size=1, elements=9, codec="fp32", max_epochs=None)
+    lead = Lead(
+        Candidate("lea", "l:1"), run_digest=RUN, target_batch_size=1, elements=9, codec="fp32", vector_bytes=36, max_epochs=None
+    )
     assert lead.take_over(0.0) == [], "without a tip nobody can lead"
     lead.follow(genesis())
     lead.joined("lea", Hello(1, False, "l:1", ""), 0.0)
@@ -239,7 +245,7 @@ def test_half_is_no_majority() -> None:
         table.accept(plan, peer, samples)
     contributions = [Contribution(p, 1, 0, n, table.tip.lineage, 1.0) for p, n in (("bob", 12), ("cid", 5), ("dag", 5))]
     assert table.ready(result_of(plan, *contributions), "bob", "cid") == []
-    assert of(Announce, table.wait(BASE_PATIENCE_S - 0.5)) == []
+    assert of(Announce, table.wait(plan.patience_s - 0.5)) == []
 
 
 def test_a_member_that_drops_out_after_the_majority_does_not_stop_the_commit() -> None:
@@ -382,7 +388,145 @@ def test_who_did_not_even_accept_is_left_out_after_a_stall() -> None:
 def test_slow_machines_get_more_patience() -> None:
     table = Table("bob")
     table.report("lea", 0)
-    assert the_plan(table.report("bob", 20, step_s=10.0)).patience_s >= 30.0
+    assert the_plan(table.report("bob", 20, step_s=10.0)).patience_s >= 20.0
+
+
+def test_a_plan_whose_bytes_flow_at_half_the_measured_rates_is_not_given_up_and_one_that_trickles_is() -> None:
+    def after(share: float) -> list[Any]:
+        table = Table("bob", "cid")
+        rates = {"upload_bytes_s": 1000.0, "download_bytes_s": 1000.0}
+        for peer in ("lea", "bob"):
+            table.report(peer, 0, **rates)
+        plan = the_plan(table.report("cid", 20, **rates))
+        contribution = Contribution("cid", 1, 0, 20, table.tip.lineage, 1.0)
+        for peer in plan.members:
+            table.accept(plan, peer, 20 if peer == "cid" else 0)
+        assert plan.contributors == (contribution.peer,)
+        # cid gives two of three equal shards, and passes its own on to two: with 4/3 of 32 KiB at 1,000 bytes/s the longest way.
+        failed: list[Any] = []
+        for step in range(1, 41):
+            table.now += 1.0
+            actions = table.report("cid", 20, moved=round(step * share * 1000), **rates)
+            for peer in ("lea", "bob"):
+                table.lead.heard(peer, table.now)
+            failed += of(NoteFailure, actions + table.lead.tick(table.now))
+        return failed
+
+    assert after(1.2) == [], "more than half of what it moves both ways together"
+    (failure,) = after(0.3)[:1]
+    assert failure.reason is Reason.STALLED
+
+
+def held_by(table: Table, *contributions: Contribution, attempt: int = 1, lead: str = "dag") -> ReadyFor:
+    shards = (ShardResult(0, 4096, "d" * 64, 1.0), ShardResult(4096, ELEMENTS, "e" * 64, 1.0))
+    return ReadyFor(Ballot(1, table.tip.lineage, attempt, lead), Averages(contributions, shards))
+
+
+def gave(table: Table, peer: str, samples: int = 12) -> Contribution:
+    return Contribution(peer, 1, 0, samples, table.tip.lineage, 1.0)
+
+
+def test_what_a_member_was_ready_for_is_finished_with_the_samples_of_one_who_is_gone() -> None:
+    table, plan = three()
+    contributions = (gave(table, "bob"), gave(table, "cid"))
+    table.ready(result_of(plan, *contributions), "bob")
+    actions = table.lead.left("cid", Reason.CONNECTION_LOST, table.now)
+    second = the_plan(actions)
+    assert second.ballot.attempt == 2
+    assert (second.members, second.contributors) == (("bob", "lea"), ())
+    assert second.finishes == Averages(contributions, result_of(plan, *contributions).shards)
+    assert {shard.reducer for shard in second.shards} == {"bob"}, "who holds the averages passes them on"
+    for peer in second.members:
+        assert table.accept(second, peer) == []
+    (announced,) = of(Announce, table.ready(second.finishes.result(second.digest), "bob", "lea"))
+    assert announced.commit.contributions == contributions
+    assert announced.commit.samples == 24
+    assert announced.commit.members == ("bob", "lea")
+
+
+def test_a_new_lead_finishes_the_highest_attempt_that_somebody_was_ready_for() -> None:
+    table = Table("bob", "cid", tip=replace(genesis(), members=("bob", "cid", "lea")))
+    low = held_by(table, gave(table, "bob", 11), attempt=1)
+    high = held_by(table, gave(table, "bob"), gave(table, "cid"), attempt=2)
+    table.report("bob", 12, promised_attempt=2, ready_for=low)
+    table.report("cid", 12, promised_attempt=2, ready_for=high)
+    plan = the_plan(table.report("lea", 0))
+    assert plan.ballot.attempt == 3
+    assert plan.finishes == high.averages
+
+
+def test_a_client_mode_holder_brings_the_averages_to_those_who_can_be_dialled() -> None:
+    table = Table("bob")
+    table.join("cid", client_mode=True)
+    table.report("lea", 0)
+    table.report("bob", 0)
+    held = held_by(table, gave(table, "cid"))
+    plan = the_plan(table.report("cid", 12, promised_attempt=1, ready_for=held))
+    assert plan.finishes == held.averages
+    assert plan.contributors == ("cid",)
+    assert {shard.reducer for shard in plan.shards} == {"bob", "lea"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"parent": "f" * 64}, id="of another lineage"),
+        pytest.param({"shards": (ShardResult(0, 4096, "d" * 64, 1.0),)}, id="of another model"),
+    ],
+)
+def test_what_a_member_claims_to_hold_is_not_finished_when_it_cannot_be_committed(change: dict[str, Any]) -> None:
+    table = Table("bob")
+    parent = change.get("parent", table.tip.lineage)
+    held = held_by(table, replace(gave(table, "bob"), base=parent))
+    averages = replace(held.averages, shards=change.get("shards", held.averages.shards))
+    table.report("lea", 0)
+    ready_for = ReadyFor(replace(held.ballot, parent=parent), averages)
+    plan = the_plan(table.report("bob", 12, promised_attempt=1, ready_for=ready_for))
+    assert plan.finishes is None
+
+
+def test_averages_that_a_contributor_disowns_are_not_finished_again() -> None:
+    table = Table("bob", "cid")
+    table.report("bob", 12, promised_attempt=1)
+    table.report("cid", 12, promised_attempt=1, ready_for=held_by(table, gave(table, "bob", 99)))
+    plan = the_plan(table.report("lea", 0))
+    assert plan.finishes is not None
+    actions = table.lead.answer("bob", Refuse(plan.digest, Reason.RESULTS_DIFFER, 1), table.now)
+    assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, Reason.RESULTS_DIFFER, "bob")]
+    assert the_plan(actions).finishes is None
+
+
+def test_when_nobody_is_left_who_could_pass_the_averages_on_a_fresh_set_is_planned() -> None:
+    table = Table("bob")
+    table.report("lea", 5)
+    plan = the_plan(table.report("bob", 12, promised_attempt=1, ready_for=held_by(table, gave(table, "bob"))))
+    assert plan.finishes is not None
+    actions = table.lead.answer("lea", Failed(plan.digest, Reason.REDUCER_LOST, "lea", "bob"), table.now)
+    later = the_plan(actions)
+    assert later.finishes is not None and later.contributors == ("bob",), "bob brings them to the lead"
+    actions = table.lead.answer("bob", Failed(later.digest, Reason.REDUCER_LOST, "bob", "lea"), table.now)
+    assert the_plan(actions).finishes is None
+
+
+def test_a_new_lead_asks_the_members_of_the_plans_that_are_reported_to_it() -> None:
+    table = Table("bob", tip=replace(genesis(), members=("bob", "lea")))
+    table.report("lea", 0)
+    actions = table.report("bob", 20, promised_attempt=1, planned_with=("bob", "new", "old"))
+    assert of(Ask, actions) == [Ask(("new", "old"))]
+    assert of(SendPlan, actions) == []
+    assert of(SendPlan, table.lead.unreachable("new", table.now)) == []
+    assert len(of(SendPlan, table.lead.unreachable("old", table.now))) == 1
+
+
+def test_a_commit_found_is_announced_once_more_to_members_that_have_not_applied_it() -> None:
+    table, plan = three()
+    (announced,) = of(Announce, table.ready(threes_result(table, plan), "bob", "cid", "lea"))
+    heir = Table("cid", tip=table.tip, me="bob")
+    heir.lead.follow(Tip.after(announced.commit), announced.commit)
+    assert heir.report("cid", 12) == [Reannounce(("cid",))]
+    assert heir.report("cid", 12) == [], "once"
+    there = Tip.after(announced.commit).standing
+    assert of(Reannounce, heir.report("bob", 0, standing=there)) == []
 
 
 def test_answers_to_an_attempt_that_is_over_change_nothing() -> None:

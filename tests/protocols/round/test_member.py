@@ -24,17 +24,17 @@ from protocols.round.member import (
     StopReducing,
 )
 from protocols.round.records import (
+    Averages,
     Ballot,
     Candidate,
     Commit,
     Contribution,
     Plan,
-    Result,
+    ReadyFor,
     Shard,
     ShardResult,
     SignedCommit,
     Tip,
-    contributions_digest,
 )
 
 RUN = "ab" * 32
@@ -53,8 +53,8 @@ def given(peer: str = "me", *, first: int = 0, end: int = 8) -> Contribution:
     return Contribution(peer, 1, first, end, TIP.lineage, 2.5)
 
 
-def result_of(planned: Plan, *contributions: Contribution, shards: tuple[ShardResult, ...] = RESULTS) -> Result:
-    return Result(planned.digest, contributions_digest(contributions or (given("bob"), given())), shards)
+def averages(*contributions: Contribution, shards: tuple[ShardResult, ...] = RESULTS) -> Averages:
+    return Averages(contributions or (given("bob"), given()), shards)
 
 
 def commit_of(planned: Plan, *contributions: Contribution, **change: Any) -> SignedCommit:
@@ -95,7 +95,7 @@ def reducing(planned: Plan, contribution: Contribution | None = None) -> Member:
 
 def ready(planned: Plan) -> Member:
     it = reducing(planned)
-    it.reduced(result_of(planned))
+    it.reduced(planned.digest, averages())
     assert it.phase is Phase.READY
     return it
 
@@ -117,11 +117,10 @@ def test_a_whole_epoch() -> None:
     assert it.phase is Phase.FROZEN
     assert it.frozen(given()) == [Send("lea", Accept(planned.digest, given())), Reduce(planned, given())]
     assert it.phase is Phase.REDUCING
-    result = result_of(planned)
-    assert it.reduced(result) == [Send("lea", Ready(result))]
+    assert it.reduced(planned.digest, averages()) == [Send("lea", Ready(averages().result(planned.digest)))]
     assert it.phase is Phase.READY
     signed = commit_of(planned)
-    assert it.on_commit(signed) == [Apply(signed, planned.digest)]
+    assert it.on_commit(signed) == [Apply(signed)]
     assert it.phase is Phase.APPLYING
     assert it.tip == TIP, "nothing changes before the commit is applied"
     assert it.applied() == [Resume()]
@@ -185,8 +184,7 @@ def test_a_late_commit_of_a_promised_away_ballot_is_ignored() -> None:
     assert it.on_commit(commit_of(old)) == []
     assert it.plan == new
     assert it.phase is Phase.REDUCING
-    result = result_of(new)
-    it.reduced(result)
+    it.reduced(new.digest, averages())
     assert kinds(it.on_commit(commit_of(new))) == [Apply]
 
 
@@ -265,7 +263,7 @@ def test_a_contribution_that_the_commit_does_not_name_is_given_up_as_missed() ->
     it = member(frozen=given())
     planned = plan(attempt=2, contributors=("bob",))
     it.on_plan(planned)
-    it.reduced(result_of(planned, given("bob")))
+    it.reduced(planned.digest, averages(given("bob")))
     it.on_commit(commit_of(planned, given("bob")))
     assert it.applied() == [GiveUp(Reason.MISSED, given()), Resume()]
 
@@ -275,7 +273,8 @@ def test_a_commit_that_overtakes_the_last_shard_waits_for_it() -> None:
     it, signed = reducing(planned), commit_of(plan())
     assert it.on_commit(signed) == []
     assert it.phase is Phase.REDUCING
-    assert it.reduced(result_of(planned)) == [Send("lea", Ready(result_of(planned))), Apply(signed, planned.digest)]
+    told = Ready(averages().result(planned.digest))
+    assert it.reduced(planned.digest, averages()) == [Send("lea", told), Apply(signed)]
 
 
 def test_a_commit_whose_results_never_came_is_caught_up() -> None:
@@ -381,7 +380,7 @@ def test_an_aborted_attempt_leaves_no_trace() -> None:
     assert it.on_abort(planned.digest, Reason.CONNECTION_LOST) == [StopReducing(planned.digest, Reason.CONNECTION_LOST)]
     assert it.tip == TIP
     assert it.contribution == given()
-    assert it.reduced(result_of(planned)) == []
+    assert it.reduced(planned.digest, averages()) == []
     assert it.reduce_failed(planned.digest, Reason.REDUCER_LOST, "me", "lea") == []
 
 
@@ -389,7 +388,7 @@ def test_news_of_an_attempt_that_is_over_changes_nothing() -> None:
     it = reducing(plan(attempt=2))
     old = plan(attempt=1)
     assert it.on_abort(old.digest, Reason.STALLED) == []
-    assert it.reduced(result_of(old)) == []
+    assert it.reduced(old.digest, averages()) == []
     assert it.reduce_failed(old.digest, Reason.REDUCER_LOST, "me", "lea") == []
     assert it.phase is Phase.REDUCING
 
@@ -444,3 +443,70 @@ def test_a_freeze_of_an_older_lineage_never_enters_a_newer_epoch() -> None:
     assert it.on_plan(following) == [Freeze()]
     actions = it.frozen(given())  # its base is TIP, not `newer`
     assert not any(isinstance(a, Send) and isinstance(a.answer, Accept) and a.answer.contribution == given() for a in actions)
+
+
+def finishing(planned: Plan, *contributions: Contribution, attempt: int = 2, lead: str = "bob") -> Plan:
+    """`lead` finishes what somebody was ready for of `planned`."""
+    ballot = replace(planned.ballot, attempt=attempt, lead=lead)
+    return replace(planned, ballot=ballot, contributors=(), finishes=averages(*contributions))
+
+
+def test_what_it_was_ready_for_is_kept_when_the_attempt_ends_and_forgotten_with_the_epoch() -> None:
+    planned = plan()
+    it = ready(planned)
+    held = ReadyFor(planned.ballot, averages())
+    it.on_abort(planned.digest, Reason.STALLED)
+    assert it.ready_for == held
+    it.on_plan(plan(attempt=2))
+    assert it.ready_for == held, "until another attempt comes to averages"
+    it.adopted(replace(TIP, lineage="b" * 64))
+    assert it.ready_for is None
+
+
+def test_a_plan_that_finishes_an_earlier_attempt_asks_for_no_contribution() -> None:
+    planned = plan()
+    it = ready(planned)
+    it.on_abort(planned.digest, Reason.LEAD_LOST)
+    second = finishing(planned)
+    assert it.on_plan(second) == [Send("bob", Accept(second.digest, None)), Reduce(second, None)]
+    assert it.reduced(second.digest, averages()) == [Send("bob", Ready(averages().result(second.digest)))]
+    signed = commit_of(second)
+    assert it.on_commit(signed) == [Apply(signed)]
+    assert it.applied() == [Resume()], "its own contribution is in the commit"
+
+
+def test_whoever_is_not_in_the_averages_that_are_finished_gives_its_contribution_up() -> None:
+    it = member(frozen=given())
+    second = finishing(plan(), given("bob"))
+    it.on_plan(second)
+    it.reduced(second.digest, averages(given("bob")))
+    it.on_commit(commit_of(second, given("bob")))
+    assert it.applied() == [GiveUp(Reason.MISSED, given()), Resume()]
+
+
+@pytest.mark.parametrize("named", [given(end=9), given(first=1)], ids=["more samples", "fewer samples"])
+def test_averages_that_name_another_contribution_than_it_gave_are_refused(named: Contribution) -> None:
+    it = member(frozen=given())
+    assert reason_of(it.on_plan(finishing(plan(), given("bob"), named))) is Reason.RESULTS_DIFFER
+
+
+def test_averages_with_the_contribution_of_an_earlier_process_of_this_peer_are_accepted() -> None:
+    it = Member("me", 2)
+    it.adopted(TIP)
+    assert kinds(it.on_plan(finishing(plan()))) == [Freeze]
+
+
+def test_a_commit_of_the_averages_at_hand_is_applied_even_if_its_plan_never_came() -> None:
+    planned = plan()
+    it = ready(planned)
+    it.on_abort(planned.digest, Reason.LEAD_LOST)
+    signed = commit_of(finishing(planned))
+    assert it.on_commit(signed) == [Apply(signed)]
+
+
+def test_only_another_lead_than_the_plans_own_is_told_with_whom_it_was_planned() -> None:
+    it = reducing(plan())
+    assert it.planned_with("lea") == ()
+    assert it.planned_with("bob") == ("bob", "lea", "me")
+    it.adopted(replace(TIP, lineage="b" * 64))
+    assert it.planned_with("bob") == ()
