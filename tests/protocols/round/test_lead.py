@@ -39,6 +39,7 @@ from protocols.round.records import (
 
 RUN = "ab" * 32
 ELEMENTS = 8 * 1024
+TICK_S = 0.25
 
 
 def address(peer: str) -> str:
@@ -383,6 +384,23 @@ def test_who_did_not_even_accept_is_left_out_after_a_stall() -> None:
     actions = table.wait(plan.patience_s + 0.1)
     assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, Reason.STALLED, "cid")]
     assert the_plan(actions).members == ("bob", "lea")
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.1, 0.24])
+def test_a_silent_peer_is_found_within_two_seconds_and_a_slow_one_is_not_taken_for_silent(late_s: float) -> None:
+    table, plan = three(target=24)
+    began = table.now
+    table.now += late_s  # where in the driver's tick the last byte fell
+    table.lead.heard("cid", table.now)
+    failed: list[Any] = []
+    while not failed and table.now < began + 60:
+        table.now += TICK_S
+        table.lead.heard("lea", table.now)
+        table.lead.heard("bob", table.now)  # no step forward, a life sign only
+        failed = of(NoteFailure, table.lead.tick(table.now))
+    assert failed == [NoteFailure(plan.ballot, Reason.SILENT, "cid")]
+    assert table.now - began - late_s <= 2.0
+    assert "bob" in table.lead.seats
 
 
 def test_slow_machines_get_more_patience() -> None:
