@@ -7,7 +7,8 @@
     ├── LocalError              this machine is at fault: disk, port, corpus, device
     │   ├── CorpusError         the training text is missing, empty or too small
     │   ├── PortInUseError      somebody else listens there
-    │   └── DiskError           a file could not be written whole
+    │   ├── DiskError           a file could not be written whole
+    │   └── DriftError          this peer's state is further off the others' than rounding allows
     └── RemoteError             the other machine is at fault, or the way to it
         ├── UnreachableError    nobody answered
         ├── RefusedError        somebody answered "no"; `reason` is the code from reasons.py
@@ -54,6 +55,10 @@ class PortInUseError(LocalError):
 
 
 class DiskError(LocalError):
+    pass
+
+
+class DriftError(LocalError):
     pass
 
 

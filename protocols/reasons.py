@@ -26,6 +26,7 @@ class Reason(str, Enum):
     CONTRIBUTOR_LOST = "contributor-lost"  # a reducer waits for a contributor whose stream broke
     BAD_CHUNK = "bad-chunk"  # shape, finiteness, weight or membership of a chunk is wrong
     RESULTS_DIFFER = "results-differ"  # two members hold different averaged bytes
+    DRIFT = "drift"  # a member's state is further off a reducer's canonical values than rounding allows
     LEAD_LOST = "lead-lost"
     SUPERSEDED = "superseded"  # a higher ballot took over
     NO_REACHABLE_PEER = "no-reachable-peer"  # nobody is left whom others can connect to: the swarm pauses
