@@ -21,7 +21,7 @@ from typing import Any
 from peer.catch_up import CatchUp
 from peer.donor import Donor
 from peer.donors import Donors
-from peer.exchanges import Exchanges
+from peer.exchanges import DriftedError, Exchanges
 from peer.handover import Handover
 from peer.lead_desk import LeadDesk, SwarmStatus
 from peer.lead_link import LeadLink
@@ -74,7 +74,7 @@ class Averaging:
         self.links = links
         self.settings = settings
         self.donor = Donor(replica, handover)
-        self.exchanges = Exchanges(links, settings.codec)
+        self.exchanges = Exchanges(links, replica, handover)
         self.member = Member(me, hello.incarnation)
         candidate = Candidate(me, hello.address)
         self.succession = Succession(candidate)
@@ -101,7 +101,7 @@ class Averaging:
             self.succession.know(bootstrap)
         self.uploads = Uploads(most_snapshot_bytes(replica.elements), progress)
         donors = Donors(me, bootstrap, self.succession, self.lead, self.desk, self.uploads)
-        self._catching_up = CatchUp(self.donor, replica, handover, links, settings.codec, donors, events, progress)
+        self._catching_up = CatchUp(self.donor, replica, handover, links, donors, events, progress)
         self._lead_link = LeadLink(links, hello, self._from_lead)
         self._neighbours = Neighbours(discovery, links, hello, coordinator, found=self._found, heard=self.heard_standing)
         self._encoded = b""  # this epoch's contribution, as every attempt sends it
@@ -409,6 +409,9 @@ class Averaging:
             averages = await self.exchanges.run(plan, contribution, self._encoded if contribution is not None else b"")
         except ReduceError as error:
             self.perform(self.member.reduce_failed(plan.digest, error.reason, error.member, error.reducer))
+        except DriftedError as error:
+            _log.warning("epoch %d: this peer's state is %s", plan.ballot.epoch, error)
+            self.perform(self.member.drifted(plan.digest, error.reducers))
         else:
             self.perform(self.member.reduced(plan.digest, averages))
 

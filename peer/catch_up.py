@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,7 @@ from peer.donors import Donors
 from peer.handover import Handover
 from peer.replica import Replica
 from peer.uploads import most_snapshot_bytes
-from protocols.codecs import Codec
-from protocols.errors import DugnadError, RefusedError, RemoteError, UnreachableError
+from protocols.errors import DriftError, DugnadError, RefusedError, RemoteError, UnreachableError
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, SignedCommit, Tip
 from protocols.signing import check_signed
@@ -25,6 +25,7 @@ from protocols.transport.state_transfer import Progress, ask_all, fetch_commits,
 TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 20, 0.25, 8.0
 DONORS_A_TRY = 3
 
+_log = logging.getLogger(__name__)
 Advanced = Callable[[SignedCommit, Tip, bytes], None]
 
 
@@ -35,7 +36,6 @@ class CatchUp:
         replica: Replica,
         handover: Handover,
         links: Links,
-        codec: Codec,
         donors: Donors,
         events: Callable[..., None],
         progress: Progress,
@@ -44,7 +44,6 @@ class CatchUp:
         self._replica = replica
         self._handover = handover
         self._links = links
-        self._codec = codec
         self._donors = donors
         self._events = events
         self._progress = progress
@@ -55,6 +54,8 @@ class CatchUp:
         With nobody further than this replica, that is its own tip. Raises the last problem when all tries failed.
         """
         self._events("catching_up", reason=reason)
+        if reason is Reason.DRIFT:
+            await self._forget()
         pause_s = FIRST_PAUSE_S
         problem: DugnadError = UnreachableError(
             "no peer answers that holds the run's state", remedy="Check that the coordinator runs, then join again."
@@ -94,16 +95,24 @@ class CatchUp:
         await self._handover.run(functools.partial(self._replica.restore, snapshot))
         self._donor.forget()
 
+    async def _forget(self) -> None:
+        """This peer's own state is off: nobody is to have it, this peer included."""
+        await self._handover.run(self._replica.forget)
+        self._donor.forget()
+
     async def _replay(self, donor: Candidate, advanced: Advanced) -> bool:
         """False when the donor's commits do not reach back to this replica's tip."""
         assert self._replica.tip is not None
-        size = self._replica.elements * self._codec.bytes_per_element
-        commits = fetch_commits(self._links, donor, self._replica.tip.lineage, size)
+        commits = fetch_commits(self._links, donor, self._replica.tip.lineage, self._replica.outcome)
         try:
             async for signed, averaged in commits:
                 check_signed(signed, self._links.credentials.authority)
                 tip: Any = await self._handover.run(functools.partial(self._replica.apply, signed, averaged))
                 advanced(signed, tip, averaged)
+        except DriftError as error:
+            _log.warning("%s; taking a snapshot instead", error)
+            await self._forget()
+            return False
         except RefusedError as error:
             if error.reason == Reason.OTHER_LINEAGE.value:
                 return False

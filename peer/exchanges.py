@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
+from collections.abc import Mapping
 from typing import Any
 
+from peer.handover import Handover
 from peer.reducing import ReduceError, Reducing, exchange, give_locally
-from protocols.codecs import Codec
-from protocols.errors import BadMessageError
+from peer.replica import Replica
+from protocols.errors import BadMessageError, DugnadError
 from protocols.reasons import Reason
 from protocols.reduction import CHUNK_ELEMENTS
 from protocols.round.lead import DETECTION_S
 from protocols.round.records import Averages, Contribution, Plan
+from protocols.slices import Outcome
 from protocols.transport.links import Links
 
 # A member's bulk stream may overtake the lead's plan by at most this.
@@ -22,10 +26,21 @@ PLAN_ARRIVES_S = 3 * DETECTION_S
 RATE_SHARE = 0.3
 
 
+class DriftedError(DugnadError):
+    """All is here and sound, but this peer's state is further off the canonical values of these reducers than rounding allows."""
+
+    def __init__(self, excess: Mapping[str, float]) -> None:
+        """`excess`: how far off which reducer's, as a multiple of what is allowed."""
+        super().__init__(", ".join(f"{value:.3g} times too far off {reducer[:8]}" for reducer, value in excess.items()))
+        self.reducers = tuple(sorted(excess))
+
+
 class Exchanges:
-    def __init__(self, links: Links, codec: Codec) -> None:
+    def __init__(self, links: Links, replica: Replica, handover: Handover) -> None:
         self._links = links
-        self._codec = codec
+        self._replica = replica
+        self._handover = handover
+        self._codec = replica.codec
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._reducing: dict[tuple[str, int], Reducing] = {}
         self._planned = asyncio.Condition()
@@ -39,42 +54,75 @@ class Exchanges:
         return self.sent_bytes + self.received_bytes
 
     async def run(self, plan: Plan, contribution: Contribution | None, encoded: bytes) -> Averages:
-        """Take part in `plan`, reducing this peer's own shards of it; what it averages. Raises ReduceError; cancelled by stop().
+        """Take part in `plan`, reducing this peer's own shards of it; what it averages. Raises ReduceError, or DriftedError;
+        cancelled by stop(). The plan has been accepted, so that this peer's state stays at its parent.
 
         `encoded` is the whole contribution, empty without one. Of a plan that finishes averages held here, nothing is fetched.
         """
-        me = self._links.credentials.peer_id
-        own = {index: Reducing(plan, index, self._codec) for index, shard in enumerate(plan.shards) if shard.reducer == me}
-        async with self._planned:
-            self._reducing.update({(plan.digest, index): reducing for index, reducing in own.items()})
-            self._planned.notify_all()
         task = asyncio.current_task()
         assert task is not None
         self._tasks[plan.digest] = task
+        try:
+            values = await self._handover.run(functools.partial(self._replica.slice_values, plan.ballot.parent))
+        except BadMessageError as error:
+            me = self._links.credentials.peer_id
+            raise ReduceError(Reason.OTHER_LINEAGE, me, me, str(error)) from error
+        outcome = self._replica.outcome(plan.ballot.epoch)
+        averages = await self._come_to(plan, contribution, encoded, outcome, values)
+        excess = await self._handover.run(functools.partial(self._drift, plan, outcome, values))
+        if excess:
+            raise DriftedError(excess)
+        return averages
+
+    def _drift(self, plan: Plan, outcome: Outcome, values: bytes) -> dict[str, float]:
+        """How far this peer's state is off whose canonical values, where that is too far. On the training thread."""
+        whole = memoryview(self._held[1])
+        if whole[outcome.averaged_bytes :] == values:
+            return {}
+        excess: dict[str, float] = {}
+        for shard in plan.shards:
+            canonical = whole[outcome.parts(shard.start, shard.stop)[1]]
+            value = self._replica.drift(plan.ballot.parent, shard.start, shard.stop, canonical)
+            if value > 1:
+                excess[shard.reducer] = max(value, excess.get(shard.reducer, 0.0))
+        return excess
+
+    async def _come_to(
+        self, plan: Plan, contribution: Contribution | None, encoded: bytes, outcome: Outcome, values: bytes
+    ) -> Averages:
+        me = self._links.credentials.peer_id
+        behind = outcome.averaged_bytes
+        own = {}
+        for index, shard in enumerate(plan.shards):
+            if shard.reducer == me:
+                at = outcome.parts(shard.start, shard.stop)[1]
+                own[index] = Reducing(plan, index, self._codec, values[at.start - behind : at.stop - behind])
+        async with self._planned:
+            self._reducing.update({(plan.digest, index): reducing for index, reducing in own.items()})
+            self._planned.notify_all()
         averages, averaged = self._held
         gives: bytes | bytearray = encoded
         if plan.finishes is not None and plan.finishes == averages:
             if me not in plan.contributors:
-                await self._pass_on(own, averaged)
+                await self._pass_on(own, averaged, outcome)
                 return averages
             gives = averaged
         elif plan.finishes is not None and own and not plan.contributors:
             raise ReduceError(Reason.REDUCER_LOST, me, me, "the averages that it should pass on are not here any more")
         began, sent, received = time.monotonic(), self.sent_bytes, self.received_bytes
         self._held = await exchange(
-            plan, contribution, gives, own, codec=self._codec, links=self._links, sent=self.sent, received=self.received
+            plan, contribution, gives, own, outcome=outcome, links=self._links, sent=self.sent, received=self.received
         )
         self._measure(self.sent_bytes - sent, self.received_bytes - received, time.monotonic() - began)
         assert self._held[0] is not None
         return self._held[0]
 
-    async def _pass_on(self, own: dict[int, Reducing], averaged: bytearray) -> None:
+    async def _pass_on(self, own: dict[int, Reducing], averaged: bytearray, outcome: Outcome) -> None:
         """To whoever fetches: all is here already."""
-        me, size = self._links.credentials.peer_id, self._codec.bytes_per_element
         for reducing in own.values():
-            shard = reducing.reduction.shard
-            up = memoryview(averaged)[shard.start * size : shard.stop * size]
-            await give_locally(reducing, me, None, up, CHUNK_ELEMENTS * size)
+            up = outcome.of(averaged, reducing.reduction.shard.start, reducing.reduction.shard.stop)
+            chunk_bytes = CHUNK_ELEMENTS * outcome.element_bytes
+            await give_locally(reducing, self._links.credentials.peer_id, None, up, chunk_bytes)
 
     def _measure(self, sent_bytes: int, received_bytes: int, seconds: float) -> None:
         """What this peer's links carried, waiting for others included: a lead expects no more of it than this."""
@@ -84,7 +132,7 @@ class Exchanges:
             self.download_bytes_s += RATE_SHARE * (down - self.download_bytes_s) if self.download_bytes_s else down
 
     def averaged(self, averages: Averages) -> bytearray:
-        """The averaged vector, encoded, that this peer was last ready for."""
+        """The averaged vector, encoded, and the canonical values that this peer was last ready for."""
         held, averaged = self._held
         if held != averages:
             raise BadMessageError("the averages at hand are of another plan")

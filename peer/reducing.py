@@ -20,6 +20,7 @@ from protocols.errors import BadMessageError, DugnadError, RefusedError, RemoteE
 from protocols.reasons import Reason
 from protocols.reduction import CHUNK_ELEMENTS, reduction_of
 from protocols.round.records import Averages, Contribution, Plan, Shard, ShardResult
+from protocols.slices import Outcome
 from protocols.transport.links import END, Links, translated
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import from_wire, to_wire
@@ -41,9 +42,9 @@ class ReduceError(DugnadError):
 class Reducing:
     """This peer's own shard of a plan, with those who wait for its averages."""
 
-    def __init__(self, plan: Plan, shard_index: int, codec: Codec) -> None:
+    def __init__(self, plan: Plan, shard_index: int, codec: Codec, canonical: bytes) -> None:
         self.plan = plan
-        self.reduction = reduction_of(plan, shard_index, codec)
+        self.reduction = reduction_of(plan, shard_index, codec, canonical)
         self._error: ReduceError | None = None
         self._grown = asyncio.Condition()
 
@@ -148,21 +149,28 @@ class _Received:
     """A shard as it comes down, checked against what its reducer says at the end."""
 
     shard: Shard
-    buffer: memoryview
+    averaged: memoryview
+    canonical: memoryview
     contributions: tuple[Contribution, ...] = ()
     result: ShardResult | None = None
     at: int = 0
 
     def take(self, data: bytes) -> None:
-        if not data or self.at + len(data) > len(self.buffer):
+        if not data or self.at + len(data) > len(self.averaged) + len(self.canonical):
             raise BadMessageError("more averaged bytes than the shard has")
-        self.buffer[self.at : self.at + len(data)] = data
+        split = max(0, len(self.averaged) - self.at)  # of `data`: what is left of it are canonical values
+        behind = max(0, self.at - len(self.averaged))
+        self.averaged[self.at : self.at + len(data[:split])] = data[:split]
+        self.canonical[behind : behind + len(data[split:])] = data[split:]
         self.at += len(data)
 
     def finish(self, result: ShardResult) -> None:
-        if self.at != len(self.buffer) or (result.start, result.stop) != (self.shard.start, self.shard.stop):
+        whole = len(self.averaged) + len(self.canonical)
+        if self.at != whole or (result.start, result.stop) != (self.shard.start, self.shard.stop):
             raise BadMessageError("the averaged shard is short, or another one")
-        if hashlib.sha256(self.buffer).hexdigest() != result.sha256:
+        digest = hashlib.sha256(self.averaged)
+        digest.update(self.canonical)
+        if digest.hexdigest() != result.sha256:
             raise BadMessageError("the averaged shard does not match its digest")
         self.result = result
 
@@ -173,25 +181,26 @@ async def exchange(
     encoded: bytes | bytearray,
     own: dict[int, Reducing],
     *,
-    codec: Codec,
+    outcome: Outcome,
     links: Links,
     sent: Moved,
     received: Moved,
 ) -> tuple[Averages, bytearray]:
-    """Take part in a plan: returns what it averages, and the averaged vector, encoded.
+    """Take part in a plan: returns what it averages, and the bytes that it comes to, as `outcome` lays them out.
 
-    `encoded` is the whole vector that this member gives (empty when it gives nothing), `own` this peer's reductions by shard
-    index. Raises ReduceError for the first shard that cannot be finished; the others are given up.
+    `encoded` is the whole vector that this member gives (empty when it gives nothing; with the canonical values behind it when
+    it brings what the plan finishes), `own` this peer's reductions by shard index. Raises ReduceError for the first shard that
+    cannot be finished; the others are given up.
     """
     me = links.credentials.peer_id
-    averaged = bytearray(plan.elements * codec.bytes_per_element)
-    whole = memoryview(averaged)
+    came_to = bytearray(outcome.total_bytes)
+    whole = memoryview(came_to)
+    chunk_bytes = CHUNK_ELEMENTS * outcome.element_bytes
     tasks = []
     for index, shard in enumerate(plan.shards):
-        where = slice(shard.start * codec.bytes_per_element, shard.stop * codec.bytes_per_element)
-        taken = _Received(shard, whole[where])
-        up = memoryview(encoded)[where]
-        chunk_bytes = CHUNK_ELEMENTS * codec.bytes_per_element
+        averaged, canonical = outcome.parts(shard.start, shard.stop)
+        taken = _Received(shard, whole[averaged], whole[canonical])
+        up = outcome.of(encoded, shard.start, shard.stop)
         if index in own:
             work = _exchange_locally(own[index], me, contribution, up, chunk_bytes, taken)
         else:
@@ -213,7 +222,7 @@ async def exchange(
     averages = Averages(first, results)
     if plan.finishes not in (None, averages):
         raise ReduceError(Reason.RESULTS_DIFFER, me, plan.shards[0].reducer, "these are not the averages to be finished")
-    return averages, averaged
+    return averages, came_to
 
 
 async def give_locally(reducing: Reducing, me: str, contribution: Contribution | None, up: memoryview, chunk_bytes: int) -> None:

@@ -13,10 +13,12 @@ import torch
 
 from peer.accumulator import Accumulator
 from protocols.codecs import Codec
-from protocols.errors import BadMessageError
+from protocols.drift import SlicedState
+from protocols.errors import BadMessageError, DriftError
 from protocols.optimization import Schedule
 from protocols.round.records import SignedCommit, Tip
 from protocols.signing import check_signed
+from protocols.slices import Outcome, Slices
 from protocols.state import StateHeader, capture, parameters_sha256, read_header, restore
 from protocols.wire.convert import signed_commit_from_bytes, signed_commit_to_bytes
 
@@ -56,6 +58,8 @@ class Replica:
         self.genesis = genesis
         self.genesis_sha256 = genesis_sha256
         self.accumulator = Accumulator(model.parameters())
+        self._state = SlicedState(self.accumulator.parameters, optimizer)
+        self.slices = Slices.of(self.accumulator.elements)
         self.tip: Tip | None = (
             None  # None while the state is not that of any lineage: before the first restore, after a failed step
         )
@@ -78,16 +82,47 @@ class Replica:
         loss = accumulator.loss_sum / accumulator.samples
         return Frozen(accumulator.first, accumulator.end, self.tip.lineage, loss, encoded)
 
-    def apply(self, signed: SignedCommit, averaged: bytes | bytearray) -> Tip:
-        """Clip, step, advance. `averaged` is the encoded mean gradient whose shards the commit's digests name (checked by
-        the caller).
+    def outcome(self, epoch: int) -> Outcome:
+        """How the bytes lie that the round of `epoch` comes to, once this replica is at its parent."""
+        return Outcome(self.slices, epoch, self.codec.bytes_per_element, self._state.value_bytes)
 
-        Raises whatever a failing device raises; the state is then of no lineage and must be restored.
+    def slice_values(self, parent: str) -> bytes:
+        """What this replica holds, at lineage `parent`, of the next epoch's slice. Raises BadMessageError elsewhere."""
+        if self.tip is None or self.tip.lineage != parent:
+            raise BadMessageError("this peer's state is not at the plan's parent")
+        return self._state.read(self.slices.at(self.tip.epoch + 1))
+
+    def drift(self, parent: str, start: int, stop: int, canonical: bytes | memoryview) -> float:
+        """How far this replica is off `canonical`, the part of that slice in elements [start, stop), as a multiple of what
+        rounding allows. Raises BadMessageError when it is of another size, or this replica elsewhere."""
+        if self.tip is None or self.tip.lineage != parent:
+            raise BadMessageError("this peer's state is not at the plan's parent")
+        epoch = self.tip.epoch + 1
+        return self._state.excess(self.slices.at(epoch, start, stop), bytes(canonical), self.slices.age(epoch))
+
+    def forget(self) -> None:
+        """This state is not to be used any more."""
+        self.tip = None
+
+    def apply(self, signed: SignedCommit, came_to: bytes | bytearray) -> Tip:
+        """Take the canonical values of the epoch's slice, clip, step, advance. `came_to`: averages and canonical values as
+        `outcome` lays them out, whose digests the commit names (checked by the caller).
+
+        Raises BadMessageError when the commit does not follow, and DriftError when this state is further off the canonical
+        values than rounding allows, with the state untouched; or whatever a failing device raises, and then the state is of no
+        lineage and must be restored.
         """
-        commit = signed.commit
+        commit, epoch = signed.commit, signed.commit.ballot.epoch
         if self.tip is None or commit.ballot.parent != self.tip.lineage:
             raise BadMessageError("the commit does not follow this replica's state")
+        averaged_bytes = self.outcome(epoch).averaged_bytes
+        averaged, canonical = memoryview(came_to)[:averaged_bytes], bytes(memoryview(came_to)[averaged_bytes:])
+        ranges = self.slices.at(epoch)
+        excess = self._state.excess(ranges, canonical, self.slices.age(epoch))
+        if excess > 1:
+            raise DriftError(f"this peer's state is {excess:.3g} times as far off as rounding allows at epoch {self.tip.epoch}")
         self.tip = None
+        self._state.write(ranges, canonical)
         gradient = torch.from_numpy(self.codec.decode(averaged))
         norm = commit.gradient_norm  # from the commit, never computed here: everybody must clip by the same number
         if self.max_grad_norm and norm > self.max_grad_norm:

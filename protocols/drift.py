@@ -2,14 +2,14 @@
 
 Peers step with the same averaged bytes, so what lets them drift apart is the arithmetic of the step alone. How far can it?
 
-- A step rounds a fixed, small number of times for each value, each time by at most half an epsilon of its dtype, relative to the
-  values that enter. Fused multiply-adds, other divisions and square roots, and norms summed in another order (LAMB's) change
+- A step rounds a fixed, small number of times for each value, each time by at most half an epsilon of its dtype, relative to
+  the values that enter. Fused multiply-adds, other divisions and square roots, and norms summed in another order (LAMB's) change
   that number, not its kind. So one step brings two machines apart by at most a few epsilons of a value's scale.
 - A difference once there does not grow: moments forget it (a factor below 1 a step), weight decay shrinks it, and the gradient,
   being the same for all, does not feed it back. A moment's difference reaches the parameter times the learning rate.
 
-So after `age` steps since a value was last canonical two replicas differ in it by at most SLACK * epsilon * age * scale. Its scale
-is its own magnitude plus the root mean square of its kind (parameter, or a slot) in its block: sums in a moment cancel, and an
+So after `age` steps since a value was last canonical two replicas differ in it by at most SLACK * epsilon * age * scale. Its
+scale is its own magnitude plus the root mean square of its kind (parameter, or a slot) in its block: sums in a moment cancel, and an
 element that is small now was rounded when it was as large as its neighbours. Whatever is further off did not come from rounding.
 """
 
@@ -30,8 +30,9 @@ SLACK = 32.0
 
 
 class SlicedState:
-    """Parameters and optimizer slots as rows over one flat vector of elements: row 0 the parameters, then a row for each slot that
-    has a value for every element, by name. A slice's bytes are, block by block, its part of each row, in the parameters' dtype.
+    """Parameters and optimizer slots as rows over one flat vector of elements: row 0 the parameters, then a row for each slot
+    that has a value for every element, by name. A slice's bytes are, block by block, its part of each row, in the parameters'
+    dtype.
 
     Counters and norms (slots of one number) are not in it, nor is what every machine has for itself: buffers.
     """
@@ -49,8 +50,13 @@ class SlicedState:
                 return tuple(sorted(k for k, v in state.items() if isinstance(v, torch.Tensor) and v.shape == parameter.shape))
         return ()
 
+    @property
+    def value_bytes(self) -> int:
+        """Of all the rows' values of one element."""
+        return (1 + len(self.slots)) * self._parameters[0].element_size()
+
     def bytes_in(self, ranges: Sequence[Range]) -> int:
-        return sum(stop - start for start, stop in ranges) * (1 + len(self.slots)) * self._parameters[0].element_size()
+        return sum(stop - start for start, stop in ranges) * self.value_bytes
 
     @torch.no_grad()
     def read(self, ranges: Sequence[Range]) -> bytes:

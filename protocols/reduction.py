@@ -40,9 +40,15 @@ def weighted_mean(parts: Sequence[bytes | memoryview], weights: Sequence[int], c
 class ShardReduction:
     """One shard of one plan. `open` each contributor, `feed` its bytes in order; `averaged` grows as chunks complete."""
 
-    def __init__(self, plan: Plan, shard_index: int, codec: Codec, chunk_elements: int | None = None) -> None:
-        """`chunk_elements`: CHUNK_ELEMENTS unless given; all must agree. The simulator's small vectors have small chunks."""
+    def __init__(
+        self, plan: Plan, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
+    ) -> None:
+        """`canonical`: this reducer's values of the shard's part of the epoch's slice, sent behind the averages.
+
+        `chunk_elements`: CHUNK_ELEMENTS unless given; all must agree. The simulator's small vectors have small chunks.
+        """
         shard = plan.shards[shard_index]
+        self._canonical = canonical
         self.plan = plan
         self.shard = shard
         self.codec = codec
@@ -65,7 +71,7 @@ class ShardReduction:
 
     @property
     def result(self) -> ShardResult | None:
-        if self.averaged_bytes < self.shard_bytes:
+        if self.averaged_bytes < self.shard_bytes + len(self._canonical):
             return None
         return ShardResult(self.shard.start, self.shard.stop, self._digest.hexdigest(), self._sum_of_squares)
 
@@ -101,20 +107,29 @@ class ShardReduction:
         encoded = weighted_mean(parts, [contribution.weight for contribution in contributions], self.codec)
         decoded = self.codec.decode(encoded).astype(np.float64)
         self._sum_of_squares += float(decoded @ decoded)
-        self._digest.update(encoded)
-        self.averaged.append(encoded)
-        self.averaged_bytes += len(encoded)
+        self._pass(encoded)
+        if self.averaged_bytes == self.shard_bytes:
+            for at in range(0, len(self._canonical), self._chunk_bytes):
+                self._pass(self._canonical[at : at + self._chunk_bytes])
+
+    def _pass(self, data: bytes) -> None:
+        self._digest.update(data)
+        self.averaged.append(data)
+        self.averaged_bytes += len(data)
 
 
 class ShardRelay:
     """One shard of a plan that finishes an earlier attempt: its averaged bytes come in from whoever holds them, and go out as
     they are. The same steps as in a ShardReduction."""
 
-    def __init__(self, plan: Plan, shard_index: int, codec: Codec, chunk_elements: int | None = None) -> None:
+    def __init__(
+        self, plan: Plan, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
+    ) -> None:
+        """Of `canonical` only the size counts: that of the canonical values which come with the averages."""
         assert plan.finishes is not None
         self.plan = plan
         self.shard = plan.shards[shard_index]
-        self.shard_bytes = (self.shard.stop - self.shard.start) * codec.bytes_per_element
+        self.shard_bytes = (self.shard.stop - self.shard.start) * codec.bytes_per_element + len(canonical)
         self.contributions = plan.finishes.contributions
         self.averaged: list[bytes] = []
         self.result: ShardResult | None = None
@@ -144,7 +159,9 @@ class ShardRelay:
             self.result = self._expected
 
 
-def reduction_of(plan: Plan, shard_index: int, codec: Codec, chunk_elements: int | None = None) -> ShardReduction | ShardRelay:
+def reduction_of(
+    plan: Plan, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
+) -> ShardReduction | ShardRelay:
     """What the reducer of this shard does in this plan."""
     kind = ShardReduction if plan.finishes is None else ShardRelay
-    return kind(plan, shard_index, codec, chunk_elements)
+    return kind(plan, shard_index, codec, canonical, chunk_elements)

@@ -30,8 +30,11 @@ class Slices:
         return cls(elements, max(1, min(LONGEST_PERIOD, -(-elements // GRID) // LEAST_BLOCKS)))
 
     def at(self, epoch: int, start: int = 0, stop: int | None = None) -> tuple[Range, ...]:
-        """What of elements [start, stop) is carried by the round that commits `epoch` (the first is 1), in order."""
+        """What of elements [start, stop) is carried by the round that commits `epoch`, in order. Nothing by
+        the first, 1: it builds on the genesis, which everybody has bit for bit."""
         stop = self.elements if stop is None else stop
+        if epoch <= 1:
+            return ()
         turn = (epoch - 1) % self.period * GRID
         first = turn + max(0, start - turn) // (self.period * GRID) * self.period * GRID
         ranges = ((max(at, start), min(at + GRID, stop)) for at in range(first, stop, self.period * GRID))
@@ -40,3 +43,41 @@ class Slices:
     def age(self, epoch: int) -> int:
         """Steps since the slice of `epoch` was last canonical, on any lineage: at its last turn, or at genesis."""
         return min(epoch - 1, self.period)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the bytes lie that a round comes to: the averaged vector, encoded, then the canonical values of the epoch's slice.
+
+    A shard's part is its piece of the one followed by its piece of the other; that is what its digest is of.
+    """
+
+    slices: Slices
+    epoch: int
+    element_bytes: int  # of an averaged element on the wire
+    value_bytes: int  # of the canonical values of one element: parameter and slots
+
+    @property
+    def averaged_bytes(self) -> int:
+        return self.slices.elements * self.element_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.averaged_bytes + self.canonical_bytes(0, self.slices.elements)
+
+    def canonical_bytes(self, start: int, stop: int) -> int:
+        return sum(end - begin for begin, end in self.slices.at(self.epoch, start, stop)) * self.value_bytes
+
+    def parts(self, start: int, stop: int) -> tuple[slice, slice]:
+        """Where the averages and the canonical values of elements [start, stop) lie."""
+        at = self.averaged_bytes + self.canonical_bytes(0, start)
+        return (
+            slice(start * self.element_bytes, stop * self.element_bytes),
+            slice(at, at + self.canonical_bytes(start, stop)),
+        )
+
+    def of(self, data: bytes | bytearray, start: int, stop: int) -> memoryview:
+        """What `data` has of elements [start, stop): of a contribution, which has no canonical values, the first part alone."""
+        averaged, canonical = self.parts(start, stop)
+        view = memoryview(data)
+        return memoryview(bytes(view[averaged]) + bytes(view[canonical])) if view[canonical] else view[averaged]

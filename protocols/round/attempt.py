@@ -1,15 +1,26 @@
-"""A lead's books on the attempt under way: who accepted, who is ready with what, and how long it may take (pure)."""
+"""A lead's books (pure): who is seated; and of the attempt under way who accepted, who is ready, how long it may take."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from protocols.round.deadline import Deadline
-from protocols.round.records import Averages, Contribution, Plan, Result, contributions_digest
+from protocols.round.records import Averages, Contribution, Hello, Plan, ReadyFor, Report, Result, contributions_digest
 
 # After more than half are ready, the others get this share of the attempt's duration so far (and at least this long) to be
 # ready too.
 GRACE_SHARE, GRACE_S = 0.5, 0.25
+
+
+@dataclass
+class Seat:
+    """A peer connected to the lead."""
+
+    hello: Hello
+    heard_at: float
+    report: Report | None = None
+    ready_for: ReadyFor | None = None  # at this lead's tip
+    has_commit: bool = False  # the one that led to this lead's tip was sent to it
 
 
 @dataclass
@@ -19,11 +30,34 @@ class Attempt:
     deadline: Deadline
     accepted: dict[str, Contribution | None] = field(default_factory=dict)
     ready: dict[str, Result] = field(default_factory=dict)
+    drifted: dict[str, tuple[str, ...]] = field(default_factory=dict)  # member -> reducers whose canonical values it refuses
     majority_at: float | None = None
 
     @property
     def has_majority(self) -> bool:
         return 2 * len(self.ready) > len(self.plan.members)
+
+    @property
+    def is_refused(self) -> bool:
+        """Every member has said whether it is ready, and too many find that states have drifted apart."""
+        answered = len(self.ready) + len(self.drifted)
+        return bool(self.drifted) and not self.has_majority and answered == len(self.plan.members)
+
+    def off(self) -> tuple[str, ...]:
+        """Those whose state is to be given up: reducers whose values more than half of the members refuse (at a tie, the lead is
+        right); else the members that refuse. Never everybody: the lead stays then. Nobody when the values were not the
+        reducers' own: what is averaged afresh will tell."""
+        lead, members = self.plan.ballot.lead, len(self.plan.members)
+        if self.plan.finishes is not None:
+            return ()
+        votes = {
+            reducer: {member for member, refused in self.drifted.items() if reducer in refused}
+            for reducer in {shard.reducer for shard in self.plan.shards}
+        }
+        off = {reducer for reducer, against in votes.items() if 2 * len(against) > members}
+        off = off or {reducer for reducer, against in votes.items() if 2 * len(against) == members and lead in against}
+        off = off or self.drifted.keys() - {lead}
+        return tuple(sorted(off if len(off) < members else off - {lead}))
 
     @property
     def late(self) -> list[str]:

@@ -18,10 +18,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from protocols.reasons import Reason
-from protocols.round.attempt import Attempt
-from protocols.round.deadline import Deadline
+from protocols.round.attempt import Attempt, Seat
+from protocols.round.deadline import Deadline, doubled
 from protocols.round.hearing import Hearing
-from protocols.round.member import Accept, Failed, Ready, Refuse
+from protocols.round.member import Accept, Answer, Drifted, Ready, Refuse
 from protocols.round.planner import Present, finishing, fresh, slowest_paces
 from protocols.round.records import (
     Averages,
@@ -92,22 +92,6 @@ class Yield:
 
 
 LeadAction = Ask | SendPlan | SendAbort | Announce | Reannounce | NoteFailure | Yield
-
-
-@dataclass
-class Seat:
-    """A peer connected to the lead."""
-
-    hello: Hello
-    heard_at: float
-    report: Report | None = None
-    ready_for: ReadyFor | None = None  # at this lead's tip
-    has_commit: bool = False  # the one that led to this lead's tip was sent to it
-
-
-def _doubled(attempt: int) -> int:
-    """Deadlines double with each attempt, up to a point."""
-    return int(2 ** min(attempt - 1, 6))
 
 
 class Lead:
@@ -239,7 +223,7 @@ class Lead:
 
     # -- an attempt ----------------------------------------------------------------------------------------------------------
 
-    def answer(self, peer: str, answer: Accept | Refuse | Ready | Failed, now: float) -> list[LeadAction]:
+    def answer(self, peer: str, answer: Answer, now: float) -> list[LeadAction]:
         attempt = self.attempt
         plan_digest = answer.result.plan_digest if isinstance(answer, Ready) else answer.plan_digest
         if attempt is None or plan_digest != attempt.plan.digest or peer not in attempt.plan.members or peer not in self.seats:
@@ -250,7 +234,9 @@ class Lead:
         if isinstance(answer, Ready):
             attempt.ready[peer] = answer.result
             return self._maybe_commit(now)
-        if attempt.majority_at is not None:
+        if isinstance(answer, Drifted):
+            attempt.drifted[peer] = answer.reducers
+        if attempt.majority_at is not None or isinstance(answer, Drifted):
             return self._maybe_commit(now)  # the epoch is decided; whoever misses the results catches up
         if isinstance(answer, Refuse):
             self._highest_attempt = max(self._highest_attempt, answer.promised_attempt)
@@ -326,7 +312,7 @@ class Lead:
             return []
         attempt = self._highest_attempt = plan.ballot.attempt
         paces = slowest_paces(plan, self._present(tip), self.vector_bytes)
-        slowest = {member: pace / _doubled(attempt) for member, pace in paces.items()}
+        slowest = {member: pace / doubled(attempt) for member, pace in paces.items()}
         self.attempt = Attempt(plan, now, Deadline(plan.members, now, plan.patience_s, slowest))
         return [SendPlan(plan.members, plan)]
 
@@ -348,7 +334,7 @@ class Lead:
             shards=layout.shards,
             codec=self.codec,
             incarnation=self.seats[self.me.peer].hello.incarnation,
-            patience_s=2 * (DETECTION_S + slowest_s) * _doubled(attempt),
+            patience_s=2 * (DETECTION_S + slowest_s) * doubled(attempt),
             finishes=layout.finishes,
         )
 
@@ -406,15 +392,30 @@ class Lead:
         present = tuple(member for member in attempt.plan.members if member in self.seats)
         return [NoteFailure(attempt.plan.ballot, reason, peer), SendAbort(present, attempt.plan.digest, reason)]
 
+    def _drift_apart(self, attempt: Attempt) -> list[LeadAction]:
+        """Too many were never ready: nobody can have committed this, and nobody is to finish it."""
+        off = attempt.off()
+        for peer in off:
+            self.seats[peer].report = None
+        if (averages := attempt.averages) is not None:
+            self._disowned.add(averages)
+        note, abort = self._fail(Reason.DRIFT, off[0] if off else "")
+        assert isinstance(abort, SendAbort)
+        others = SendAbort(tuple(p for p in abort.to if p not in off), abort.plan_digest, Reason.RESULTS_DIFFER)
+        return [note, SendAbort(off, abort.plan_digest, Reason.DRIFT), others]
+
     def _maybe_commit(self, now: float) -> list[LeadAction]:
         attempt, tip = self.attempt, self.tip
+        if attempt is not None and attempt.is_refused:
+            return [*self._drift_apart(attempt), *self._consider(now)]
         if attempt is None or tip is None or not attempt.has_majority:
             return []
         if len(set(attempt.ready.values())) > 1:
             return [*self._fail(Reason.RESULTS_DIFFER, ""), *self._consider(now)]
         if attempt.majority_at is None:
             attempt.majority_at = now
-        waiting = [p for p in attempt.plan.members if p not in attempt.ready and p in self.seats]
+        answered = attempt.ready.keys() | attempt.drifted.keys()
+        waiting = [p for p in attempt.plan.members if p not in answered and p in self.seats]
         if waiting and attempt.in_grace(now):
             return []
         averages = attempt.averages

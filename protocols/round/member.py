@@ -78,7 +78,15 @@ class Failed:
     reducer: str
 
 
-Answer = Accept | Refuse | Ready | Failed
+@dataclass(frozen=True)
+class Drifted:
+    """All is here, but this member's state is further off the canonical values of these reducers than rounding allows."""
+
+    plan_digest: str
+    reducers: tuple[str, ...]
+
+
+Answer = Accept | Refuse | Ready | Failed | Drifted
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,7 @@ class Member:
         self._frozen = False  # whether the accumulator of this epoch is fixed (perhaps as "nothing")
         self._freezing = False
         self._commit: SignedCommit | None = None
+        self._drifted = False  # from what the plan's reducers hold; whose fault it is, the others' votes say
 
     # -- state -------------------------------------------------------------------------------------------------------------
 
@@ -180,7 +189,7 @@ class Member:
     def on_abort(self, plan_digest: str, reason: Reason) -> list[MemberAction]:
         if self.plan is None or self.plan.digest != plan_digest or self.phase is Phase.APPLYING:
             return []
-        return self._drop_plan(reason)
+        return self._fall_behind(reason) if reason is Reason.DRIFT else self._drop_plan(reason)
 
     def on_commit(self, signed: SignedCommit) -> list[MemberAction]:
         """`signed`'s signature was checked. A commit of a promised-away ballot is ignored, one whose shards are here is
@@ -203,6 +212,8 @@ class Member:
         named = (commit.ballot, commit.members, commit.codec, tuple(c.peer for c in commit.contributions))
         if named != (self.plan.ballot, self.plan.members, self.plan.codec, self.plan.averaged_peers):
             return self._fall_behind(Reason.RESULTS_DIFFER)
+        if self._drifted:
+            return self._fall_behind(Reason.DRIFT, commit)  # more than half of the members agreed with each other
         self._commit = signed
         return self._apply() if self.phase is Phase.READY else []
 
@@ -236,6 +247,15 @@ class Member:
             return self._fall_behind(Reason.MISSED_RESULTS, self._commit.commit)
         lead = self.plan.ballot.lead
         return [*self._drop_plan(reason), Send(lead, Failed(plan_digest, reason, member, reducer))]
+
+    def drifted(self, plan_digest: str, reducers: tuple[str, ...]) -> list[MemberAction]:
+        """Instead of reduced(). What this member reduces stays there for the others, until the attempt ends."""
+        if self.plan is None or plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
+            return []
+        if self._commit is not None:
+            return self._fall_behind(Reason.DRIFT, self._commit.commit)
+        self._drifted = True
+        return [Send(self.plan.ballot.lead, Drifted(plan_digest, reducers))]
 
     def applied(self) -> list[MemberAction]:
         assert self._commit is not None, "applied() answers an Apply"
@@ -299,6 +319,7 @@ class Member:
     def _drop_plan(self, reason: Reason) -> list[MemberAction]:
         plan, phase = self.plan, self.phase
         self.plan = self._commit = None
+        self._drifted = False
         if plan is None:
             return []
         self.phase = Phase.FROZEN
@@ -319,6 +340,7 @@ class Member:
             self.promised = None  # else it is still the same epoch, and the promise binds
         self.tip = tip
         self.plan = self._commit = None
+        self._drifted = False
         self._forget_contribution()
 
     def _forget_contribution(self) -> None:

@@ -88,7 +88,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """The averaged shard: SHA-256 of its encoded bytes, and the sum of squares of its decoded values (float64, for clipping)."""
+    """The averaged shard: SHA-256 of its encoded bytes and the canonical values behind them (slices.py), and the sum of squares
+    of its decoded values (float64, for clipping)."""
 
     start: int
     stop: int

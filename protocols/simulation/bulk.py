@@ -32,9 +32,9 @@ Item = Averaged | Chunk | ShardResult | Refused
 class Reducing:
     """This process's own shard of a plan, with those who wait for its averages."""
 
-    def __init__(self, plan: Plan, index: int, codec: Codec) -> None:
+    def __init__(self, plan: Plan, index: int, codec: Codec, canonical: bytes) -> None:
         self.plan = plan
-        self.reduction = reduction_of(plan, index, codec, CHUNK_ELEMENTS)
+        self.reduction = reduction_of(plan, index, codec, canonical, CHUNK_ELEMENTS)
         self.error: Refused | None = None
         self._readers: list[tuple[Callable[[Item], None], list[int]]] = []
 
@@ -107,12 +107,12 @@ class Exchange:
         self.streams: list[Stream] = []
         self.received = [_Received() for _ in plan.shards]
         self._encoded = encoded
+        self._outcome = process.replica.outcome(plan.ballot.epoch)
 
     def begin(self, own: dict[int, Reducing]) -> None:
-        size = self.process.codec.bytes_per_element
-        step = CHUNK_ELEMENTS * size
+        step = CHUNK_ELEMENTS * self.process.codec.bytes_per_element
         for index, shard in enumerate(self.plan.shards):
-            up = self._encoded[shard.start * size : shard.stop * size]
+            up = bytes(self._outcome.of(self._encoded, shard.start, shard.stop))
             chunks = [Chunk(at, up[at : at + step]) for at in range(0, len(up), step)]
             if index in own:
                 self._give_locally(own[index], index, chunks)
@@ -185,8 +185,16 @@ class Exchange:
         if self.plan.finishes not in (None, averages):
             self._fail(Reason.RESULTS_DIFFER, me, self.plan.shards[0].reducer)
             return
+        came_to = bytearray(self._outcome.total_bytes)
+        for received, shard in zip(self.received, self.plan.shards, strict=True):
+            averaged, canonical = self._outcome.parts(shard.start, shard.stop)
+            split = averaged.stop - averaged.start
+            came_to[averaged], came_to[canonical] = received.data[:split], received.data[split:]
+        if len(came_to) != self._outcome.total_bytes:
+            self._fail(Reason.RESULTS_DIFFER, me, self.plan.shards[0].reducer)
+            return
         self.over = True
-        self.process.exchanges.finished(self, averages, b"".join(bytes(received.data) for received in self.received))
+        self.process.exchanges.finished(self, averages, bytes(came_to))
 
 
 class Exchanges:
@@ -207,8 +215,12 @@ class Exchanges:
         return self.sent_bytes + self.received_bytes
 
     def run(self, plan: Plan, contribution: Contribution | None, encoded: bytes) -> None:
-        me, codec = self._process.name, self._process.codec
-        own = {index: Reducing(plan, index, codec) for index, shard in enumerate(plan.shards) if shard.reducer == me}
+        me, codec, replica = self._process.name, self._process.codec, self._process.replica
+        own = {
+            index: Reducing(plan, index, codec, replica.slice_values(plan.ballot.epoch, shard.start, shard.stop))
+            for index, shard in enumerate(plan.shards)
+            if shard.reducer == me
+        }
         self.reducing.update({(plan.digest, index): reducing for index, reducing in own.items()})
         averages, averaged = self.held
         if plan.finishes is not None and plan.finishes == averages and me not in plan.contributors:
@@ -226,10 +238,10 @@ class Exchanges:
                 serve()
 
     def _pass_on(self, own: dict[int, Reducing], averaged: bytes) -> None:
-        me, size = self._process.name, self._process.codec.bytes_per_element
+        me, step = self._process.name, CHUNK_ELEMENTS * self._process.codec.bytes_per_element
         for reducing in own.values():
             shard = reducing.reduction.shard
-            up, step = averaged[shard.start * size : shard.stop * size], CHUNK_ELEMENTS * size
+            up = bytes(self._process.replica.outcome(reducing.plan.ballot.epoch).of(averaged, shard.start, shard.stop))
             reducing.open(me, None)
             for at in range(0, len(up), step):
                 reducing.feed(me, at, up[at : at + step])

@@ -17,7 +17,7 @@ from protocols.round.lead import NoteFailure
 from protocols.round.member import Accept, Answer, Ready
 from protocols.round.records import Commit, Contribution, Plan, SignedCommit
 from protocols.simulation.messages import Snapshot, Vector
-from protocols.simulation.replica import ELEMENTS, genesis_state, sample_gradient, stepped
+from protocols.simulation.replica import ELEMENTS, genesis_state, layout, sample_gradient, stepped
 from protocols.simulation.world import World
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class Observer:
             seen.unasked.clear()  # the question was about the lineage that was left
         seen.lineage, seen.state, seen.heaviest = digest, state, (lineage.weight, digest)
 
-    def _first_applied(self, commit: Commit, averaged: bytes) -> _Lineage:
+    def _first_applied(self, commit: Commit, came_to: bytes) -> _Lineage:
         parent = self.lineages[commit.ballot.parent]
         samples = dict(parent.samples)
         for c in commit.contributions:
@@ -257,13 +257,14 @@ class Observer:
             if any(c.first < end and first < c.end for first, end in ranges):
                 self._violated("2 once", f"samples {_range(c)} of {c.peer} enter a second commit of one lineage")
             samples[c.peer, c.incarnation] = (*ranges, (c.first, c.end))
+        averaged = self._checked_bytes(commit, came_to)
         self._check_mean(commit, averaged)
         weight = parent.weight + commit.samples
         if commit.total_samples != weight:
             self._violated("2 weight", f"{commit.digest[:8]} claims {commit.total_samples} samples, and has {weight}")
         state = stepped(parent.state, averaged, self.codec)
         lineage = _Lineage(commit.digest, parent.epoch + 1, weight, state, samples, parent.digest)
-        lineage.averaged_sha256 = hashlib.sha256(averaged).hexdigest()
+        lineage.averaged_sha256 = hashlib.sha256(came_to).hexdigest()
         self.lineages[commit.digest] = lineage
         self.members[commit.digest] = commit.members
         self.commits[commit.digest] = commit
@@ -271,11 +272,16 @@ class Observer:
         self.times[commit.digest] = self.world.now
         return lineage
 
-    def _check_mean(self, commit: Commit, averaged: bytes) -> None:
-        size = self.codec.bytes_per_element
+    def _checked_bytes(self, commit: Commit, came_to: bytes) -> bytes:
+        """The averaged vector alone."""
+        outcome = layout(commit.ballot.epoch, self.codec)
         for shard in commit.shards:
-            if hashlib.sha256(averaged[shard.start * size : shard.stop * size]).hexdigest() != shard.sha256:
+            averaged, canonical = outcome.parts(shard.start, shard.stop)
+            if hashlib.sha256(came_to[averaged] + came_to[canonical]).hexdigest() != shard.sha256:
                 self._violated("1 bytes", f"the bytes of {commit.digest[:8]} are not those that it names")
+        return came_to[: outcome.averaged_bytes]
+
+    def _check_mean(self, commit: Commit, averaged: bytes) -> None:
         exact, size_of_parts = np.zeros(ELEMENTS), np.zeros(ELEMENTS)
         for c in commit.contributions:
             total = np.zeros(ELEMENTS)

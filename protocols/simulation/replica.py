@@ -16,8 +16,10 @@ from protocols.errors import BadMessageError
 from protocols.round.planner import GRID
 from protocols.round.records import SignedCommit, Tip
 from protocols.simulation.messages import Snapshot, Vector
+from protocols.slices import Outcome, Slices
 
 ELEMENTS = 4 * GRID  # at most four reducers
+SLICES = Slices(ELEMENTS, 4)  # a block an epoch
 
 
 class DeviceError(Exception):
@@ -35,6 +37,11 @@ def stepped(state: Vector, averaged: bytes, codec: Codec) -> Vector:
     after: Vector = state * 0.5 + codec.decode(averaged)
     after.setflags(write=False)
     return after
+
+
+def layout(epoch: int, codec: Codec) -> Outcome:
+    """How the bytes lie that a round comes to."""
+    return Outcome(SLICES, epoch, codec.bytes_per_element, np.dtype(np.float64).itemsize)
 
 
 def genesis_state() -> Vector:
@@ -82,7 +89,15 @@ class Replica:
         mean = np.asarray(self._sum / self.samples, dtype=self.codec.working)
         return Frozen(self.first, self.end, self.tip.lineage, self.codec.encode(mean))
 
-    def apply(self, signed: SignedCommit, averaged: bytes) -> Tip:
+    def outcome(self, epoch: int) -> Outcome:
+        return layout(epoch, self.codec)
+
+    def slice_values(self, epoch: int, start: int, stop: int) -> bytes:
+        """This replica's values of what the round of `epoch` carries of elements [start, stop)."""
+        assert self.state is not None
+        return b"".join(self.state[begin:end].tobytes() for begin, end in SLICES.at(epoch, start, stop))
+
+    def apply(self, signed: SignedCommit, came_to: bytes) -> Tip:
         """Raises DeviceError midway, after which the state is of no lineage, and BadMessageError with the state untouched."""
         commit = signed.commit
         if self.tip is None or self.state is None or commit.ballot.parent != self.tip.lineage:
@@ -91,7 +106,13 @@ class Replica:
             self.fails_next_step = False
             self.tip = self.state = None
             raise DeviceError
-        self.state = stepped(self.state, averaged, self.codec)
+        outcome = self.outcome(commit.ballot.epoch)
+        canonical, at = np.frombuffer(came_to, np.float64, offset=outcome.averaged_bytes), 0
+        state = self.state.copy()
+        for begin, end in SLICES.at(commit.ballot.epoch):
+            state[begin:end] = canonical[at : at + end - begin]
+            at += end - begin
+        self.state = stepped(state, came_to[: outcome.averaged_bytes], self.codec)
         self.restart()
         self.commit, self.tip = signed, Tip.after(commit)
         return self.tip

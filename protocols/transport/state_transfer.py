@@ -13,6 +13,7 @@ from protocols.errors import BadMessageError, RefusedError, RemoteError
 from protocols.reasons import Reason
 from protocols.round.lead import DETECTION_S
 from protocols.round.records import Candidate, SignedCommit, Standing
+from protocols.slices import Outcome
 from protocols.state import Manifest
 from protocols.transport.links import Links, translated
 from protocols.wire import dugnad_pb2 as pb
@@ -124,9 +125,11 @@ async def give_snapshot(links: Links, to: Candidate, manifest: Manifest, snapsho
 
 
 async def fetch_commits(
-    links: Links, donor: Candidate, after: str, averaged_bytes: int
+    links: Links, donor: Candidate, after: str, outcome_of: Callable[[int], Outcome]
 ) -> AsyncIterator[tuple[SignedCommit, bytes]]:
-    """The commits after lineage `after`, each with its averaged vector (`averaged_bytes` bytes), digests checked, signatures not.
+    """The commits after lineage `after`, each with what its round came to, digests checked, signatures not.
+
+    `outcome_of` says how the bytes of an epoch lie; it is asked once the epoch before has been taken.
 
     Raises RefusedError (reason other-lineage) when the donor's commits do not reach back that far.
     """
@@ -140,25 +143,30 @@ async def fetch_commits(
                 if signed is not None:
                     raise BadMessageError(f"{whom} sent a commit without its averages")
                 signed, vector = from_wire(SignedCommit, part.signed_commit), bytearray()
+                outcome = outcome_of(signed.commit.ballot.epoch)
                 continue
             vector += part.chunk.data
-            if signed is None or len(vector) > averaged_bytes:
+            if signed is None or len(vector) > outcome.total_bytes:
                 raise BadMessageError(f"{whom} sent averages that belong to no commit")
-            if len(vector) == averaged_bytes:
-                check_averaged(signed, vector)
+            if len(vector) == outcome.total_bytes:
+                check_averaged(signed, vector, outcome)
                 yield signed, bytes(vector)
                 signed = None
     finally:
         call.cancel()
 
 
-def check_averaged(signed: SignedCommit, averaged: bytes | bytearray) -> None:
-    """Raises BadMessageError unless every shard of `averaged` has the digest that the commit names."""
+def check_averaged(signed: SignedCommit, averaged: bytes | bytearray, outcome: Outcome) -> None:
+    """Raises BadMessageError unless `averaged`, laid out as `outcome` says, has the digests that the commit names."""
     shards = signed.commit.shards
-    size = len(averaged) // shards[-1].stop if shards[-1].stop else 0
+    if shards[-1].stop != outcome.slices.elements:
+        raise BadMessageError(f"a commit of {shards[-1].stop} elements, not {outcome.slices.elements}")
     view = memoryview(averaged)
     for shard in shards:
-        if hashlib.sha256(view[shard.start * size : shard.stop * size]).hexdigest() != shard.sha256:
+        digest = hashlib.sha256()
+        for part in outcome.parts(shard.start, shard.stop):
+            digest.update(view[part])
+        if digest.hexdigest() != shard.sha256:
             raise BadMessageError(f"the averages of elements {shard.start} to {shard.stop} do not match the commit")
 
 

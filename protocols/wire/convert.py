@@ -83,7 +83,7 @@ def _single(hint: Any, value: Any) -> Any:
 
 
 def answer_to_wire(answer: member.Answer) -> pb.MemberMessage:
-    field = {member.Accept: "accept", member.Refuse: "refuse", member.Ready: "ready", member.Failed: "failed"}[type(answer)]
+    field = next(name for name, kind in MEMBER_KINDS.items() if kind is type(answer))
     return pb.MemberMessage(**{field: to_wire(answer)})
 
 
@@ -94,6 +94,7 @@ MEMBER_KINDS: dict[str, type[Any]] = {
     "refuse": member.Refuse,
     "ready": member.Ready,
     "failed": member.Failed,
+    "drifted": member.Drifted,
 }
 
 

@@ -232,12 +232,20 @@ class Failed(_message.Message):
     reducer: str
     def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ..., member: _Optional[str] = ..., reducer: _Optional[str] = ...) -> None: ...
 
+class Drifted(_message.Message):
+    __slots__ = ("plan_digest", "reducers")
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REDUCERS_FIELD_NUMBER: _ClassVar[int]
+    plan_digest: str
+    reducers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, plan_digest: _Optional[str] = ..., reducers: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class Leave(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class MemberMessage(_message.Message):
-    __slots__ = ("hello", "report", "accept", "refuse", "ready", "failed", "leave")
+    __slots__ = ("hello", "report", "accept", "refuse", "ready", "failed", "leave", "drifted")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +253,7 @@ class MemberMessage(_message.Message):
     READY_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    DRIFTED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     report: Report
     accept: Accept
@@ -252,7 +261,8 @@ class MemberMessage(_message.Message):
     ready: Ready
     failed: Failed
     leave: Leave
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+    drifted: Drifted
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., drifted: _Optional[_Union[Drifted, _Mapping]] = ...) -> None: ...
 
 class NotLead(_message.Message):
     __slots__ = ("follows", "address", "able")

@@ -88,7 +88,8 @@ def averaged_of(it: Replica, seed: int, codec: Codec = CODECS["fp32"]) -> bytes:
 def commit_for(it: Replica, averaged: bytes, lead: Credentials, **change: Any) -> SignedCommit:
     assert it.tip is not None
     values = it.codec.decode(averaged).astype(np.float64)
-    shard = ShardResult(0, it.elements, hashlib.sha256(averaged).hexdigest(), float(values @ values))
+    came_to = averaged + it.slice_values(it.tip.lineage)
+    shard = ShardResult(0, it.elements, hashlib.sha256(came_to).hexdigest(), float(values @ values))
     commit = Commit(
         ballot=Ballot(it.tip.epoch + 1, it.tip.lineage, 1, lead.peer_id),
         plan_digest="b" * 64,
@@ -104,10 +105,13 @@ def commit_for(it: Replica, averaged: bytes, lead: Credentials, **change: Any) -
 
 
 def advance(it: Replica, lead: Credentials, seed: int, **change: Any) -> tuple[SignedCommit, bytes]:
+    """Its own values are the canonical ones. Returns the commit and what its round came to."""
     averaged = averaged_of(it, seed)
     signed = commit_for(it, averaged, lead, **change)
-    it.apply(signed, averaged)
-    return signed, averaged
+    assert it.tip is not None
+    came_to = averaged + it.slice_values(it.tip.lineage)
+    it.apply(signed, came_to)
+    return signed, came_to
 
 
 def everything(it: Replica) -> bytes:
@@ -136,7 +140,7 @@ def test_a_commit_is_one_step_with_its_epochs_learning_rate(lead: Credentials) -
     for epoch in range(4):
         signed, averaged = advance(it, lead, epoch)
         at = 0
-        values = torch.from_numpy(np.frombuffer(averaged, "<f4").copy())
+        values = torch.from_numpy(np.frombuffer(averaged, "<f4", it.elements).copy())
         for parameter in reference.parameters():
             parameter.grad = values[at : at + parameter.numel()].view_as(parameter)
             at += parameter.numel()

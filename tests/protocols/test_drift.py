@@ -39,10 +39,11 @@ def one_thread() -> Iterator[None]:
 def make_model() -> nn.Module:
     """12,330 elements: blocks with a piece of one tensor and with pieces of several, a number alone, and a tied weight."""
     torch.manual_seed(5)
-    model = nn.Sequential(nn.Linear(60, 90), nn.LayerNorm(90), nn.Linear(90, 60), nn.Linear(60, 11))
+    last = nn.Linear(60, 11)
+    model = nn.Sequential(nn.Linear(60, 90), nn.LayerNorm(90), nn.Linear(90, 60), last)
     model.register_parameter("temperature", nn.Parameter(torch.tensor(0.3)))
     model.register_module("tied", nn.Linear(60, 11, bias=False))
-    model.tied.weight = model[3].weight
+    model.get_submodule("tied").weight = last.weight
     return model
 
 
@@ -117,8 +118,8 @@ def run(optimizer: str, epochs: int, *, controlled: bool) -> tuple[list[float], 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_drift_is_bounded_by_the_rotation_and_grows_without_end_otherwise(optimizer: str) -> None:
-    """The bound: what one epoch can bring two machines apart, times the period. A quarter more for what a slot's difference adds to
-    the parameter in its steps."""
+    """The bound: what one epoch can bring two machines apart, times the period. A quarter more for what a slot's difference adds
+    to the parameter in its steps."""
     epochs = 12 * PERIOD
     free, _ = run(optimizer, epochs, controlled=False)
     bounded, worst = run(optimizer, epochs, controlled=True)
@@ -178,9 +179,10 @@ def test_more_than_rounding_is_told_from_rounding(row: int) -> None:
         assert machine.state.excess(ranges, theirs.numpy().tobytes(), age) == math.inf
 
 
-def test_at_genesis_nothing_may_differ_and_there_are_no_slots_yet() -> None:
+def test_before_the_first_step_nothing_may_differ_and_there_are_no_slots_yet() -> None:
     machine = Machine(0, 0.0)
-    ranges = machine.slices.at(1)
+    assert machine.slices.at(1) == (), "what builds on the genesis needs no correction"
+    ranges = machine.slices.at(2)
     values = torch.frombuffer(bytearray(machine.state.read(ranges)), dtype=torch.float32).clone()
     assert len(values) == sum(stop - start for start, stop in ranges)
     assert machine.state.slots == ()
@@ -221,7 +223,8 @@ def test_a_slice_of_another_size_is_refused_unwritten(change: int) -> None:
 
 def test_a_layout_in_memory_other_than_contiguous_is_the_same_slice() -> None:
     plain, strided = Machine(0, 0.0), Machine(0, 0.0)
-    weight = strided.model[0].weight
+    weight = strided.parameters[1]  # temperature is the first
+    assert weight.dim() == 2
     weight.data = copy.deepcopy(weight.data).t().contiguous().t()
     assert not weight.is_contiguous()
     whole = ((0, plain.slices.elements),)
