@@ -8,10 +8,10 @@ Peers step with the same averaged bytes, so what lets them drift apart is the ar
 - A difference once there does not grow: moments forget it (a factor below 1 a step), weight decay shrinks it, and the gradient,
   being the same for all, does not feed it back. A moment's difference reaches the parameter times the learning rate.
 
-So after `age` steps since a value was last canonical two replicas differ in it by at most SLACK * epsilon * age * scale. Its
-scale is its own magnitude plus the root mean square of its kind (parameter, or a slot) in its block: sums in a moment cancel, and an
-element that is small now was rounded when it was as large as its neighbours. Whatever is further off did not come from rounding.
-"""
+So `age` steps after a value was last canonical two replicas differ in it by at most SLACK * epsilon * age * scale. Its scale is
+its own magnitude plus the root mean square of its kind (parameter, or a slot) in its block: sums in a moment cancel, and an
+element that is small now was rounded when it was as large as its neighbours. Whatever is further off did not come from
+rounding."""
 
 from __future__ import annotations
 

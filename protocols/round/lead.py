@@ -397,7 +397,7 @@ class Lead:
         off = attempt.off()
         for peer in off:
             self.seats[peer].report = None
-        if (averages := attempt.averages) is not None:
+        if (averages := attempt.plan.finishes or attempt.averages) is not None:
             self._disowned.add(averages)
         note, abort = self._fail(Reason.DRIFT, off[0] if off else "")
         assert isinstance(abort, SendAbort)

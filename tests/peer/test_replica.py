@@ -12,7 +12,7 @@ from torch import nn
 
 from peer.replica import Replica
 from protocols.codecs import CODECS, Codec
-from protocols.errors import BadMessageError
+from protocols.errors import BadMessageError, DriftError
 from protocols.identity import Authority, Credentials, Key
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
@@ -207,6 +207,59 @@ def test_after_a_step_that_failed_the_state_is_of_no_lineage(lead: Credentials, 
         it.apply(signed, averaged)  # never stepped again
     with pytest.raises(BadMessageError, match="no lineage"):
         it.capture()
+
+
+# -- drift -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_whoever_is_off_by_rounding_takes_the_canonical_values_before_the_step(lead: Credentials) -> None:
+    it, other = replica(lead), replica(lead)
+    for seed in range(3):
+        signed, came_to = advance(it, lead, seed)
+        other.apply(signed, came_to)
+        with torch.no_grad():
+            for tensor in [*other.model.parameters(), *(s["exp_avg"] for s in other.optimizer.state.values())]:
+                tensor *= 1 + 2e-7
+    assert not torch.equal(parameters(it), parameters(other))
+    assert it.tip is not None and it.slices.period == 1, "so small a model is carried whole"
+    assert 0 < other.drift(it.tip.lineage, 0, it.elements, it.slice_values(it.tip.lineage)) < 1
+    signed, came_to = advance(it, lead, 3)
+    other.apply(signed, came_to)
+    assert torch.equal(parameters(it), parameters(other))
+    assert it.capture()[0] == other.capture()[0]
+
+
+@pytest.mark.parametrize("where", ["parameter", "exp_avg", "exp_avg_sq"])
+def test_whoever_is_off_by_more_refuses_the_commit_and_is_left_as_it_is(lead: Credentials, where: str) -> None:
+    it, other = replica(lead), replica(lead)
+    for seed in range(2):
+        signed, came_to = advance(it, lead, seed)
+        other.apply(signed, came_to)
+    weight = next(iter(other.model.parameters()))
+    tensor = weight.detach() if where == "parameter" else other.optimizer.state[weight][where]
+    tensor[0, 0] += 1e-3 * tensor.abs().max()
+    before = everything(other)
+    signed, came_to = advance(it, lead, 2)
+    with pytest.raises(DriftError):
+        other.apply(signed, came_to)
+    assert everything(other) == before
+    other.forget()
+    with pytest.raises(BadMessageError):
+        other.capture()
+    other.restore(it.capture()[0])
+    assert torch.equal(parameters(it), parameters(other))
+
+
+def test_a_slice_of_another_size_is_refused_and_changes_nothing(lead: Credentials) -> None:
+    it, other = replica(lead), replica(lead)
+    signed, came_to = advance(it, lead, 1)
+    other.apply(signed, came_to)
+    before = everything(other)
+    signed, came_to = advance(it, lead, 2)
+    for bad in (came_to[:-4], came_to + bytes(4), came_to[: 4 * it.elements]):
+        with pytest.raises(BadMessageError):
+            other.apply(signed, bad)
+        assert everything(other) == before
 
 
 # -- freezing --------------------------------------------------------------------------------------------------------------------

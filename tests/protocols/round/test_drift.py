@@ -1,0 +1,223 @@
+"""Whose state has drifted: the members say whose canonical values they refuse, more than half of them decide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from protocols.reasons import Reason
+from protocols.round.attempt import Attempt
+from protocols.round.deadline import Deadline
+from protocols.round.lead import Announce, Lead, NoteFailure, SendAbort, SendPlan
+from protocols.round.member import Accept, Apply, CatchUp, Drifted, GiveUp, Member, Phase, Ready, Send, StopReducing
+from protocols.round.records import (
+    Averages,
+    Ballot,
+    Candidate,
+    Commit,
+    Contribution,
+    Hello,
+    Plan,
+    ReadyFor,
+    Report,
+    Shard,
+    ShardResult,
+    SignedCommit,
+    Tip,
+)
+
+RUN = "ab" * 32
+GENESIS = Tip.genesis(RUN, "00" * 32, Candidate("ann", "ann:1"))
+
+
+def contribution_of(peer: str) -> Contribution:
+    return Contribution(peer, 1, 0, 8, GENESIS.lineage, 1.0)
+
+
+def plan_of(members: str, lead: str, *, attempt: int = 1, finishes: Averages | None = None) -> Plan:
+    """A shard a member."""
+    shards = tuple(Shard(name, f"{name}:1", 1024 * at, 1024 * (at + 1)) for at, name in enumerate(members.split()))
+    names = tuple(members.split())
+    return Plan(RUN, Ballot(1, GENESIS.lineage, attempt, lead), names, names, shards, "fp32", 4.0, 1, finishes)
+
+
+def averages_of(plan: Plan) -> Averages:
+    shards = tuple(ShardResult(s.start, s.stop, "d" * 64, 1.0) for s in plan.shards)
+    return Averages(tuple(contribution_of(peer) for peer in plan.contributors), shards)
+
+
+def off(members: str, refused: dict[str, str], *, lead: str = "ann") -> tuple[str, ...]:
+    attempt = Attempt(plan_of(members, lead), 0.0, Deadline((), 0.0, 1.0, {}))
+    attempt.drifted = {member: tuple(reducers.split()) for member, reducers in refused.items()}
+    return attempt.off()
+
+
+@pytest.mark.parametrize(
+    ("members", "refused", "expected"),
+    [
+        pytest.param("ann bob cid", {"ann": "cid", "bob": "cid", "cid": "ann bob"}, ("cid",), id="one of three"),
+        pytest.param("ann bob cid", {"bob": "ann", "cid": "ann", "ann": "bob cid"}, ("ann",), id="the lead itself"),
+        pytest.param("ann bob", {"ann": "bob", "bob": "ann"}, ("bob",), id="one against one: the lead is right"),
+        pytest.param("ann bob", {"bob": "ann"}, ("bob",), id="one against one, only the lead reduced"),
+        pytest.param(
+            "ann bob cid dag",
+            {"ann": "bob cid dag", "bob": "ann cid dag", "cid": "ann bob", "dag": "ann bob"},
+            ("ann", "bob"),
+            id="two of four, the lead among them",
+        ),
+        pytest.param(
+            "ann bob cid",
+            {"ann": "bob cid", "bob": "ann cid", "cid": "ann bob"},
+            ("bob", "cid"),
+            id="nobody agrees: the lead stays",
+        ),
+    ],
+)
+def test_the_outvoted_are_off(members: str, refused: dict[str, str], expected: tuple[str, ...]) -> None:
+    assert off(members, refused) == expected
+
+
+# -- the lead ------------------------------------------------------------------------------------------------------------------
+
+
+def lead_of(members: str) -> Lead:
+    lead = Lead(
+        Candidate("ann", "ann:1"),
+        run_digest=RUN,
+        target_batch_size=8,
+        elements=1024 * len(members.split()),
+        codec="fp32",
+        vector_bytes=4096 * len(members.split()),
+        max_epochs=None,
+    )
+    lead.follow(GENESIS)
+    lead.take_over(0.0)
+    for name in members.split():
+        lead.joined(name, Hello(1, False, f"{name}:1", name), 0.0)
+    return lead
+
+
+def report(*, samples: int = 8, caught_up: bool = True, **more: Any) -> Report:
+    values = {"samples_per_second": 1.0, "step_s": 0.1, "promised_attempt": 0, "moved_bytes": 0, "phase": "training", **more}
+    rates: dict[str, Any] = {"upload_bytes_s": 0.0, "download_bytes_s": 0.0, "ready_for": None, "planned_with": ()}
+    return Report(standing=GENESIS.standing, samples=samples, caught_up=caught_up, **{**rates, **values})
+
+
+def planned(lead: Lead, members: str) -> Plan:
+    lead.target_batch_size = 8 * len(members.split())
+    actions = [action for name in members.split() for action in lead.reported(name, report(), 0.0)]
+    (plan,) = [action.plan for action in actions if isinstance(action, SendPlan)]
+    for name in members.split():
+        lead.answer(name, Accept(plan.digest, contribution_of(name)), 0.0)
+    return plan
+
+
+def test_a_minority_that_refuses_is_left_behind_by_the_commit() -> None:
+    lead = lead_of("ann bob cid")
+    plan = planned(lead, "ann bob cid")
+    ready = Ready(averages_of(plan).result(plan.digest))
+    assert lead.answer("cid", Drifted(plan.digest, ("ann", "bob")), 0.0) == []
+    assert lead.answer("ann", ready, 0.0) == []
+    (announced,) = lead.answer("bob", ready, 0.0)  # at once: nobody else is going to be ready
+    assert isinstance(announced, Announce)
+
+
+def test_a_reducer_that_most_refuse_gives_up_its_state_and_nothing_of_its_attempt_is_finished() -> None:
+    lead = lead_of("ann bob cid")
+    plan = planned(lead, "ann bob cid")
+    averages = averages_of(plan)
+    assert lead.answer("ann", Drifted(plan.digest, ("cid",)), 0.0) == []
+    assert lead.answer("cid", Ready(averages.result(plan.digest)), 0.0) == [], "not before everybody answered"
+    actions = lead.answer("bob", Drifted(plan.digest, ("cid",)), 0.0)
+    assert actions[:3] == [
+        NoteFailure(plan.ballot, Reason.DRIFT, "cid"),
+        SendAbort(("cid",), plan.digest, Reason.DRIFT),
+        SendAbort(("ann", "bob"), plan.digest, Reason.RESULTS_DIFFER),
+    ]
+    (again,) = [action.plan for action in actions if isinstance(action, SendPlan)]
+    assert (again.members, again.finishes) == (("ann", "bob"), None)
+    held = ReadyFor(plan.ballot, averages)
+    lead.step_down()
+    lead.take_over(1.0)
+    for name in ("ann", "bob", "cid"):
+        lead.joined(name, Hello(1, False, f"{name}:1", name), 1.0)
+    actions = [a for n in ("ann", "cid") for a in lead.reported(n, report(ready_for=held, promised_attempt=2), 5.0)]
+    assert [action.plan.finishes for action in actions if isinstance(action, SendPlan)] in ([None], [])
+
+
+def test_averages_whose_canonical_values_are_refused_are_not_finished_for_ever() -> None:
+    lead = lead_of("ann bob")
+    lead.target_batch_size = 10**6
+    first = plan_of("ann bob", "zoe")
+    held = ReadyFor(first.ballot, averages_of(first))
+    lead.reported("bob", report(promised_attempt=1), 0.0)
+    actions = lead.reported("ann", report(promised_attempt=1, ready_for=held), 5.0)
+    (plan,) = [action.plan for action in actions if isinstance(action, SendPlan)]
+    assert plan.finishes == held.averages
+    for name in ("ann", "bob"):
+        lead.answer(name, Accept(plan.digest, None), 5.0)
+    lead.answer("ann", Drifted(plan.digest, ("ann",)), 5.0)
+    actions = lead.answer("bob", Drifted(plan.digest, ("ann",)), 5.0)
+    assert SendAbort((), plan.digest, Reason.DRIFT) in actions, "who passed them on is not to blame"
+    assert [action.plan.finishes for action in actions if isinstance(action, SendPlan)] == [None]
+
+
+# -- a member ------------------------------------------------------------------------------------------------------------------
+
+
+def reducing() -> tuple[Member, Plan]:
+    member = Member("bob", 1)
+    member.adopted(GENESIS)
+    plan = plan_of("ann bob cid", "ann")
+    member.on_plan(plan)
+    member.frozen(contribution_of("bob"))
+    assert member.phase is Phase.REDUCING
+    return member, plan
+
+
+def commit_of(plan: Plan) -> SignedCommit:
+    averages = averages_of(plan)
+    commit = Commit(
+        plan.ballot,
+        plan.digest,
+        averages.contributions,
+        plan.members,
+        averages.shards,
+        plan.codec,
+        averages.samples,
+        Candidate("ann", "ann:1"),
+        (),
+    )
+    return SignedCommit(commit, b"s", b"c")
+
+
+def test_a_member_that_refuses_serves_on_and_gives_up_its_state_when_the_others_commit() -> None:
+    member, plan = reducing()
+    assert member.drifted(plan.digest, ("cid",)) == [Send("ann", Drifted(plan.digest, ("cid",)))], "its streams go on"
+    actions = member.on_commit(commit_of(plan))
+    assert CatchUp(Reason.DRIFT) in actions
+    assert not any(isinstance(action, Apply) for action in actions)
+    assert not any(isinstance(action, GiveUp) for action in actions), "its samples are in the commit"
+
+
+def test_a_commit_that_came_first_is_refused_as_well() -> None:
+    member, plan = reducing()
+    assert member.on_commit(commit_of(plan)) == []
+    assert CatchUp(Reason.DRIFT) in member.drifted(plan.digest, ("cid",))
+
+
+def test_the_outvoted_are_told_and_catch_up_while_the_others_stay_frozen() -> None:
+    member, plan = reducing()
+    member.reduced(plan.digest, averages_of(plan))
+    actions = member.on_abort(plan.digest, Reason.DRIFT)
+    assert actions[0] == StopReducing(plan.digest, Reason.DRIFT)
+    assert actions[-1] == CatchUp(Reason.DRIFT)
+    other, plan = reducing()
+    other.drifted(plan.digest, ("cid",))
+    assert other.on_abort(plan.digest, Reason.RESULTS_DIFFER) == [StopReducing(plan.digest, Reason.RESULTS_DIFFER)]
+    assert other.phase is Phase.FROZEN
+    again = plan_of("ann bob cid", "ann", attempt=2)
+    other.on_plan(again)
+    other.reduced(again.digest, averages_of(again))
+    assert any(isinstance(action, Apply) for action in other.on_commit(commit_of(again))), "what it refused before is forgotten"
