@@ -11,7 +11,8 @@ Peers step with the same averaged bytes, so what lets them drift apart is the ar
 So `age` steps after a value was last canonical two replicas differ in it by at most SLACK * epsilon * age * scale. Its scale is
 its own magnitude plus the root mean square of its kind (parameter, or a slot) in its block: sums in a moment cancel, and an
 element that is small now was rounded when it was as large as its neighbours. Whatever is further off did not come from
-rounding."""
+rounding.
+"""
 
 from __future__ import annotations
 

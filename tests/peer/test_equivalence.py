@@ -24,6 +24,7 @@ from protocols.round.member import Phase
 from protocols.round.planner import GRID
 from protocols.round.records import Candidate, Commit, SignedCommit, Tip
 from protocols.run_spec import RunSpec
+from protocols.slices import Outcome
 from tests.protocols.round.fakes import RUN, Node, Swarm, address_of
 
 SEED = 20210614
@@ -97,6 +98,12 @@ class Learner:
 
     def restart(self) -> None:
         self.replica.accumulator.restart()
+
+    def outcome(self, epoch: int) -> Outcome:
+        return self.replica.outcome(epoch)
+
+    def slice_values(self, parent: str) -> bytes:
+        return self.replica.slice_values(parent)
 
     def apply(self, signed: SignedCommit, averaged: bytes) -> None:
         self.replica.apply(signed, averaged)

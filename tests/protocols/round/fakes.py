@@ -38,6 +38,7 @@ from protocols.round.records import (
     Tip,
 )
 from protocols.round.succession import Succession
+from protocols.slices import Outcome, Slices
 
 RUN = "ab" * 32
 TICK_S = 0.25
@@ -56,6 +57,8 @@ class Work(Protocol):
     def draw(self, count: int) -> None: ...
     def freeze(self) -> tuple[int, int, float, bytes] | None: ...
     def restart(self) -> None: ...
+    def outcome(self, epoch: int) -> Outcome: ...
+    def slice_values(self, parent: str) -> bytes: ...
     def apply(self, signed: SignedCommit, averaged: bytes) -> None: ...
     def adopt(self, other: Any) -> None: ...
 
@@ -91,6 +94,13 @@ class Arithmetic:
 
     def restart(self) -> None:
         self.first = self.end
+
+    def outcome(self, epoch: int) -> Outcome:
+        """Integers do not drift: no canonical values."""
+        return Outcome(Slices.of(len(self.state)), epoch, self.codec.bytes_per_element, 0)
+
+    def slice_values(self, parent: str) -> bytes:
+        return b""
 
     def apply(self, signed: SignedCommit, averaged: bytes) -> None:
         if self.fails_to_apply:
@@ -420,13 +430,14 @@ class Node:
         elif contribution is not None:
             self.sent.append((plan, contribution, self.encoded))
         self.incoming[plan.digest] = _Incoming()
-        size = self.swarm.codec.bytes_per_element
+        outcome, values = self.work.outcome(plan.ballot.epoch), self.work.slice_values(plan.ballot.parent)
         for index, shard in enumerate(plan.shards):
             if shard.reducer == self.name:
-                self.reductions[plan.digest, index] = reduction_of(plan, index, self.swarm.codec)
+                at, end = (outcome.canonical_bytes(0, element) for element in (shard.start, shard.stop))
+                self.reductions[plan.digest, index] = reduction_of(plan, index, self.swarm.codec, values[at:end])
         for index, shard in enumerate(plan.shards):
             brings = plan.finishes is None or self.name in (*plan.contributors, shard.reducer)
-            part = gives[shard.start * size : shard.stop * size] if brings else b""
+            part = bytes(outcome.of(gives, shard.start, shard.stop)) if brings else b""
             if (self.name, shard.reducer) in self.swarm.broken:
                 broken = (plan.digest, Reason.REDUCER_LOST, self.name, shard.reducer)
                 self.swarm.send(self.name, self.name, "broken", broken)
@@ -469,7 +480,10 @@ class Node:
         if len(incoming.shards) == len(plan.shards):
             parts = [incoming.shards[index] for index in range(len(plan.shards))]
             averages = Averages(parts[0][2], tuple(part[1] for part in parts))
-            self.averaged = (averages, b"".join(part[0] for part in parts))
+            size = self.swarm.codec.bytes_per_element
+            cut = [(part[0], (part[1].stop - part[1].start) * size) for part in parts]
+            came_to = b"".join(data[:behind] for data, behind in cut) + b"".join(data[behind:] for data, behind in cut)
+            self.averaged = (averages, came_to)
             self.perform(self.member.reduced(digest, averages))
 
 
