@@ -69,23 +69,13 @@ class Exchanges:
             raise ReduceError(Reason.OTHER_LINEAGE, me, me, str(error)) from error
         outcome = self._replica.outcome(plan.ballot.epoch)
         averages = await self._come_to(plan, contribution, encoded, outcome, values)
-        excess = await self._handover.run(functools.partial(self._drift, plan, outcome, values))
+        came_to = self._held[1]
+        if memoryview(came_to)[outcome.averaged_bytes :] == values:
+            return averages  # nothing has drifted
+        excess = await self._handover.run(functools.partial(self._replica.refused, plan, came_to))
         if excess:
             raise DriftedError(excess)
         return averages
-
-    def _drift(self, plan: Plan, outcome: Outcome, values: bytes) -> dict[str, float]:
-        """How far this peer's state is off whose canonical values, where that is too far. On the training thread."""
-        whole = memoryview(self._held[1])
-        if whole[outcome.averaged_bytes :] == values:
-            return {}
-        excess: dict[str, float] = {}
-        for shard in plan.shards:
-            canonical = whole[outcome.parts(shard.start, shard.stop)[1]]
-            value = self._replica.drift(plan.ballot.parent, shard.start, shard.stop, canonical)
-            if value > 1:
-                excess[shard.reducer] = max(value, excess.get(shard.reducer, 0.0))
-        return excess
 
     async def _come_to(
         self, plan: Plan, contribution: Contribution | None, encoded: bytes, outcome: Outcome, values: bytes

@@ -16,7 +16,7 @@ from protocols.codecs import Codec
 from protocols.drift import SlicedState
 from protocols.errors import BadMessageError, DriftError
 from protocols.optimization import Schedule
-from protocols.round.records import SignedCommit, Tip
+from protocols.round.records import Plan, SignedCommit, Tip
 from protocols.signing import check_signed
 from protocols.slices import Outcome, Slices
 from protocols.state import StateHeader, capture, parameters_sha256, read_header, restore
@@ -99,6 +99,17 @@ class Replica:
             raise BadMessageError("this peer's state is not at the plan's parent")
         epoch = self.tip.epoch + 1
         return self._state.excess(self.slices.at(epoch, start, stop), bytes(canonical), self.slices.age(epoch))
+
+    def refused(self, plan: Plan, came_to: bytes | bytearray) -> dict[str, float]:
+        """The reducers from whose canonical values this replica is further off than rounding allows, and how much further."""
+        outcome, whole = self.outcome(plan.ballot.epoch), memoryview(came_to)
+        excess: dict[str, float] = {}
+        for shard in plan.shards:
+            canonical = whole[outcome.parts(shard.start, shard.stop)[1]]
+            value = self.drift(plan.ballot.parent, shard.start, shard.stop, canonical)
+            if value > 1:
+                excess[shard.reducer] = max(value, excess.get(shard.reducer, 0.0))
+        return excess
 
     def forget(self) -> None:
         """This state is not to be used any more."""

@@ -59,6 +59,7 @@ class Work(Protocol):
     def restart(self) -> None: ...
     def outcome(self, epoch: int) -> Outcome: ...
     def slice_values(self, parent: str) -> bytes: ...
+    def refused(self, plan: Plan, came_to: bytes) -> tuple[str, ...]: ...
     def apply(self, signed: SignedCommit, averaged: bytes) -> None: ...
     def adopt(self, other: Any) -> None: ...
 
@@ -101,6 +102,9 @@ class Arithmetic:
 
     def slice_values(self, parent: str) -> bytes:
         return b""
+
+    def refused(self, plan: Plan, came_to: bytes) -> tuple[str, ...]:
+        return ()
 
     def apply(self, signed: SignedCommit, averaged: bytes) -> None:
         if self.fails_to_apply:
@@ -399,7 +403,7 @@ class Node:
         self.perform(self.member.applied())
 
     def _catch_up(self, reason: Reason) -> None:
-        best, tip = self, None if self.work_is_lost else self.member.tip
+        best, tip = self, None if self.work_is_lost or reason is Reason.DRIFT else self.member.tip
         for node in self.swarm.alive:
             theirs = node.member.tip
             if node is self or theirs is None or not node.hello.reachable or node.member.phase is Phase.CATCHING_UP:
@@ -484,7 +488,8 @@ class Node:
             cut = [(part[0], (part[1].stop - part[1].start) * size) for part in parts]
             came_to = b"".join(data[:behind] for data, behind in cut) + b"".join(data[behind:] for data, behind in cut)
             self.averaged = (averages, came_to)
-            self.perform(self.member.reduced(digest, averages))
+            refused = self.work.refused(plan, came_to)
+            self.perform(self.member.drifted(digest, refused) if refused else self.member.reduced(digest, averages))
 
 
 class Swarm:
