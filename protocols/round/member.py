@@ -19,7 +19,18 @@ from dataclasses import dataclass
 from enum import Enum
 
 from protocols.reasons import Reason
-from protocols.round.records import Averages, Ballot, Commit, Contribution, Plan, ReadyFor, Result, SignedCommit, Tip
+from protocols.round.records import (
+    MAX_REDUCERS,
+    Averages,
+    Ballot,
+    Commit,
+    Contribution,
+    Plan,
+    ReadyFor,
+    Result,
+    SignedCommit,
+    Tip,
+)
 
 
 class Phase(str, Enum):
@@ -84,6 +95,10 @@ class Drifted:
 
     plan_digest: str
     reducers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.reducers) <= MAX_REDUCERS:
+            raise ValueError("states have drifted apart from somebody's")
 
 
 Answer = Accept | Refuse | Ready | Failed | Drifted

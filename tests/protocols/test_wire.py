@@ -151,7 +151,7 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
     member.Accept: st.builds(member.Accept, plan_digest=digests, contribution=st.none() | contributions),
     member.Refuse: st.builds(member.Refuse, plan_digest=digests, reason=reasons, promised_attempt=st.integers(0, 2**20)),
     member.Ready: st.builds(member.Ready, result=round_results),
-    member.Drifted: st.builds(member.Drifted, plan_digest=digests, reducers=st.lists(peers, max_size=4).map(tuple)),
+    member.Drifted: st.builds(member.Drifted, plan_digest=digests, reducers=st.lists(peers, min_size=1, max_size=4).map(tuple)),
     member.Failed: st.builds(member.Failed, plan_digest=digests, reason=reasons, member=peers, reducer=peers),
     Manifest: st.builds(
         Manifest,
