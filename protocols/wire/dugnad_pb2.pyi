@@ -362,13 +362,23 @@ class AskReply(_message.Message):
     followers: int
     def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., caught_up: _Optional[bool] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ..., followers: _Optional[int] = ...) -> None: ...
 
+class OfferRequest(_message.Message):
+    __slots__ = ("digest", "total_samples")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    total_samples: int
+    def __init__(self, digest: _Optional[str] = ..., total_samples: _Optional[int] = ...) -> None: ...
+
 class SnapshotRequest(_message.Message):
-    __slots__ = ("digest", "first_chunk")
+    __slots__ = ("digest", "first_chunk", "chunks")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     FIRST_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
     digest: str
     first_chunk: int
-    def __init__(self, digest: _Optional[str] = ..., first_chunk: _Optional[int] = ...) -> None: ...
+    chunks: int
+    def __init__(self, digest: _Optional[str] = ..., first_chunk: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
 
 class Manifest(_message.Message):
     __slots__ = ("epoch", "lineage", "total_bytes", "chunk_bytes", "chunk_sha256")

@@ -28,9 +28,9 @@ from protocols.event_log import read_events
 from protocols.identity import Key, Ticket
 from protocols.round.records import Candidate
 from protocols.transport.enrolling import Enrolment, enrol
+from protocols.transport.fetching import SnapshotFetch
 from protocols.transport.links import Links
 from protocols.transport.network_thread import NetworkThread
-from protocols.transport.state_transfer import fetch_snapshot
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POLL_S = 0.05
@@ -281,7 +281,11 @@ class Swarm:
 
     def snapshot_of(self, process: Process) -> bytes:
         candidate = Candidate(self.id_of(process), address_of(process))
-        return bytes(self.call(lambda links: fetch_snapshot(links, candidate, 1 << 30, lambda done, total: None)))
+
+        async def fetch(links: Links) -> bytes:
+            return await SnapshotFetch(links, 1 << 30, lambda done, total: None, lambda peer, error: None).run([candidate])
+
+        return bytes(self.call(fetch))
 
 
 def address_of(process: Process) -> str:
