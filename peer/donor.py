@@ -30,7 +30,7 @@ KEPT_COMMITS = 16
 KEPT_BYTES = 256 << 20
 # Who was asked within this time goes on capturing, and keeps what it captured.
 WANTED_S = 120.0
-# The snapshot before the newest is for downloads under way, and goes when nobody fetched of it for this long.
+# A snapshot that was offered or fetched of within this time is in use.
 UNUSED_S = 30.0
 # Captures stop training; at the common epochs they may take this share of its time.
 CAPTURE_SHARE = 0.01
@@ -44,12 +44,13 @@ class KeptCommit:
     averaged: bytes
 
 
-@dataclass
+@dataclass(eq=False)
 class HeldSnapshot:
     manifest: Manifest
     snapshot: bytes
     total_samples: int
-    used_at: float
+    captured_at: float
+    used_at: float = float("-inf")  # last offered or fetched of
     joiners: dict[str, tuple[float, float]] = field(default_factory=dict)  # peer -> its first and its last request
 
 
@@ -58,7 +59,7 @@ class Donor:
         self._replica = replica
         self._handover = handover
         self._clock = clock
-        self._held: list[HeldSnapshot] = []  # oldest first, at most two
+        self._held: list[HeldSnapshot] = []  # oldest first, at most two: for downloads under way, and for who comes next
         self._capturing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._commits: deque[KeptCommit] = deque()
@@ -80,7 +81,8 @@ class Donor:
         self._epoch_s = 0.8 * self._epoch_s + 0.2 * seconds if self._epoch_s else seconds
         self._kept_at = now
         self._release(now)
-        if now - self._asked_at < WANTED_S and signed.commit.ballot.epoch % self.every_epochs == 0:
+        wanted = now - self._asked_at < WANTED_S and len(self._in_use(now)) < 2
+        if wanted and signed.commit.ballot.epoch % self.every_epochs == 0:
             # Handed over at once: before the next commit's step, so that the snapshot is of this very epoch.
             captured = self._handover.put(self._capture)
             task = asyncio.get_running_loop().create_task(self._hold_in_turn(captured))
@@ -205,11 +207,15 @@ class Donor:
         for held in self._held:
             if held.manifest.digest == manifest.digest:
                 return held
-        held = HeldSnapshot(manifest, snapshot, tip.total_samples, self._clock())
-        self._held = [*self._held[-1:], held]
+        now = self._clock()
+        held = HeldSnapshot(manifest, snapshot, tip.total_samples, now)
+        self._held = [*self._in_use(now)[-1:], held]
         return held
 
+    def _in_use(self, now: float) -> list[HeldSnapshot]:
+        return [held for held in self._held if now - held.used_at < UNUSED_S]
+
     def _release(self, now: float) -> None:
-        """Snapshots that nobody wants any more give their memory back."""
-        newest = self._held[-1:]
-        self._held = [held for held in self._held if now - held.used_at < (WANTED_S if held in newest else UNUSED_S)]
+        """What nobody uses any more gives its memory back, the newest a little later."""
+        newest = [held for held in self._held[-1:] if now - max(held.used_at, held.captured_at) < WANTED_S]
+        self._held = [*(held for held in self._in_use(now) if held not in newest), *newest]
