@@ -251,8 +251,8 @@ class _Session:
         fetch = SnapshotFetch(self._links, MAX_SNAPSHOT_BYTES, lambda done, total: None, self._donor_failed)
         if auxiliary:
             with contextlib.suppress(RemoteError):  # said by _donor_failed
-                return await fetch.run(auxiliary, total_samples=newest.total_samples)
-        return await fetch.run(best, total_samples=newest.total_samples)
+                return await fetch.run(auxiliary, at_least=newest)
+        return await fetch.run(best, at_least=newest)
 
     @staticmethod
     def _donor_failed(peer: str, problem: RemoteError) -> None:

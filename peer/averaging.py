@@ -266,7 +266,7 @@ class Averaging:
             self.perform(self.member.on_abort(message.abort.plan_digest, Reason(message.abort.reason)))
         elif kind == "need_state":
             if self.member.tip is not None:
-                self._spawn(self.donor.give(self.links, lead, self.member.tip.total_samples))
+                self._spawn(self.donor.give(self.links, lead, self.member.tip.standing))
         elif kind == "signed_commit":
             signed = check_signed(from_wire(SignedCommit, message.signed_commit), self.links.credentials.authority)
             self.perform(self.member.on_commit(signed))

@@ -153,7 +153,7 @@ class CatchUp:
         mine = self._replica.tip
         began = time.monotonic()
         snapshot = await fetch.run(
-            [there.peer for there in donors], best=furthest, total_samples=mine.total_samples if mine is not None else 0
+            [there.peer for there in donors], best=furthest, at_least=mine.standing if mine is not None else None
         )
         shares = dict(fetch.download.verified_by)
         self._events("fetched", bytes=len(snapshot), chunks=shares, seconds=time.monotonic() - began)
@@ -167,7 +167,8 @@ class CatchUp:
 
     async def _restore(self, snapshot: bytes) -> None:
         mine = self._replica.tip
-        if mine is not None and read_header(snapshot).samples < mine.total_samples:
+        header = read_header(snapshot)
+        if mine is not None and mine.standing.heavier_than(Standing(header.epoch, header.lineage, header.samples)):
             raise BadMessageError("the snapshot is of a state that is less far than this peer's own")
         await self._handover.run(functools.partial(self._replica.restore, snapshot))
         self._donor.forget()

@@ -18,7 +18,7 @@ from peer.handover import Handover
 from peer.replica import Replica
 from protocols.chunks import Manifest
 from protocols.errors import BadMessageError, RemoteError
-from protocols.round.records import Candidate, SignedCommit, Tip
+from protocols.round.records import Candidate, SignedCommit, Standing, Tip
 from protocols.state import StateHeader, manifest_of
 from protocols.transport.links import Links
 from protocols.transport.state_transfer import give_snapshot
@@ -48,7 +48,7 @@ class KeptCommit:
 class HeldSnapshot:
     manifest: Manifest
     snapshot: bytes
-    total_samples: int
+    standing: Standing
     captured_at: float
     used_at: float = float("-inf")  # last offered or fetched of
     joiners: dict[str, tuple[float, float]] = field(default_factory=dict)  # peer -> its first and its last request
@@ -128,38 +128,38 @@ class Donor:
             every *= 2
         return every
 
-    async def offer(self, digest: str, total_samples: int) -> Manifest | None:
+    async def offer(self, digest: str, at_least: Standing | None) -> Manifest | None:
         """The snapshot named `digest` if it is here and of use; else the newest of use; else one of the state as it stands.
 
-        Of use is what has at least `total_samples` committed samples and can be followed by the commits kept. None when
+        Of use is what is not lighter than `at_least` and can be followed by the commits kept. None when
         this peer's own state is not that far. Raises BadMessageError when its state is of no lineage.
         """
         self._asked_at = self._clock()
         tip = self._replica.tip
-        if tip is not None and tip.total_samples < total_samples:
+        if tip is not None and at_least is not None and at_least.heavier_than(tip.standing):
             return None
         async with self._capturing:
-            found = self._of_use(digest, total_samples)
+            found = self._of_use(digest, at_least)
             if found is None:
                 moves = self._moves
                 found = await self._hold(self._handover.put(self._capture), moves)
-        if found is None or found.total_samples < total_samples:
+        if found is None or (at_least is not None and at_least.heavier_than(found.standing)):
             return None
         found.used_at = self._clock()
         return found.manifest
 
-    def _of_use(self, digest: str, total_samples: int) -> HeldSnapshot | None:
+    def _of_use(self, digest: str, at_least: Standing | None) -> HeldSnapshot | None:
         tip = self._replica.tip
         of_use = [
             held
             for held in self._held
-            if held.total_samples >= total_samples
+            if not (at_least is not None and at_least.heavier_than(held.standing))
             and (
                 (tip is not None and tip.lineage == held.manifest.lineage)
                 or self.commits_after(held.manifest.lineage) is not None
             )
         ]
-        return max(of_use, key=lambda held: (held.manifest.digest == digest, held.total_samples), default=None)
+        return max(of_use, key=lambda held: (held.manifest.digest == digest, held.standing.total_samples), default=None)
 
     def fetched(self, peer: str, digest: str) -> HeldSnapshot | None:
         """The snapshot named `digest`, of which `peer` fetches chunks now; None if it is not here any more."""
@@ -171,10 +171,10 @@ class Donor:
                 return held
         return None
 
-    async def give(self, links: Links, to: Candidate, total_samples: int) -> None:
-        """Bring a snapshot of at least `total_samples` to a peer that asked for it. What fails is asked for again."""
+    async def give(self, links: Links, to: Candidate, at_least: Standing) -> None:
+        """Bring a snapshot, not lighter than `at_least`, to a peer that asked for it. What fails is asked for again."""
         try:
-            manifest = await self.offer("", total_samples)
+            manifest = await self.offer("", at_least)
             found = self.fetched(to.peer, manifest.digest) if manifest is not None else None
             if found is not None:
                 await give_snapshot(links, to, found.manifest, found.snapshot)
@@ -208,7 +208,7 @@ class Donor:
             if held.manifest.digest == manifest.digest:
                 return held
         now = self._clock()
-        held = HeldSnapshot(manifest, snapshot, tip.total_samples, now)
+        held = HeldSnapshot(manifest, snapshot, tip.standing, now)
         self._held = [*self._in_use(now)[-1:], held]
         return held
 

@@ -20,7 +20,7 @@ from protocols.errors import BadMessageError
 from protocols.reasons import Reason
 from protocols.reduction import CHUNK_ELEMENTS
 from protocols.round.member import Phase
-from protocols.round.records import Candidate, Hello, Report
+from protocols.round.records import Candidate, Hello, Report, Standing
 from protocols.transport.links import END, admit, refuse
 from protocols.transport.state_transfer import chunk_part
 from protocols.wire import dugnad_pb2 as pb
@@ -141,7 +141,8 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
         if member.tip is None or member.phase is Phase.CATCHING_UP:
             await refuse(context, Reason.NOT_CAUGHT_UP, "this peer looks for the run's state itself")
         try:
-            manifest = await self._averaging.donor.offer(request.digest, request.total_samples)
+            at_least = from_wire(Standing, request.at_least) if request.HasField("at_least") else None
+            manifest = await self._averaging.donor.offer(request.digest, at_least)
         except BadMessageError as error:
             await refuse(context, Reason.NOT_CAUGHT_UP, str(error))
         if manifest is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from protocols.errors import BadMessageError
@@ -180,3 +181,13 @@ class Download:
                 break
             run.insert(0, index)
         return run
+
+
+def choose(offers: Mapping[str, Manifest], best: Collection[str], target: Manifest | None) -> Manifest:
+    """Which of the snapshots that donors offer to fetch: `target`, if it is among them. Else, of what the `best` donors
+    offer (of everything, if none of them does), what most donors share, the newest of such."""
+    sharers = Counter(offer.digest for offer in offers.values())
+    if target is not None and target.digest in sharers:
+        return target
+    eligible = [offer for donor, offer in offers.items() if donor in best] or list(offers.values())
+    return max(eligible, key=lambda offer: (sharers[offer.digest], offer.epoch, offer.digest))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from protocols.round.records import Standing
 
-FIRST_REST_S, LONGEST_REST_S = 2.0, 300.0
+FIRST_REST_S, LONGEST_REST_S = 2.0, 32.0
 MOST_REMEMBERED = 64
 
 

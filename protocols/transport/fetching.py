@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
-from protocols.chunks import Download, Manifest
+from protocols.chunks import Download, Manifest, choose
 from protocols.errors import BadMessageError, RemoteError, UnreachableError
-from protocols.round.records import Candidate
+from protocols.round.records import Candidate, Standing
 from protocols.transport.links import Links, translated
 from protocols.transport.state_transfer import IDLE_S, Progress, unless_idle
 from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import from_wire
+from protocols.wire.convert import from_wire, to_wire
 from protocols.wire.dugnad_pb2_grpc import PeerStub
 
 # A donor that has no snapshot at hand finishes a micro-batch, captures one and hashes it.
@@ -34,8 +33,8 @@ class SnapshotFetch:
         self._failed = failed
         self._changed = asyncio.Event()  # replaced whenever a chunk or a donor came or went
 
-    async def run(self, donors: Sequence[Candidate], *, best: Collection[str] = (), total_samples: int = 0) -> bytes:
-        """A snapshot of at least `total_samples` committed samples, whole, every chunk checked against its manifest.
+    async def run(self, donors: Sequence[Candidate], *, best: Collection[str] = (), at_least: Standing | None = None) -> bytes:
+        """A snapshot that is not lighter than `at_least`, whole, every chunk checked against its manifest.
 
         `best`: the peers that are furthest; what one of them offers is taken rather than what only others do. Raises the
         last donor's RemoteError when none is left; what was fetched until then stays.
@@ -46,7 +45,7 @@ class SnapshotFetch:
 
         async def serve_from(donor: Candidate) -> None:
             try:
-                offers[donor.peer] = offer = await self._offer(donor, total_samples)
+                offers[donor.peer] = offer = await self._offer(donor, at_least)
                 self._change()
                 await chosen.wait()
                 if self.download.manifest is not None and offer.digest == self.download.manifest.digest:
@@ -62,7 +61,7 @@ class SnapshotFetch:
         try:
             await self._first_offers(workers, offers)
             if offers:
-                self.download.aim(_choice(offers, set(best), self.download.manifest))
+                self.download.aim(choose(offers, set(best), self.download.manifest))
                 chosen.set()
                 self._told()
             while not self.download.done and not all(worker.done() for worker in workers):
@@ -96,10 +95,12 @@ class SnapshotFetch:
         except asyncio.TimeoutError:
             return
 
-    async def _offer(self, donor: Candidate, total_samples: int) -> Manifest:
+    async def _offer(self, donor: Candidate, at_least: Standing | None) -> Manifest:
         whom = f"donor {donor.peer[:8]}"
         target = self.download.manifest
-        request = pb.OfferRequest(digest=target.digest if target is not None else "", total_samples=total_samples)
+        request = pb.OfferRequest(
+            digest=target.digest if target is not None else "", at_least=to_wire(at_least) if at_least is not None else None
+        )
         with translated(whom):
             stub = PeerStub(self._links.to(donor.peer, donor.address))
             reply = await stub.Offer(request, metadata=self._links.metadata, timeout=OFFER_S)
@@ -152,13 +153,3 @@ class SnapshotFetch:
     def _change(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-def _choice(offers: dict[str, Manifest], best: set[str], target: Manifest | None) -> Manifest:
-    """The target so far, while it is to be had. Else, of what the best peers offer (of everything, if none of them does),
-    what most donors share, the newest of such."""
-    sharers = Counter(offer.digest for offer in offers.values())
-    if target is not None and target.digest in sharers:
-        return target
-    eligible = [offer for peer, offer in offers.items() if peer in best] or list(offers.values())
-    return max(eligible, key=lambda offer: (sharers[offer.digest], offer.epoch, offer.digest))

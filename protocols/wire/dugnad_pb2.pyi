@@ -363,12 +363,12 @@ class AskReply(_message.Message):
     def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., caught_up: _Optional[bool] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ..., followers: _Optional[int] = ...) -> None: ...
 
 class OfferRequest(_message.Message):
-    __slots__ = ("digest", "total_samples")
+    __slots__ = ("digest", "at_least")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
-    TOTAL_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
     digest: str
-    total_samples: int
-    def __init__(self, digest: _Optional[str] = ..., total_samples: _Optional[int] = ...) -> None: ...
+    at_least: Standing
+    def __init__(self, digest: _Optional[str] = ..., at_least: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...
 
 class SnapshotRequest(_message.Message):
     __slots__ = ("digest", "first_chunk", "chunks")

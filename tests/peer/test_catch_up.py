@@ -14,6 +14,7 @@ from peer.catch_up import TRIES, CatchUp
 from protocols.errors import BadMessageError, RefusedError, RemoteError, UnreachableError
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, Standing, Tip
+from protocols.state import StateHeader
 from protocols.transport.state_transfer import Whereabouts
 
 ANN, BOB = Candidate("ann" + "0" * 29, "a:1"), Candidate("bob" + "0" * 29, "b:1")
@@ -21,6 +22,10 @@ ANN, BOB = Candidate("ann" + "0" * 29, "a:1"), Candidate("bob" + "0" * 29, "b:1"
 
 def tip(epoch: int) -> Tip:
     return Tip(epoch, f"{epoch:064x}", 10 * epoch, ANN)
+
+
+def header(epoch: int) -> StateHeader:
+    return StateHeader("ab" * 32, max(0, epoch), f"{abs(epoch):064x}", max(0, 10 * epoch), "", {})
 
 
 class Replica:
@@ -43,7 +48,7 @@ class Scene:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, epoch: int | None = None) -> None:
         self.replica = Replica(epoch)
         self.there: list[tuple[Candidate, int]] = []
-        self.fetches: list[tuple[list[str], int]] = []  # (donors asked, least samples)
+        self.fetches: list[tuple[list[str], Standing | None]] = []  # (donors asked, at least)
         self.give: Callable[[Any, Sequence[Candidate]], bytes] = lambda fetch, donors: b"0"
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.pauses: list[float] = []
@@ -57,8 +62,8 @@ class Scene:
                     "Download", (), {"manifest": None, "bytes_done": 0, "verified_by": {}, "forget": lambda _: None}
                 )()
 
-            async def run(self, donors: Sequence[Candidate], *, best: Any, total_samples: int) -> bytes:
-                scene.fetches.append(([donor.peer for donor in donors], total_samples))
+            async def run(self, donors: Sequence[Candidate], *, best: Any, at_least: Standing | None) -> bytes:
+                scene.fetches.append(([donor.peer for donor in donors], at_least))
                 self.download.verified_by = {donor.peer: 1 for donor in donors}
                 return scene.give(self, donors)
 
@@ -78,7 +83,7 @@ class Scene:
         monkeypatch.setattr(peer.catch_up, "SnapshotFetch", Fetch)
         monkeypatch.setattr(peer.catch_up, "ask_all", ask_all)
         monkeypatch.setattr(peer.catch_up, "fetch_commits", no_commits)
-        monkeypatch.setattr(peer.catch_up, "read_header", lambda snapshot: type("Header", (), {"samples": 10 * int(snapshot)}))
+        monkeypatch.setattr(peer.catch_up, "read_header", lambda snapshot: header(int(snapshot)))
         monkeypatch.setattr(peer.catch_up, "asyncio", SimpleNamespace(sleep=sleep))
 
         class Handover:
@@ -113,7 +118,7 @@ def test_a_newcomer_takes_a_snapshot_and_compares_again(monkeypatch: pytest.Monk
     scene.there = [(ANN, 7), (BOB, 7)]
     scene.give = lambda fetch, donors: b"7"
     assert scene.run() == tip(7)
-    assert scene.fetches == [([ANN.peer, BOB.peer], 0)]
+    assert scene.fetches == [([ANN.peer, BOB.peer], None)]
     assert [name for name, _ in scene.events] == ["catching_up", "fetched", "caught_up"]
 
 
@@ -196,7 +201,7 @@ def test_a_peer_with_state_of_its_own_never_goes_back_to_a_lighter_one(monkeypat
     scene.there = [(ANN, 7)]
     scene.give = lambda fetch, donors: b"7" if len(scene.fetches) > 1 else b"5"
     assert scene.run() == tip(7)
-    assert [least for _, least in scene.fetches] == [60, 60]
+    assert [least for _, least in scene.fetches] == [tip(6).standing, tip(6).standing]
     assert "less far" in scene.named("donor_failed")[0]["problem"]
 
 

@@ -13,7 +13,7 @@ from peer.donor import CAPTURE_SHARE, KEPT_COMMITS, UNUSED_S, WANTED_S, Donor
 from peer.handover import Handover
 from protocols.chunks import Manifest
 from protocols.errors import BadMessageError
-from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
+from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Standing, Tip
 from protocols.state import StateHeader
 
 T = TypeVar("T")
@@ -145,8 +145,8 @@ class Peer:
             for task in list(self.donor._tasks):
                 await task
 
-    async def offered(self, digest: str = "", total_samples: int = 0) -> Manifest:
-        offer = await self.donor.offer(digest, total_samples)
+    async def offered(self, digest: str = "", at_least: Standing | None = None) -> Manifest:
+        offer = await self.donor.offer(digest, at_least)
         assert offer is not None
         return offer
 
@@ -197,10 +197,12 @@ def test_a_state_less_far_than_asked_for_is_not_offered(handover: Handover) -> N
         await it.apply(commits[0])
         early = await it.offered()
         await it.apply(commits[1])
-        samples = commits[1].commit.total_samples
-        later = await it.offered(early.digest, samples)
+        there = Tip.after(commits[1].commit).standing
+        later = await it.offered(early.digest, there)
         assert later.epoch == 2, "what the joiner holds already is not offered to it"
-        assert await it.donor.offer("", samples + 1) is None and it.replica.captures == 2
+        heavier = Standing(3, "0" * 64, there.total_samples)
+        assert heavier.heavier_than(there), "by the tie-break"
+        assert await it.donor.offer("", heavier) is None and it.replica.captures == 2
 
     run(play())
 
@@ -210,7 +212,7 @@ def test_a_download_under_way_is_offered_again_by_its_name(handover: Handover) -
         it, commits = Peer(handover), chain(2)
         first = await it.offered()
         await it.apply(*commits)
-        newer = await it.offered("", commits[1].commit.total_samples)
+        newer = await it.offered("", Tip.after(commits[1].commit).standing)
         assert newer != first
         assert await it.offered() == newer and await it.offered(first.digest) == first
 
@@ -324,4 +326,4 @@ def test_a_replica_without_state_has_no_snapshot_to_give(handover: Handover) -> 
 
     replica.capture = fail  # type: ignore[method-assign]
     with pytest.raises(BadMessageError, match="no lineage"):
-        run(donor(handover, replica).offer("", 0))
+        run(donor(handover, replica).offer("", None))
