@@ -126,9 +126,9 @@ class CatchUp:
         if not trusted:  # whoever is left, then: a fault may pass
             self._distrusted.clear()
             trusted = ahead
-        for there in trusted[:REPLAYS_A_TRY] if self._replica.tip is not None else ():
+        for there in trusted[:REPLAYS_A_TRY]:
             try:
-                if await self._replay(there.peer, advanced):
+                if self._replica.tip is not None and await self._replay(there.peer, advanced):
                     return
             except RemoteError as error:
                 problem = error
