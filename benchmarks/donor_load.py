@@ -1,9 +1,9 @@
 """How much a donor's training slows down while it serves its state: python -m benchmarks.donor_load [--json]
 
-Three processes on loopback. The donor is a whole peer that leads a swarm of one (trainer, rounds, gRPC with mutual TLS, captures);
-only its compute is emulated, by sleeping, and it has no DHT. The joiner fetches the snapshot over and over, as newcomers
-do, through a proxy that lets 100 Mbit/s through. This process alternates windows in which the joiner fetches with windows in
-which it does not, and compares the samples that the donor drew.
+Three processes on loopback. The donor is a whole peer that leads a swarm of one (trainer, rounds, gRPC with mutual TLS,
+captures); only its compute is emulated, by sleeping, and it has no DHT. The joiner fetches the snapshot over and over, as
+newcomers do, through a proxy that lets 100 Mbit/s through. This process alternates windows in which the joiner fetches with
+windows in which it does not, and compares the samples that the donor drew.
 """
 
 from __future__ import annotations
@@ -138,13 +138,17 @@ def donate(options: Options, folder: Path) -> None:
     replica.tip = genesis
     handover = Handover()
     with NetworkThread() as network:
+
+        def progressed(samples: int, samples_per_second: float, step_s: float) -> None:
+            network.loop.call_soon_threadsafe(averaging.progressed, samples, samples_per_second, step_s)
+
         trainer = Trainer(
             replica,
             handover,
             task=cast(Task, Sleeper(MICRO_BATCH / options.samples_per_second)),
             batches=cast(Batches, itertools.repeat({"input_ids": torch.zeros(MICRO_BATCH, 1)})),
             device=torch.device("cpu"),
-            progressed=lambda *progress: network.loop.call_soon_threadsafe(averaging.progressed, *progress) and None,
+            progressed=progressed,
         )
 
         async def take_part() -> tuple[Averaging, int, grpc.aio.Server]:
