@@ -271,6 +271,23 @@ def test_a_snapshot_that_is_being_fetched_survives_the_next_one(handover: Handov
     run(play())
 
 
+def test_two_snapshots_of_which_somebody_fetches_both_stay(handover: Handover) -> None:
+    async def play() -> None:
+        it, commits = Peer(handover), chain(6)
+        it.donor._capture = unmeasured(it)  # type: ignore[method-assign]
+        first = await it.offered()
+        await it.apply(commits[0])
+        second = await it.offered()
+        assert second != first
+        for signed in commits[1:]:
+            assert it.donor.fetched("eve", first.digest) is not None
+            assert it.donor.fetched("fay", second.digest) is not None
+            await it.apply(signed)
+        assert it.replica.captures == 2, "there is no room for a third"
+
+    run(play())
+
+
 def test_a_download_that_lasts_for_many_epochs_keeps_its_snapshot(handover: Handover) -> None:
     async def play() -> None:
         it, commits = Peer(handover), chain(14)

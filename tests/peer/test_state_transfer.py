@@ -309,6 +309,35 @@ def test_a_donor_that_sends_a_wrong_chunk_is_dropped_by_name_and_the_chunk_comes
     play(work)
 
 
+def test_a_chunk_over_which_two_donors_died_comes_from_the_third(tmp_path: Path) -> None:
+    async def work() -> None:
+        died, both_asked, both_died = [0], asyncio.Event(), asyncio.Event()
+
+        async def asked() -> None:
+            if all(donor.asked for donor in mortals):
+                both_asked.set()
+
+        async def die_over_the_first_chunk(index: int) -> None:
+            if index == 0:
+                died[0] += 1
+                if died[0] == 2:
+                    both_died.set()
+                raise ConnectionError
+
+        async def wait_for_their_death(index: int) -> None:
+            await both_died.wait()
+
+        async def last() -> None:
+            await both_asked.wait()
+
+        mortals = [Donor(go=die_over_the_first_chunk, offering=asked) for _ in range(2)]
+        async with table(tmp_path, *mortals, Donor(go=wait_for_their_death, offering=last)) as it:
+            assert await it.run() == SNAPSHOT
+            assert died == [2] and len(it.failed) == 2
+
+    play(work)
+
+
 def test_a_donor_that_stands_still_does_not_hold_up_the_end(tmp_path: Path) -> None:
     async def work() -> None:
         reached = asyncio.Event()
