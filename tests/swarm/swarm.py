@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from protocols.errors import RefusedError
 from protocols.event_log import read_events
 from protocols.identity import Key, Ticket
 from protocols.round.records import Candidate
@@ -285,7 +286,13 @@ class Swarm:
         async def fetch(links: Links) -> bytes:
             return await SnapshotFetch(links, 1 << 30, lambda done, total: None, lambda peer, error: None).run([candidate])
 
-        return bytes(self.call(fetch))
+        def offered() -> bytes | None:
+            try:
+                return bytes(self.call(fetch))
+            except RefusedError:
+                return None  # it catches up just now
+
+        return bytes(wait_until(offered, f"{process.name} to give its state"))
 
 
 def address_of(process: Process) -> str:
