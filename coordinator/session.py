@@ -9,7 +9,6 @@ import errno
 import json
 import logging
 import queue
-import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,9 +33,10 @@ from protocols.optimization import build_optimizer, build_scheduler
 from protocols.run_spec import RunSpec
 from protocols.task import open_task
 from protocols.transport.discovery import Discovery, DiscoveryConfig
+from protocols.transport.fetching import SnapshotFetch
 from protocols.transport.links import Links, enrolment_server, listen
 from protocols.transport.network_thread import NetworkThread
-from protocols.transport.state_transfer import ask_all, fetch_snapshot
+from protocols.transport.state_transfer import ask_all
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.dugnad_pb2_grpc import add_EnrolmentServicer_to_server
 
@@ -241,17 +241,22 @@ class _Session:
         return self._network.call(asyncio.wait_for(self._fetch_newest(), FETCH_S))
 
     async def _fetch_newest(self) -> bytes:
-        """From whoever is furthest, an auxiliary peer rather than one that trains. Raises RemoteError."""
+        """From those who are furthest, auxiliary peers rather than those that train. Raises RemoteError."""
         found = await ask_all(self._links, self._known.candidates())
-        best = [there.peer for there in found if there.standing == found[0].standing]
-        random.shuffle(best)
-        problem: RemoteError = UnreachableError("no peer answers that holds the run's state")
-        for donor in sorted(best, key=lambda peer: not self._known.is_auxiliary(peer.peer)):
-            try:
-                return await fetch_snapshot(self._links, donor, MAX_SNAPSHOT_BYTES, lambda done, total: None)
-            except (RemoteError, BadMessageError) as error:
-                problem = error
-        raise problem
+        if not found:
+            raise UnreachableError("no peer answers that holds the run's state")
+        newest = found[0].standing
+        best = [there.peer for there in found if there.standing == newest]
+        auxiliary = [peer for peer in best if self._known.is_auxiliary(peer.peer)]
+        fetch = SnapshotFetch(self._links, MAX_SNAPSHOT_BYTES, lambda done, total: None, self._donor_failed)
+        if auxiliary:
+            with contextlib.suppress(RemoteError):  # said by _donor_failed
+                return await fetch.run(auxiliary, at_least=newest)
+        return await fetch.run(best, at_least=newest)
+
+    @staticmethod
+    def _donor_failed(peer: str, problem: RemoteError) -> None:
+        _log.warning("the state could not be fetched from %s: %s", peer[:8], problem)
 
     # -- stopping --------------------------------------------------------------------------------------------------------------
 

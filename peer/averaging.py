@@ -269,7 +269,7 @@ class Averaging:
             self.perform(self.member.on_abort(message.abort.plan_digest, Reason(message.abort.reason)))
         elif kind == "need_state":
             if self.member.tip is not None:
-                self._spawn(self.donor.give(self.links, lead, self.member.tip.lineage))
+                self._spawn(self.donor.give(self.links, lead, self.member.tip.standing))
         elif kind == "signed_commit":
             signed = check_signed(from_wire(SignedCommit, message.signed_commit), self.links.credentials.authority)
             self.perform(self.member.on_commit(signed))
@@ -280,7 +280,7 @@ class Averaging:
         if tip is None or phase in (Phase.CATCHING_UP, Phase.APPLYING) or not theirs.heavier_than(tip.standing):
             return
         under_way = plan is not None and self.following is not None and plan.ballot.lead == self.following.peer
-        if not under_way:
+        if not under_way and self._catching_up.worth(theirs):
             self.perform(self.member.catch_up(Reason.BEHIND))
 
     def report(self) -> None:

@@ -14,14 +14,15 @@ import grpc
 from peer.averaging import HEARTBEAT_S, Averaging
 from peer.lead_desk import Outbox
 from peer.observers import Observers
+from peer.pacing import Pace
 from peer.reducing import serve_reduce
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
 from protocols.reduction import CHUNK_ELEMENTS
 from protocols.round.member import Phase
-from protocols.round.records import Candidate, Hello, Report
+from protocols.round.records import Candidate, Hello, Report, Standing
 from protocols.transport.links import END, admit, refuse
-from protocols.transport.state_transfer import snapshot_parts
+from protocols.transport.state_transfer import chunk_part
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import MEMBER_KINDS, from_wire, to_wire
 from protocols.wire.dugnad_pb2_grpc import PeerServicer
@@ -34,6 +35,7 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
     def __init__(self, averaging: Averaging, observers: Observers) -> None:
         self._averaging = averaging
         self._observers = observers
+        self._pace = Pace(lambda: averaging.member.phase is Phase.REDUCING)
         self._left: set[str] = set()  # peers that said goodbye; their stream is about to end
 
     async def _admit(self, context: Any) -> str:
@@ -138,15 +140,32 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
             followers=len(averaging.desk),
         )
 
-    async def Snapshot(self, request: pb.SnapshotRequest, context: Any) -> AsyncIterator[pb.SnapshotPart]:
+    async def Offer(self, request: pb.OfferRequest, context: Any) -> pb.Manifest:
         await self._admit(context)
-        tip = self._averaging.member.tip
-        found = await self._averaging.donor.snapshot(request.digest, tip.lineage) if tip is not None else None
-        if found is None:
-            await refuse(context, Reason.NOT_CAUGHT_UP, "this peer does not have that snapshot")
-        manifest, snapshot = found
-        for part in snapshot_parts(manifest, snapshot, request.first_chunk):
+        member = self._averaging.member
+        if member.tip is None or member.phase is Phase.CATCHING_UP:
+            await refuse(context, Reason.NOT_CAUGHT_UP, "this peer looks for the run's state itself")
+        try:
+            at_least = from_wire(Standing, request.at_least) if request.HasField("at_least") else None
+            manifest = await self._averaging.donor.offer(request.digest, at_least)
+        except BadMessageError as error:
+            await refuse(context, Reason.NOT_CAUGHT_UP, str(error))
+        if manifest is None:
+            await refuse(context, Reason.BEHIND, "this peer is not that far")
+        offered: pb.Manifest = to_wire(manifest)
+        return offered
+
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Any) -> AsyncIterator[pb.SnapshotPart]:
+        peer = await self._admit(context)
+        held = self._averaging.donor.fetched(peer, request.digest)
+        if held is None:
+            await refuse(context, Reason.SUPERSEDED, "this peer does not have that snapshot any more")
+        manifest, snapshot = held.manifest, held.snapshot
+        end = min(request.first_chunk + request.chunks, len(manifest.chunk_sha256))
+        parts = (chunk_part(manifest, snapshot, index) for index in range(request.first_chunk, end))
+        async for part in self._pace.parts(parts, manifest.chunk_bytes, waits_for_rounds=True):
             yield part
+            self._averaging.donor.fetched(peer, request.digest)
 
     async def Give(self, requests: AsyncIterator[pb.SnapshotPart], context: Any) -> pb.GiveReply:
         peer = await self._admit(context)
@@ -163,8 +182,12 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
             await refuse(context, Reason.OTHER_LINEAGE, "this peer's commits do not reach back to that lineage")
         for item in kept:
             yield pb.CommitPart(signed_commit=to_wire(item.signed))
-            for at in range(0, len(item.averaged), _CHUNK_BYTES):
-                yield pb.CommitPart(chunk=pb.Chunk(offset=at, data=item.averaged[at : at + _CHUNK_BYTES]))
+            chunks = (
+                pb.Chunk(offset=at, data=item.averaged[at : at + _CHUNK_BYTES])
+                for at in range(0, len(item.averaged), _CHUNK_BYTES)
+            )
+            async for chunk in self._pace.parts(chunks, _CHUNK_BYTES, waits_for_rounds=False):
+                yield pb.CommitPart(chunk=chunk)
 
     # -- observing -------------------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from protocols.chunks import Download, Manifest
 from protocols.errors import BadMessageError, UnreachableError
-from protocols.transport.state_transfer import IDLE_S, Progress, SnapshotAssembler
+from protocols.transport.state_transfer import IDLE_S, Progress
+from protocols.wire import dugnad_pb2 as pb
+from protocols.wire.convert import from_wire
 
 # No snapshot holds more than parameters and this many numbers of 8 bytes for each of them, and a header.
 _SLOTS, _HEADER_BYTES = 16, 64 << 20
@@ -43,19 +46,35 @@ class Uploads:
             del self._wanted[peer]
 
     async def receive(self, peer: str, parts: AsyncIterator[Any]) -> None:
-        """A stream of snapshot parts from `peer`. Raises BadMessageError unless they were asked for and fit together."""
+        """A stream of snapshot parts from `peer`, manifest first. Raises BadMessageError unless they were asked for and fit
+        together."""
         wanted = self._wanted.get(peer)
         if wanted is None:
             raise BadMessageError("nobody asked for this state")
-        assembler = SnapshotAssembler(f"peer {peer[:8]}", self._max_bytes, self._progress)
+        download = Download()
         try:
             async for part in parts:
-                assembler.take(part)
+                self._take(download, peer, part)
                 self._moving.set()
-            snapshot = assembler.finish()
+            if not download.done:
+                raise BadMessageError(f"peer {peer[:8]}'s snapshot ended early, at {download.bytes_done} bytes")
         except BadMessageError as error:
             if not wanted.done():
                 wanted.set_exception(error)
             raise
         if not wanted.done():
-            wanted.set_result(snapshot)
+            wanted.set_result(download.snapshot())
+
+    def _take(self, download: Download, peer: str, part: pb.SnapshotPart) -> None:
+        if part.WhichOneof("kind") == "manifest":
+            manifest = from_wire(Manifest, part.manifest)
+            if manifest.total_bytes > self._max_bytes:
+                raise BadMessageError(f"a snapshot of {manifest.total_bytes} bytes, more than this model can have")
+            download.aim(manifest)
+        elif download.manifest is None:
+            raise BadMessageError("a chunk came before its manifest")
+        else:
+            if not download.owes(peer):
+                download.next(peer)
+            download.received(peer, part.chunk.offset // download.manifest.chunk_bytes, part.chunk.data)
+            self._progress(download.bytes_done, download.manifest.total_bytes)

@@ -44,3 +44,6 @@ class Reason(str, Enum):
     BEHIND = "behind"
     MISSED_RESULTS = "missed-results"  # the commit is there, its averaged shards are not
     APPLY_FAILED = "apply-failed"
+
+    # A lineage is left alone for a while.
+    NO_HOLDER = "no-holder"  # it is heavier, and nobody who holds it can be reached

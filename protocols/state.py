@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from protocols.chunks import Manifest
 from protocols.errors import BadMessageError
 
 CHUNK_BYTES = 1 << 20
@@ -39,21 +40,6 @@ class StateHeader:
     samples: int
     commit: str
     scheduler: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Names a snapshot by the SHA-256 of each of its chunks of `chunk_bytes` bytes (the last may be shorter)."""
-
-    epoch: int
-    lineage: str
-    total_bytes: int
-    chunk_bytes: int
-    chunk_sha256: tuple[bytes, ...]
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(b"".join(self.chunk_sha256)).hexdigest()
 
 
 def manifest_of(snapshot: bytes, header: StateHeader, chunk_bytes: int = CHUNK_BYTES) -> Manifest:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from protocols.chunks import Manifest
 from protocols.reasons import Reason
 from protocols.round.records import Contribution, SignedCommit, Standing, Tip
 
@@ -69,8 +70,31 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class OfferRequest:
+    digest: str
+    at_least: Standing | None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A manifest, and what a real snapshot says of itself in its header."""
+
+    manifest: Manifest
+    tip: Tip
+    commit: SignedCommit | None
+
+
+@dataclass(frozen=True)
 class SnapshotRequest:
-    pass
+    digest: str
+    first_chunk: int
+    chunks: int
+
+
+@dataclass(frozen=True)
+class SnapshotChunk:
+    index: int
+    data: bytes
 
 
 @dataclass(frozen=True)

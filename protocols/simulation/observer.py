@@ -230,6 +230,9 @@ class Observer:
             seen = self._seen[process]
             seen.lineage, seen.state, seen.heaviest = "", None, None
 
+    def downloaded(self, process: SimulatedPeer, chunks: dict[str, int]) -> None:
+        self._note(process, f"has a snapshot, {', '.join(f'{count} chunks of {donor}' for donor, count in chunks.items())}")
+
     def restored(self, process: SimulatedPeer, snapshot: Snapshot) -> None:
         self._note(process, f"restores {snapshot.tip.lineage[:8]}")
         if snapshot.tip.lineage not in self.lineages:

@@ -18,6 +18,7 @@ from protocols.round import member as member_actions
 from protocols.round.lead import DETECTION_S, Lead
 from protocols.round.member import Member, Phase
 from protocols.round.records import Averages, Candidate, Contribution, Hello, Plan, Report, SignedCommit, Standing, Tip
+from protocols.round.sought import Sought
 from protocols.round.succession import Succession
 from protocols.simulation.bulk import Exchanges
 from protocols.simulation.following import Following
@@ -27,6 +28,7 @@ from protocols.simulation.messages import (
     CommitsRequest,
     Heartbeat,
     NotLead,
+    OfferRequest,
     ReduceOpen,
     Refused,
     SnapshotRequest,
@@ -79,7 +81,7 @@ class SimulatedPeer:
             max_epochs=None,
         )
         self.replica = Replica(self.name, incarnation, codec)
-        self.donor = Donor(self)
+        self.donor, self.sought = Donor(self), Sought()
         self.exchanges = Exchanges(self)
         self.trainer = Trainer(self, micro_batch, step_s)
         self.bootstrap = bootstrap
@@ -160,7 +162,7 @@ class SimulatedPeer:
             return
         following = self.link.following
         under_way = plan is not None and following is not None and plan.ballot.lead == following.peer
-        if not under_way:
+        if not under_way and self.sought.worth(theirs, self.now):
             self.perform(self.member.catch_up(Reason.BEHIND))
 
     def report(self) -> None:
@@ -220,8 +222,10 @@ class SimulatedPeer:
                     caught_up = self.member.phase is not Phase.CATCHING_UP
                     stream.send(self, Whereabouts(self.name, tip.standing, caught_up, follows, len(self.desk)))
                 stream.close(self)
+            case OfferRequest():
+                self.donor.serve_offer(stream, opening)
             case SnapshotRequest():
-                self.donor.serve_snapshot(stream)
+                self.donor.serve_chunks(stream, opening)
             case CommitsRequest(after):
                 self.donor.serve_commits(stream, after)
 

@@ -2,39 +2,76 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from protocols.chunks import Download, Manifest, choose
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
+from protocols.round.member import Phase
 from protocols.round.records import Candidate
-from protocols.simulation.messages import CommitsRequest, KeptCommit, NoMore, Refused, Snapshot, SnapshotRequest, Whereabouts
+from protocols.simulation.messages import (
+    CommitsRequest,
+    KeptCommit,
+    NoMore,
+    Offer,
+    OfferRequest,
+    Refused,
+    Snapshot,
+    SnapshotChunk,
+    SnapshotRequest,
+    Whereabouts,
+)
 from protocols.simulation.network import Stream
 from protocols.simulation.replica import ELEMENTS, DeviceError
-from protocols.simulation.world import Later, Task
+from protocols.simulation.world import Later, Task, start
 
 if TYPE_CHECKING:
     from protocols.simulation.process import SimulatedPeer
 
-# As in peer/catch_up.py, peer/donor.py and protocols/transport/state_transfer.py.
+# As in peer/catch_up.py, peer/donor.py and protocols/transport/.
 TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 20, 0.25, 8.0
-DONORS_A_TRY = 3
+REPLAYS_A_TRY, DONORS_A_TRY = 3, 8
 IDLE_S = 10.0
+WANTED_S, UNUSED_S = 120.0, 30.0
+CAPTURE_S = 0.005
 # Fewer than in production, so that peers fall off the end and need a snapshot.
 KEPT_COMMITS = 4
+# Production measures how far apart the common epochs are.
+EVERY_EPOCHS = 2
+# Small, so that a snapshot comes from several donors.
+CHUNK_BYTES = ELEMENTS
+CHUNKS = 8
+
+
+@dataclass(eq=False)
+class HeldSnapshot:
+    offer: Offer
+    state: bytes
+    used_at: float = float("-inf")
 
 
 class Donor:
     def __init__(self, process: SimulatedPeer) -> None:
         self._process = process
         self._commits: deque[KeptCommit] = deque(maxlen=KEPT_COMMITS)
+        self._held: list[HeldSnapshot] = []
+        self._asked_at = float("-inf")
 
     def keep(self, signed: Any, averaged: bytes) -> None:
         self._commits.append(KeptCommit(signed, averaged))
+        wanted = self._process.now - self._asked_at < WANTED_S and len(self._in_use()) < 2
+        if wanted and signed.commit.ballot.epoch % EVERY_EPOCHS == 0:
+            self._process.trainer.job(CAPTURE_S, self._capture_unasked)
 
     def forget(self) -> None:
         self._commits.clear()
+        self._held.clear()
 
     def commits_after(self, lineage: str) -> list[KeptCommit] | None:
         kept = list(self._commits)
@@ -45,19 +82,65 @@ class Donor:
                 return kept[index:]
         return None
 
-    def serve_snapshot(self, stream: Stream) -> None:
+    def serve_offer(self, stream: Stream, request: OfferRequest) -> None:
         process = self._process
-        if process.member.tip is None:
-            stream.send(process, Refused(Reason.NOT_CAUGHT_UP))
+
+        def answer(held: HeldSnapshot | None) -> None:
+            lighter = held is None or (request.at_least is not None and request.at_least.heavier_than(held.offer.tip.standing))
+            if held is not None and not lighter:
+                held.used_at = process.now
+            stream.send(process, held.offer if held is not None and not lighter else Refused(Reason.BEHIND))
             stream.close(process)
+
+        self._asked_at = process.now
+        if process.member.tip is None or process.member.phase is Phase.CATCHING_UP:
+            answer(None)
             return
+        found = self._of_use(request)
+        if found is not None:
+            answer(found)
+        else:
+            process.trainer.job(CAPTURE_S, lambda: answer(self._capture()))
 
-        def captured() -> None:
-            snapshot = process.replica.capture()
-            stream.send(process, snapshot if snapshot is not None else Refused(Reason.NOT_CAUGHT_UP), 8.0 * ELEMENTS)
-            stream.close(process)
+    def serve_chunks(self, stream: Stream, request: SnapshotRequest) -> None:
+        process = self._process
+        held = next((held for held in self._held if held.offer.manifest.digest == request.digest), None)
+        if held is None:
+            stream.send(process, Refused(Reason.SUPERSEDED))
+        else:
+            held.used_at = process.now
+            for index in range(request.first_chunk, min(request.first_chunk + request.chunks, CHUNKS)):
+                data = held.state[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+                stream.send(process, SnapshotChunk(index, data), len(data))
+        stream.close(process)
 
-        process.trainer.job(0.005, captured)
+    def _of_use(self, request: OfferRequest) -> HeldSnapshot | None:
+        of_use = [
+            held
+            for held in self._held
+            if not (request.at_least is not None and request.at_least.heavier_than(held.offer.tip.standing))
+            and (held.offer.tip == self._process.replica.tip or self.commits_after(held.offer.tip.lineage) is not None)
+        ]
+        return max(
+            of_use, key=lambda held: (held.offer.manifest.digest == request.digest, held.offer.tip.total_samples), default=None
+        )
+
+    def _capture(self) -> HeldSnapshot | None:
+        captured = self._process.replica.capture()
+        if captured is None:
+            return None
+        state = captured.state.tobytes()
+        digests = tuple(hashlib.sha256(state[at : at + CHUNK_BYTES]).digest() for at in range(0, len(state), CHUNK_BYTES))
+        manifest = Manifest(captured.tip.epoch, captured.tip.lineage, len(state), CHUNK_BYTES, digests)
+        held = HeldSnapshot(Offer(manifest, captured.tip, captured.commit), state)
+        self._held = [*self._in_use()[-1:], held]
+        return held
+
+    def _capture_unasked(self) -> None:
+        self._capture()
+
+    def _in_use(self) -> list[HeldSnapshot]:
+        return [held for held in self._held if self._process.now - held.used_at < UNUSED_S]
 
     def serve_commits(self, stream: Stream, after: str) -> None:
         process = self._process
@@ -73,20 +156,25 @@ class Donor:
 
 def catch_up(process: SimulatedPeer) -> Task:
     """Bring the replica to the heaviest lineage among those who answer; with nobody further, that is its own."""
-    pause_s = FIRST_PAUSE_S
-    for _ in range(TRIES):
+    download = Download()
+    vain, pause_s = 0, FIRST_PAUSE_S
+    while vain < TRIES:
         known = {candidate.peer: candidate for candidate in (*process.bootstrap, *process.succession.order)}
         found = yield from _ask_all(process, [candidate for peer, candidate in known.items() if peer != process.name])
-        mine = process.replica.tip
-        ahead = [there for there in found if mine is None or there.standing.heavier_than(mine.standing)]
-        if mine is not None and not ahead:
+        before, target, bytes_done = process.replica.tip, download.manifest, download.bytes_done
+        ahead = [there for there in found if before is None or there.standing.heavier_than(before.standing)]
+        if before is not None and not ahead:
+            process.sought.ended(before.standing, process.now)
             process.caught_up()
             return
-        for there in ahead[:DONORS_A_TRY]:
-            if (yield from _take_from(process, there.peer)):
-                pause_s = FIRST_PAUSE_S
-                break
+        if ahead:
+            yield from _take_from(process, ahead, download)
+        mine = process.replica.tip
+        got_on = mine is not None and (before is None or mine.standing.heavier_than(before.standing))
+        if got_on or (target is not None and download.manifest == target and download.bytes_done > bytes_done):
+            vain, pause_s = 0, FIRST_PAUSE_S
         else:
+            vain += 1
             yield _sleep(process, pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     process.gives_up()
@@ -137,21 +225,96 @@ class _Fetch:
             self._parts.append(part)
 
 
-def _take_from(process: SimulatedPeer, donor: str) -> Generator[Later, Any, bool]:
-    """Whether the donor gave what it was asked for."""
-    if process.replica.tip is not None:
-        replayed = yield from _replay(process, donor)
-        if replayed is not None:
-            return replayed
-    fetch = _Fetch(process, donor, "snapshot", SnapshotRequest())
-    snapshot = yield fetch.next()
-    fetch.close()
-    if not isinstance(snapshot, Snapshot):
+def _take_from(process: SimulatedPeer, ahead: list[Whereabouts], download: Download) -> Generator[Later, Any, bool]:
+    """Whether somebody gave what was asked for."""
+    for there in ahead[:REPLAYS_A_TRY]:
+        if process.replica.tip is not None and (yield from _replay(process, there.peer)):
+            return True
+    return (yield from _take_snapshot(process, ahead[:DONORS_A_TRY], download))
+
+
+def _take_snapshot(process: SimulatedPeer, donors: list[Whereabouts], download: Download) -> Generator[Later, Any, bool]:
+    """As SnapshotFetch.run and CatchUp._take_snapshot."""
+    mine, target = process.replica.tip, download.manifest
+    request = OfferRequest(target.digest if target is not None else "", mine.standing if mine is not None else None)
+    asked = {there.peer: _Fetch(process, there.peer, "offer", request) for there in donors}
+    offers: dict[str, Offer] = {}
+    for peer, fetch in asked.items():
+        answer = yield fetch.next()
+        fetch.close()
+        if isinstance(answer, Offer):
+            offers[peer] = answer
+    if not offers:
         return False
+    best = {there.peer for there in donors if there.standing == donors[0].standing}
+    chosen = choose({peer: offer.manifest for peer, offer in offers.items()}, best, target)
+    download.aim(chosen)
+    sharers = [peer for peer, offer in offers.items() if offer.manifest.digest == chosen.digest]
+    fetching = _Fetching(process, download)
+    for peer in sharers if not download.done else ():
+        start(fetching.pull(peer), process)
+    if not download.done:
+        yield fetching.over
+    if not download.done:
+        return False
+    process.observer.downloaded(process, dict(download.verified_by))
+    offer = offers[sharers[0]]
+    state = np.frombuffer(download.snapshot())
+    download.forget()
+    snapshot = Snapshot(offer.tip, offer.commit, state)
     yield _job(process, lambda: process.replica.restore(snapshot))
     process.observer.restored(process, snapshot)
     process.donor.forget()
     return True
+
+
+class _Fetching:
+    """The donors of one download at work, each a task."""
+
+    def __init__(self, process: SimulatedPeer, download: Download) -> None:
+        self._process = process
+        self._download = download
+        self._at_work = 0
+        self._idle: list[Later] = []
+        self.over = Later()
+
+    def pull(self, donor: str) -> Task:
+        download = self._download
+        self._at_work += 1
+        download.join(donor)
+        while not self.over.done:
+            wanted = download.next(donor)
+            if wanted is None:
+                later = Later()
+                self._idle.append(later)
+                yield later
+                continue
+            assert download.manifest is not None
+            request = SnapshotRequest(download.manifest.digest, wanted.first, wanted.count)
+            fetch = _Fetch(self._process, donor, "snapshot", request)
+            while not self.over.done and download.owes(donor):
+                part = yield fetch.next()
+                if self.over.done:
+                    break
+                if not isinstance(part, SnapshotChunk):
+                    fetch.close()
+                    self._lost(donor)
+                    return
+                if download.received(donor, part.index, part.data):
+                    self._moved()
+            fetch.close()
+
+    def _lost(self, donor: str) -> None:
+        self._download.leave(donor)
+        self._at_work -= 1
+        self._moved()
+
+    def _moved(self) -> None:
+        if self._download.done or not self._at_work:
+            self.over.set()
+        idle, self._idle = self._idle, []
+        for later in idle:
+            later.set()
 
 
 def _replay(process: SimulatedPeer, donor: str) -> Generator[Later, Any, bool | None]:

@@ -1,4 +1,7 @@
-"""Asking peers where they stand, and fetching state from them: a snapshot, or the commits since a lineage."""
+"""Asking peers where they stand, bringing them a snapshot, and fetching the commits since a lineage.
+
+Fetching a snapshot, which takes many donors, is in fetching.py.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from protocols.chunks import Manifest
 from protocols.errors import BadMessageError, RefusedError, RemoteError
 from protocols.reasons import Reason
 from protocols.round.lead import DETECTION_S
 from protocols.round.records import Candidate, SignedCommit, Standing
 from protocols.slices import Outcome
-from protocols.state import Manifest
 from protocols.transport.links import Links, translated
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import from_wire, to_wire
@@ -64,64 +67,24 @@ async def ask_all(links: Links, peers: Iterable[Candidate], limit_s: float = DET
     return sorted(found, key=lambda answer: (-answer.standing.total_samples, answer.standing.lineage))
 
 
-class SnapshotAssembler:
-    """Puts a snapshot together from its parts: the manifest first, then every chunk in order, each checked against it."""
-
-    def __init__(self, whom: str, max_bytes: int, progress: Progress) -> None:
-        self._whom = whom
-        self._max_bytes = max_bytes
-        self._progress = progress
-        self._manifest: Manifest | None = None
-        self._received = bytearray()
-        self._chunks = 0
-
-    def take(self, part: pb.SnapshotPart) -> None:
-        """Raises BadMessageError when a chunk does not match, or the snapshot is larger than `max_bytes`."""
-        if part.WhichOneof("kind") == "manifest":
-            self._manifest = from_wire(Manifest, part.manifest)
-            if self._manifest.total_bytes > self._max_bytes:
-                offered = self._manifest.total_bytes
-                raise BadMessageError(f"{self._whom} offers a snapshot of {offered} bytes, more than this model can have")
-            return
-        if self._manifest is None or self._chunks >= len(self._manifest.chunk_sha256):
-            raise BadMessageError(f"{self._whom} sent a chunk that its manifest does not name")
-        if hashlib.sha256(part.chunk.data).digest() != self._manifest.chunk_sha256[self._chunks]:
-            raise BadMessageError(f"{self._whom} sent chunk {self._chunks} with another digest than it promised")
-        self._received += part.chunk.data
-        self._chunks += 1
-        self._progress(len(self._received), self._manifest.total_bytes)
-
-    def finish(self) -> bytes:
-        """Raises BadMessageError when something is missing."""
-        if self._manifest is None or len(self._received) != self._manifest.total_bytes:
-            raise BadMessageError(f"{self._whom}'s snapshot ended early, at {len(self._received)} bytes")
-        return bytes(self._received)
+def chunk_part(manifest: Manifest, snapshot: bytes, index: int) -> pb.SnapshotPart:
+    at = index * manifest.chunk_bytes
+    return pb.SnapshotPart(chunk=pb.Chunk(offset=at, data=snapshot[at : at + manifest.chunk_bytes]))
 
 
-async def fetch_snapshot(links: Links, donor: Candidate, max_bytes: int, progress: Progress) -> bytes:
-    """The donor's newest snapshot. Raises BadMessageError (see SnapshotAssembler); UnreachableError when the donor goes."""
-    whom = f"donor {donor.peer[:8]}"
-    call = PeerStub(links.to(donor.peer, donor.address)).Snapshot(pb.SnapshotRequest(), metadata=links.metadata)
-    assembler = SnapshotAssembler(whom, max_bytes, progress)
-    try:
-        async for part in _unless_idle(call, whom):
-            assembler.take(part)
-    finally:
-        call.cancel()
-    return assembler.finish()
-
-
-def snapshot_parts(manifest: Manifest, snapshot: bytes, first_chunk: int = 0) -> Iterator[pb.SnapshotPart]:
+def whole_snapshot(manifest: Manifest, snapshot: bytes) -> Iterator[pb.SnapshotPart]:
+    """The manifest, then every chunk in order; those that come more than once, once."""
     yield pb.SnapshotPart(manifest=to_wire(manifest))
-    for at in range(first_chunk * manifest.chunk_bytes, len(snapshot), manifest.chunk_bytes):
-        yield pb.SnapshotPart(chunk=pb.Chunk(offset=at, data=snapshot[at : at + manifest.chunk_bytes]))
+    first_places = {digest: index for index, digest in reversed(list(enumerate(manifest.chunk_sha256)))}
+    for index in sorted(first_places.values()):
+        yield chunk_part(manifest, snapshot, index)
 
 
 async def give_snapshot(links: Links, to: Candidate, manifest: Manifest, snapshot: bytes) -> None:
     """Send a snapshot to a peer that asked for it with need_state. Raises RemoteError."""
     with translated(f"peer {to.peer[:8]}"):
         stub = PeerStub(links.to(to.peer, to.address))
-        await stub.Give(snapshot_parts(manifest, snapshot), metadata=links.metadata)
+        await stub.Give(whole_snapshot(manifest, snapshot), metadata=links.metadata)
 
 
 async def fetch_commits(
@@ -138,7 +101,7 @@ async def fetch_commits(
     signed: SignedCommit | None = None
     vector = bytearray()
     try:
-        async for part in _unless_idle(call, whom):
+        async for part in unless_idle(call, whom):
             if part.WhichOneof("kind") == "signed_commit":
                 if signed is not None:
                     raise BadMessageError(f"{whom} sent a commit without its averages")
@@ -170,13 +133,16 @@ def check_averaged(signed: SignedCommit, averaged: bytes | bytearray, outcome: O
             raise BadMessageError(f"the averages of elements {shard.start} to {shard.stop} do not match the commit")
 
 
-async def _unless_idle(call: Any, whom: str) -> AsyncIterator[Any]:
+async def unless_idle(call: Any, whom: str, limit_s: Callable[[], float] = lambda: IDLE_S) -> AsyncIterator[Any]:
+    """The messages of a stream. Raises RefusedError (reason silent) when none comes for `limit_s()` seconds, and what
+    `translated` raises."""
     parts = aiter(call)
     while True:
+        patience_s = limit_s()
         try:
             with translated(whom):
-                yield await asyncio.wait_for(anext(parts), IDLE_S)
+                yield await asyncio.wait_for(anext(parts), patience_s)
         except StopAsyncIteration:
             return
         except asyncio.TimeoutError as error:
-            raise RefusedError(f"{whom} sent nothing for {IDLE_S:.0f} s", reason=Reason.SILENT.value) from error
+            raise RefusedError(f"{whom} sent nothing for {patience_s:.0f} s", reason=Reason.SILENT.value) from error

@@ -372,13 +372,23 @@ class AskReply(_message.Message):
     followers: int
     def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., caught_up: _Optional[bool] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ..., followers: _Optional[int] = ...) -> None: ...
 
+class OfferRequest(_message.Message):
+    __slots__ = ("digest", "at_least")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    at_least: Standing
+    def __init__(self, digest: _Optional[str] = ..., at_least: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...
+
 class SnapshotRequest(_message.Message):
-    __slots__ = ("digest", "first_chunk")
+    __slots__ = ("digest", "first_chunk", "chunks")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     FIRST_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
     digest: str
     first_chunk: int
-    def __init__(self, digest: _Optional[str] = ..., first_chunk: _Optional[int] = ...) -> None: ...
+    chunks: int
+    def __init__(self, digest: _Optional[str] = ..., first_chunk: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
 
 class Manifest(_message.Message):
     __slots__ = ("epoch", "lineage", "total_bytes", "chunk_bytes", "chunk_sha256")

@@ -50,6 +50,11 @@ class PeerStub:
                 request_serializer=dugnad__pb2.AskRequest.SerializeToString,
                 response_deserializer=dugnad__pb2.AskReply.FromString,
                 _registered_method=True)
+        self.Offer = channel.unary_unary(
+                '/dugnad.v1.Peer/Offer',
+                request_serializer=dugnad__pb2.OfferRequest.SerializeToString,
+                response_deserializer=dugnad__pb2.Manifest.FromString,
+                _registered_method=True)
         self.Snapshot = channel.unary_stream(
                 '/dugnad.v1.Peer/Snapshot',
                 request_serializer=dugnad__pb2.SnapshotRequest.SerializeToString,
@@ -97,8 +102,15 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Offer(self, request, context):
+        """Which snapshot does this peer give? It keeps what it offered for a while, so that others who join get the same one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Snapshot(self, request, context):
-        """The newest snapshot: its manifest first, then its chunks from `first_chunk` on.
+        """Chunks of a snapshot that was offered, in order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +154,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Ask,
                     request_deserializer=dugnad__pb2.AskRequest.FromString,
                     response_serializer=dugnad__pb2.AskReply.SerializeToString,
+            ),
+            'Offer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Offer,
+                    request_deserializer=dugnad__pb2.OfferRequest.FromString,
+                    response_serializer=dugnad__pb2.Manifest.SerializeToString,
             ),
             'Snapshot': grpc.unary_stream_rpc_method_handler(
                     servicer.Snapshot,
@@ -246,6 +263,33 @@ class Peer:
             '/dugnad.v1.Peer/Ask',
             dugnad__pb2.AskRequest.SerializeToString,
             dugnad__pb2.AskReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Offer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dugnad.v1.Peer/Offer',
+            dugnad__pb2.OfferRequest.SerializeToString,
+            dugnad__pb2.Manifest.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 import pytest
 
 import peer.donor
-from peer.donor import KEPT_COMMITS, Donor
+from peer.donor import CAPTURE_SHARE, KEPT_COMMITS, UNUSED_S, WANTED_S, Donor
 from peer.handover import Handover
-from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
+from protocols.chunks import Manifest
+from protocols.errors import BadMessageError
+from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Standing, Tip
 from protocols.state import StateHeader
 
 T = TypeVar("T")
@@ -38,16 +40,24 @@ def chain(length: int, start: Tip = GENESIS) -> list[SignedCommit]:
 
 
 class FakeReplica:
-    """Counts how often it is captured."""
+    """Counts how often it is captured; stands wherever the test says."""
 
-    def __init__(self) -> None:
+    def __init__(self, tip: Tip = GENESIS) -> None:
         self.captures = 0
-        self.lineage = "d" * 64
+        self.tip = tip
 
     def capture(self) -> tuple[bytes, StateHeader, Tip]:
         self.captures += 1
-        header = StateHeader("ab" * 32, 3, self.lineage, 12, "", {})
-        return f"state of {self.lineage}".encode(), header, Tip(3, self.lineage, 12, Candidate("ann", "a:1"))
+        header = StateHeader("ab" * 32, self.tip.epoch, self.tip.lineage, self.tip.total_samples, "", {})
+        return f"state of {self.tip.lineage}".encode(), header, self.tip
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
@@ -66,9 +76,9 @@ def handover() -> Iterator[Handover]:
         stopped = True
 
 
-def donor(handover: Handover | None = None, replica: FakeReplica | None = None) -> Donor:
+def donor(handover: Handover | None = None, replica: FakeReplica | None = None, clock: Clock | None = None) -> Donor:
     anything: Any = replica or FakeReplica()
-    return Donor(anything, handover or Handover())
+    return Donor(anything, handover or Handover(), clock or Clock())
 
 
 def run(work: Awaitable[T]) -> T:
@@ -120,52 +130,217 @@ def test_old_commits_go_when_they_are_too_large_but_the_newest_stays(monkeypatch
     assert it.commits_after(commits[0].commit.digest) is None
 
 
+class Peer:
+    """A donor that applies commits: its replica moves with them."""
+
+    def __init__(self, handover: Handover) -> None:
+        self.replica, self.clock = FakeReplica(), Clock()
+        self.donor = donor(handover, self.replica, self.clock)
+
+    async def apply(self, *commits: SignedCommit, seconds: float = 1.0, averaged: bytes = b"x") -> None:
+        for signed in commits:
+            self.clock.now += seconds
+            self.replica.tip = Tip.after(signed.commit)
+            self.donor.keep(signed, averaged)
+            for task in list(self.donor._tasks):
+                await task
+
+    async def offered(self, digest: str = "", at_least: Standing | None = None) -> Manifest:
+        offer = await self.donor.offer(digest, at_least)
+        assert offer is not None
+        return offer
+
+
 def test_after_moving_to_another_lineage_nothing_old_is_given(handover: Handover) -> None:
-    replica = FakeReplica()
-    it, commits = donor(handover, replica), chain(2)
-    it.keep(commits[0], b"")
-    found = run(it.snapshot("", replica.lineage))
-    assert found is not None
-    it.forget()
-    assert it.commits_after(GENESIS.lineage) is None
-    assert run(it.snapshot(found[0].digest, replica.lineage)) is None
+    async def play() -> None:
+        it, commits = Peer(handover), chain(2)
+        await it.apply(commits[0])
+        offer = await it.offered()
+        it.donor.forget()
+        assert it.donor.commits_after(GENESIS.lineage) is None
+        assert it.donor.fetched("eve", offer.digest) is None
+
+    run(play())
 
 
-def test_a_snapshot_is_captured_once_per_lineage_however_many_ask(handover: Handover) -> None:
-    replica = FakeReplica()
-    it = donor(handover, replica)
+def test_a_snapshot_is_captured_once_however_many_ask(handover: Handover) -> None:
+    async def play() -> None:
+        it = Peer(handover)
+        offers = await asyncio.gather(*(it.offered() for _ in range(20)))
+        assert it.replica.captures == 1 and set(offers) == {offers[0]}
+        held = it.donor.fetched("eve", offers[0].digest)
+        assert held is not None and held.snapshot == f"state of {GENESIS.lineage}".encode()
+        assert offers[0].chunk_sha256 == (hashlib.sha256(held.snapshot).digest(),)
 
-    async def many() -> list[Any]:
-        return await asyncio.gather(*(it.snapshot("", replica.lineage) for _ in range(20)))
-
-    found = asyncio.run(many())
-    assert replica.captures == 1
-    assert all(each is found[0] for each in found)
-    manifest, snapshot = found[0]
-    assert snapshot == f"state of {replica.lineage}".encode()
-    assert manifest.chunk_sha256 == (hashlib.sha256(snapshot).digest(),)
-    replica.lineage = "e" * 64
-    assert asyncio.run(it.snapshot("", replica.lineage)) != found[0]
-    assert replica.captures == 2
+    run(play())
 
 
-def test_a_download_goes_on_only_from_the_very_snapshot_that_it_began_with(handover: Handover) -> None:
-    replica = FakeReplica()
-    it = donor(handover, replica)
-    first = run(it.snapshot("", replica.lineage))
-    assert first is not None
-    assert run(it.snapshot(first[0].digest, "whatever the tip is now")) == first
-    replica.lineage = "e" * 64
-    run(it.snapshot("", replica.lineage))
-    assert run(it.snapshot(first[0].digest, replica.lineage)) is None
+def test_what_is_at_hand_is_offered_while_the_commits_kept_lead_on_from_it(handover: Handover) -> None:
+    async def play() -> None:
+        it, commits = Peer(handover), chain(KEPT_COMMITS + 4)
+        await it.apply(commits[0])
+        first = await it.offered()
+        it.clock.now += WANTED_S - 10
+        it.donor._asked_at -= 2 * WANTED_S  # so that it captures nothing of its own accord
+        await it.apply(*commits[1:4], seconds=0.1)
+        assert await it.offered() == first and it.replica.captures == 1
+        it.donor._asked_at -= 2 * WANTED_S
+        await it.apply(*commits[4 : KEPT_COMMITS + 2], seconds=0.1, averaged=b"x" * 500)
+        assert (await it.offered()).epoch == KEPT_COMMITS + 2 and it.replica.captures == 2
+
+    run(play())
+
+
+def test_a_state_less_far_than_asked_for_is_not_offered(handover: Handover) -> None:
+    async def play() -> None:
+        it, commits = Peer(handover), chain(2)
+        await it.apply(commits[0])
+        early = await it.offered()
+        await it.apply(commits[1])
+        there = Tip.after(commits[1].commit).standing
+        later = await it.offered(early.digest, there)
+        assert later.epoch == 2, "what the joiner holds already is not offered to it"
+        heavier = Standing(3, "0" * 64, there.total_samples)
+        assert heavier.heavier_than(there), "by the tie-break"
+        assert await it.donor.offer("", heavier) is None and it.replica.captures == 2
+
+    run(play())
+
+
+def test_a_download_under_way_is_offered_again_by_its_name(handover: Handover) -> None:
+    async def play() -> None:
+        it, commits = Peer(handover), chain(2)
+        first = await it.offered()
+        await it.apply(*commits)
+        newer = await it.offered("", Tip.after(commits[1].commit).standing)
+        assert newer != first
+        assert await it.offered() == newer and await it.offered(first.digest) == first
+
+    run(play())
+
+
+def test_donors_that_were_asked_at_different_epochs_soon_hold_the_same_snapshot(handover: Handover) -> None:
+    async def play() -> None:
+        commits = chain(9)
+        donors = [Peer(handover) for _ in range(3)]
+        for epoch, it in enumerate(donors, start=1):
+            await it.apply(*commits[:epoch])
+            await it.offered()
+            it.donor._capture_s = epoch * CAPTURE_SHARE  # one captures at every epoch, one at every second, one at every fourth
+        assert [it.donor.every_epochs for it in donors] == [1, 2, 4]
+        for epoch, it in enumerate(donors, start=1):
+            it.donor._capture = unmeasured(it)  # type: ignore[method-assign]
+            await it.apply(*commits[epoch:8])
+        offers = {await it.offered() for it in donors}
+        assert len(offers) == 1 and {offer.epoch for offer in offers} == {8}
+
+    run(play())
+
+
+def unmeasured(it: Peer) -> Any:
+    return it.replica.capture
+
+
+def test_who_is_not_asked_any_more_captures_nothing_and_gives_its_memory_back(handover: Handover) -> None:
+    async def play() -> None:
+        it, commits = Peer(handover), chain(4)
+        offer = await it.offered()
+        it.clock.now += WANTED_S
+        await it.apply(*commits)
+        assert it.replica.captures == 1
+        assert it.donor.fetched("eve", offer.digest) is None
+
+    run(play())
+
+
+def test_a_snapshot_that_is_being_fetched_survives_the_next_one(handover: Handover) -> None:
+    async def play() -> None:
+        it, commits = Peer(handover), chain(8)
+        first = await it.offered()
+        await it.apply(commits[0])
+        assert it.replica.captures == 2
+        assert it.donor.fetched("eve", first.digest) is not None
+        it.donor._capture_s = 3 * CAPTURE_SHARE  # from now on at every fourth
+        await it.apply(*commits[1:3])
+        assert it.donor.fetched("eve", first.digest) is not None
+        it.clock.now += UNUSED_S
+        await it.apply(commits[3])
+        assert it.donor.fetched("eve", first.digest) is None
+        assert (await it.offered()).epoch == 4
+
+    run(play())
+
+
+def test_two_snapshots_of_which_somebody_fetches_both_stay(handover: Handover) -> None:
+    async def play() -> None:
+        it, commits = Peer(handover), chain(6)
+        it.donor._capture = unmeasured(it)  # type: ignore[method-assign]
+        first = await it.offered()
+        await it.apply(commits[0])
+        second = await it.offered()
+        assert second != first
+        for signed in commits[1:]:
+            assert it.donor.fetched("eve", first.digest) is not None
+            assert it.donor.fetched("fay", second.digest) is not None
+            await it.apply(signed)
+        assert it.replica.captures == 2, "there is no room for a third"
+
+    run(play())
+
+
+def test_a_download_that_lasts_for_many_epochs_keeps_its_snapshot(handover: Handover) -> None:
+    async def play() -> None:
+        it, commits = Peer(handover), chain(14)
+        it.donor._capture = unmeasured(it)  # type: ignore[method-assign]
+        first = await it.offered()
+        for signed in commits:
+            assert it.donor.fetched("eve", first.digest) is not None
+            await it.apply(signed)
+        assert it.replica.captures <= 6, "the longer it lasts, the further apart are the next ones"
+        assert (await it.offered()).epoch == 8, "the newest is for who comes next"
+
+    run(play())
+
+
+def test_common_epochs_are_far_enough_apart_for_the_downloads_seen(handover: Handover) -> None:
+    async def play() -> None:
+        it, commits = Peer(handover), chain(2)
+        await it.apply(*commits)
+        offer = await it.offered()
+        it.donor._capture_s = 0.0
+        assert it.donor.every_epochs == 1
+        it.donor.fetched("eve", offer.digest)
+        it.clock.now += 10.0  # ten epochs
+        it.donor.fetched("eve", offer.digest)
+        assert it.donor.every_epochs == 16
+
+    run(play())
+
+
+def test_the_commits_since_a_snapshot_are_kept_up_to_its_size(handover: Handover, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else who downloads for long could not go on from what it downloaded."""
+    monkeypatch.setattr(peer.donor, "KEPT_BYTES", 20)
+    it, commits = Peer(handover), chain(20)
+
+    async def play() -> None:
+        offer = await it.offered()
+        held = it.donor.fetched("eve", offer.digest)
+        assert held is not None and len(held.snapshot) == 73
+        it.donor._asked_at -= 2 * WANTED_S
+        await it.apply(*commits[:7], seconds=0.1, averaged=b"x" * 10)
+        assert len(list(it.donor.commits_after(offer.lineage) or ())) == 7
+        await it.apply(commits[7], seconds=0.1, averaged=b"x" * 10)
+        assert it.donor.commits_after(offer.lineage) is None
+
+    run(play())
 
 
 def test_a_replica_without_state_has_no_snapshot_to_give(handover: Handover) -> None:
     replica = FakeReplica()
 
     def fail() -> Any:
-        raise ValueError("no lineage")
+        raise BadMessageError("no lineage")
 
     replica.capture = fail  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="no lineage"):
-        run(donor(handover, replica).snapshot("", replica.lineage))
+    with pytest.raises(BadMessageError, match="no lineage"):
+        run(donor(handover, replica).offer("", None))

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import protocols.wire
+from protocols.chunks import Manifest
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
 from protocols.round import member, records
@@ -32,7 +33,6 @@ from protocols.round.records import (
     SignedCommit,
     Standing,
 )
-from protocols.state import Manifest
 from protocols.wire import convert
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import (
@@ -154,12 +154,11 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
     member.Drifted: st.builds(member.Drifted, plan_digest=digests, reducers=st.lists(peers, min_size=1, max_size=4).map(tuple)),
     member.Failed: st.builds(member.Failed, plan_digest=digests, reason=reasons, member=peers, reducer=peers),
     Manifest: st.builds(
-        Manifest,
+        lambda epoch, lineage, chunk_bytes, chunks: Manifest(epoch, lineage, chunk_bytes * len(chunks), chunk_bytes, chunks),
         epoch=counts,
         lineage=digests,
-        total_bytes=counts,
-        chunk_bytes=st.integers(1, 2**30),
-        chunk_sha256=st.lists(st.binary(min_size=32, max_size=32), max_size=5).map(tuple),
+        chunk_bytes=st.integers(1, 2**22),
+        chunks=st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=5).map(tuple),
     ),
 }
 
@@ -207,9 +206,7 @@ def test_noise_is_a_bad_message_and_nothing_else(noise: bytes) -> None:
         signed_commit_from_bytes(noise)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in EVERY_RECORD if kind not in (Hello, Candidate, Manifest, member.Accept, records.Result)]
-)
+@pytest.mark.parametrize("kind", [kind for kind in EVERY_RECORD if kind not in (Hello, Candidate, member.Accept, records.Result)])
 def test_an_empty_message_is_no_record(kind: type[Any]) -> None:
     """A missing part is not quietly zero."""
     with pytest.raises(BadMessageError):

@@ -24,13 +24,14 @@ from typing import Any, Protocol
 
 import psutil
 
+from protocols.errors import RefusedError
 from protocols.event_log import read_events
 from protocols.identity import Key, Ticket
 from protocols.round.records import Candidate
 from protocols.transport.enrolling import Enrolment, enrol
+from protocols.transport.fetching import SnapshotFetch
 from protocols.transport.links import Links
 from protocols.transport.network_thread import NetworkThread
-from protocols.transport.state_transfer import fetch_snapshot
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOOKS = Path(__file__).parent / "hooks"
@@ -312,7 +313,17 @@ class Swarm:
 
     def snapshot_of(self, process: Process) -> bytes:
         candidate = Candidate(self.id_of(process), address_of(process))
-        return bytes(self.call(lambda links: fetch_snapshot(links, candidate, 1 << 30, lambda done, total: None)))
+
+        async def fetch(links: Links) -> bytes:
+            return await SnapshotFetch(links, 1 << 30, lambda done, total: None, lambda peer, error: None).run([candidate])
+
+        def offered() -> bytes | None:
+            try:
+                return bytes(self.call(fetch))
+            except RefusedError:
+                return None  # it catches up just now
+
+        return bytes(wait_until(offered, f"{process.name} to give its state"))
 
 
 def address_of(process: Process) -> str:

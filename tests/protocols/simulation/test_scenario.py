@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 
 import pytest
 
 from protocols.simulation.faults import KINDS, PHASES
+from protocols.simulation.observer import Observer
 from protocols.simulation.scenario import ALL_KINDS, simulate
 from protocols.simulation.sweep import Summary, outcomes
 
@@ -36,8 +38,10 @@ def test_without_faults_nothing_is_retried_and_everybody_commits(seed: int) -> N
     assert outcome.commits >= 10
 
 
-def test_seeded_faults_break_no_invariant() -> None:
+def test_seeded_faults_break_no_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
     summary = Summary()
+    donors: Counter[int] = Counter()  # how many brought chunks of a snapshot -> how often
+    monkeypatch.setattr(Observer, "downloaded", lambda observer, process, chunks: donors.update([len(chunks)]))
     for outcome in outcomes(SEEDS, PEERS, 1):
         summary.add(outcome)
     assert [(o.seed, o.violated, o.what) for o in summary.violations] == []
@@ -45,3 +49,4 @@ def test_seeded_faults_break_no_invariant() -> None:
     assert statistics.median(summary.faults_by_seed) >= 5
     assert set(ALL_KINDS) <= set(summary.faults)
     assert {f"{kind} @ {phase}" for kind in KINDS for phase in PHASES} <= set(summary.faults_at)
+    assert sum(donors.values()) >= 100 and sum(often for many, often in donors.items() if many > 1) >= 20, donors
