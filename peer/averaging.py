@@ -2,7 +2,7 @@
 
 events come from                                      actions are carried out by
 - service.py: what members and observers send         - perform: one after another, in order
-- lead_link.py: what this peer's lead sends           - handover: freeze, apply, restore on the training thread
+- following.py: what this peer's lead sends           - handover: freeze, apply, restore on the training thread
 - neighbours.py: who else is there                    - exchanges.py: the bulk traffic of a plan
 - _ticks: time                                        - catch_up.py: state from donors
 """
@@ -22,10 +22,10 @@ from peer.catch_up import CatchUp
 from peer.donor import Donor
 from peer.donors import Donors
 from peer.exchanges import DriftedError, Exchanges
+from peer.following import Following
 from peer.forks import Forks
 from peer.handover import Handover
 from peer.lead_desk import LeadDesk, SwarmStatus
-from peer.lead_link import LeadLink
 from peer.neighbours import Neighbours
 from peer.reducing import ReduceError
 from peer.training_side import Settings, TrainingSide
@@ -48,7 +48,6 @@ from protocols.wire.convert import answer_to_wire, from_wire, to_wire
 TICK_S = 0.25
 KEPT_RECORDS = 4096
 HEARTBEAT_S = 0.5
-LOOK_AGAIN_S = 0.05
 _log = logging.getLogger(__name__)
 EventSink = Callable[..., None]  # (event name, **fields)
 
@@ -89,14 +88,13 @@ class Averaging:
             max_epochs=settings.max_epochs,
         )
         self.status = SwarmStatus(0, 0.0, 0)
-        self.following: Candidate | None = None  # the lead whose stream is open, or this peer itself
         self.desk = LeadDesk()
         self.commits: deque[SignedCommit] = deque(maxlen=KEPT_RECORDS)  # for observers that were away
         self.finished = asyncio.Event()  # the run's last epoch is committed here
         self._training = training
         self._replica = replica
         self._handover = handover
-        self._events = events
+        self.events = events
         self._bootstrap = bootstrap
         if bootstrap:
             self.succession.know(bootstrap)
@@ -104,7 +102,7 @@ class Averaging:
         donors = Donors(me, bootstrap, self.succession, self.lead, self.desk, self.uploads)
         self._catching_up = CatchUp(self.donor, replica, handover, links, donors, events, progress)
         self._forks = Forks(me, self.commits, links, donors, events)
-        self._lead_link = LeadLink(links, hello, self._from_lead)
+        self._following = Following(self, self.succession)
         self._neighbours = Neighbours(discovery, links, hello, coordinator, found=self._found, heard=self.heard_standing)
         self._encoded = b""  # this epoch's contribution, as every attempt sends it
         self.samples = 0
@@ -122,7 +120,7 @@ class Averaging:
         """Take part until cancelled. Raises what ends a peer: RefusedError by its run, UnreachableError when no donor is left."""
         self._failure = asyncio.get_running_loop().create_future()
         self._spawn(self._catch_up(Reason.JOINED))
-        for loop in (self._ticks(), self._follow(), self._neighbours.run()):
+        for loop in (self._ticks(), self._following.run(), self._neighbours.run()):
             self._spawn(loop)
         try:
             await self._failure
@@ -144,11 +142,11 @@ class Averaging:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._round_over(), timeout=30)
         if self.member.tip is not None and self.samples and self.member.phase is Phase.TRAINING:
-            self._events("given_up", reason=Reason.LEFT, samples=self.samples)
-        await self._lead_link.say_goodbye()
+            self.events("given_up", reason=Reason.LEFT, samples=self.samples)
+        await self._following.say_goodbye()
 
     @property
-    def _over(self) -> bool:
+    def over(self) -> bool:
         """This peer leaves, or the run is complete: that a lead goes now is nobody's loss."""
         return self._leaving or self.finished.is_set()
 
@@ -197,63 +195,15 @@ class Averaging:
 
     # -- following a lead ------------------------------------------------------------------------------------------------------
 
-    async def _follow(self) -> None:
-        vain = 0  # leads dialled in vain since one was found
-        while True:
-            acting = self.succession.acting
-            if acting is None or self.member.tip is None:
-                await asyncio.sleep(LOOK_AGAIN_S)
-            elif acting.peer != self.me:
-                self._step_down()
-                vain = 0 if await self._sit_at(acting) else vain + 1
-                if vain == len(self.succession.order) + 1:
-                    self._events("paused", reason=Reason.NO_REACHABLE_PEER)
-            else:
-                if self.able_to_lead:
-                    self._take_over(acting)
-                await asyncio.sleep(LOOK_AGAIN_S)
-
-    def _take_over(self, me: Candidate) -> None:
-        if self.lead.active:
-            return
-        now = time.monotonic()
-        self.following = me
-        self._events("leading", epoch=self.member.tip.epoch if self.member.tip else 0)
-        self.perform([*self.lead.take_over(now), *self.lead.joined(self.me, self.hello, now)])
-        self.report()
-
-    def _step_down(self) -> None:
-        if self.lead.active:
-            self.perform(self.lead.step_down())
-        if self.following is not None and self.following.peer == self.me:
-            self.following = None
-        self.desk.close_all()
-
-    async def _sit_at(self, lead: Candidate) -> bool:
-        """Follow `lead` until its stream ends or somebody else leads; whether it did lead."""
-
-        def goes_on() -> bool:
-            acting = self.succession.acting
-            return acting is not None and acting.peer == lead.peer
-
-        departure = await self._lead_link.follow(lead, self.report, goes_on)
-        self.following = None
-        if departure is None:
-            return True
-        follows, able, silent = departure.follows, departure.able, departure.reason is Reason.SILENT
-        self.succession.passed_over(lead.peer, time.monotonic(), follows=follows, able=able, silent=silent)
-        if departure.led and not self._over:
-            self._events("lead_lost", peer=lead.peer, reason=departure.reason)
-        await asyncio.sleep(TICK_S)
-        return departure.led
-
     @property
     def able_to_lead(self) -> bool:
-        return bool(self.hello.address) and self.member.phase is not Phase.CATCHING_UP and not self._over
+        return bool(self.hello.address) and self.member.phase is not Phase.CATCHING_UP and not self.over
 
-    def _from_lead(self, lead: Candidate, message: pb.LeadMessage) -> None:
-        self.following = lead
-        self.succession.led()
+    @property
+    def following(self) -> Candidate | None:
+        return self._following.lead
+
+    def from_lead(self, lead: Candidate, message: pb.LeadMessage) -> None:
         kind = message.WhichOneof("kind")
         if kind == "heartbeat":
             beat = message.heartbeat
@@ -304,7 +254,7 @@ class Averaging:
         if self.lead.active:
             self.perform(self.lead.reported(self.me, report, time.monotonic()))
         else:
-            self._lead_link.send(pb.MemberMessage(report=to_wire(report)))
+            self._following.send(pb.MemberMessage(report=to_wire(report)))
 
     # -- actions ---------------------------------------------------------------------------------------------------------------
 
@@ -339,7 +289,7 @@ class Averaging:
             case member_actions.GiveUp(reason, contribution):
                 samples = contribution.weight if contribution is not None else self.samples
                 if samples:
-                    self._events("given_up", reason=reason, samples=samples)
+                    self.events("given_up", reason=reason, samples=samples)
             case member_actions.CatchUp(reason):
                 self._handover.put(self._training.pause)
                 self.samples = 0
@@ -349,21 +299,21 @@ class Averaging:
                 for peer in peers:
                     self._spawn(self._ask(peer))
             case lead_actions.SendPlan(to, plan):
-                self._events("planned", epoch=plan.ballot.epoch, attempt=plan.ballot.attempt, members=list(plan.members))
+                self.events("planned", epoch=plan.ballot.epoch, attempt=plan.ballot.attempt, members=list(plan.members))
                 self._to_members(to, pb.LeadMessage(plan=to_wire(plan)), lambda: self.member.on_plan(plan))
             case lead_actions.SendAbort(to, plan_digest, reason):
                 message = pb.LeadMessage(abort=pb.Abort(plan_digest=plan_digest, reason=reason.value))
                 self._to_members(to, message, lambda: self.member.on_abort(plan_digest, reason))
             case lead_actions.Announce(commit, seconds, attempts):
                 signed = sign_commit(commit, self.links.credentials)
-                self._events("announced", signed=signed, seconds=seconds, attempts=attempts)
+                self.events("announced", signed=signed, seconds=seconds, attempts=attempts)
                 everybody = (*self.desk.peers, self.me)
                 self._to_members(everybody, pb.LeadMessage(signed_commit=to_wire(signed)), lambda: self.member.on_commit(signed))
             case lead_actions.Reannounce(to):
                 if self._replica.commit is not None:
                     self.desk.send(to, pb.LeadMessage(signed_commit=to_wire(self._replica.commit)))
             case lead_actions.NoteFailure(ballot, reason, peer):
-                self._events("attempt_failed", epoch=ballot.epoch, attempt=ballot.attempt, reason=reason, peer=peer)
+                self.events("attempt_failed", epoch=ballot.epoch, attempt=ballot.attempt, reason=reason, peer=peer)
             case lead_actions.Yield(_):
                 self.succession.silent(self.me)
             case _:
@@ -378,7 +328,7 @@ class Averaging:
         if to == self.me:
             self.perform(self.lead.answer(self.me, answer, time.monotonic()))
         else:
-            self._lead_link.send(answer_to_wire(answer), to)
+            self._following.send(answer_to_wire(answer), to)
 
     async def _ask(self, peer: str) -> None:
         """A member that cannot be dialled (client mode) is not answered for: the lead waits for it until detection."""
@@ -402,7 +352,7 @@ class Averaging:
             contribution = Contribution(self.me, self.hello.incarnation, frozen.first, frozen.end, frozen.base, frozen.loss)
             self._encoded = frozen.encoded
         elif self.samples and not self._replica.gradients_finite:
-            self._events("given_up", reason=Reason.NOT_FINITE, samples=self.samples)
+            self.events("given_up", reason=Reason.NOT_FINITE, samples=self.samples)
         self.samples = contribution.weight if contribution is not None else 0
         self.report()  # before Accept: the lead checks the weight against the report
         self.perform(self.member.frozen(contribution))
@@ -436,7 +386,7 @@ class Averaging:
         self.commits.append(signed)
         self.perform(self.lead.follow(tip, commit))
         self.succession.follow(tip)
-        self._events("applied", signed=signed)
+        self.events("applied", signed=signed)
         self._finish_at(tip)
 
     async def _catch_up(self, reason: Reason) -> None:

@@ -31,6 +31,9 @@ def header(epoch: int) -> StateHeader:
 class Replica:
     elements = 10
 
+    def outcome(self, epoch: int) -> None:
+        """Of commits, which nobody here has."""
+
     def __init__(self, epoch: int | None) -> None:
         self.tip = tip(epoch) if epoch is not None else None
 
@@ -91,13 +94,11 @@ class Scene:
                 return act()
 
         anything: Any = type("Anything", (), {"forget": lambda _: None, "reachable": lambda _: [], "hidden": lambda _: []})()
-        codec: Any = type("Codec", (), {"bytes_per_element": 4})
         self.catch_up = CatchUp(
             anything,
             self.replica,
             Handover(),
             anything,
-            codec,
             anything,
             self.event,
             lambda done, total: None,  # type: ignore[arg-type]
