@@ -14,7 +14,7 @@ from protocols.reasons import Reason
 from protocols.round.lead import Lead
 from protocols.round.member import Member
 from protocols.round.records import Ballot, Plan, SignedCommit, Standing, Tip
-from protocols.simulation.replica import Replica, stepped
+from protocols.simulation.replica import ELEMENTS, Replica, stepped
 from protocols.simulation.scenario import simulate
 from protocols.simulation.trainer import Trainer
 
@@ -81,7 +81,8 @@ def a_member_that_steps_twice(patch: Patch) -> None:
     def mutant(replica: Replica, signed: SignedCommit, averaged: bytes) -> Tip:
         if replica.fails_next_step and replica.state is not None:
             replica.fails_next_step = False
-            replica.state = stepped(replica.state, averaged, replica.codec)
+            size = ELEMENTS * replica.codec.bytes_per_element
+            replica.state = stepped(replica.state, averaged[:size], replica.codec)
         return apply(replica, signed, averaged)
 
     patch.setattr(Replica, "apply", mutant)
