@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from protocols.simulation.clock import Clock
 from protocols.simulation.world import World
 
 SMALL_BYTES = 200  # a control message
@@ -26,6 +27,7 @@ class Machine:
     jitter_s: float
     up_bytes_s: float
     down_bytes_s: float
+    clock: Clock
     up_free_at: float = 0.0
     down_free_at: float = 0.0
     powered: bool = True  # a machine without power answers nobody; one whose process died refuses at once

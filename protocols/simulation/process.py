@@ -63,8 +63,6 @@ class SimulatedPeer:
         self.network, self.world, self.observer = network, network.world, observer
         self.machine, self.name, self.incarnation, self.codec = machine, machine.name, incarnation, codec
         self.alive, self.stopped_until, self.died_at = True, 0.0, None
-        random = self.world.random
-        self._clock_offset_s, self._clock_rate = random.uniform(0, 1e5), random.uniform(0.98, 1.02)
         self.candidate = Candidate(self.name, f"{self.name}:1" if machine.reachable else "")
         self.hello = Hello(incarnation, micro_batch == 0, self.candidate.address, self.name)
         self.member = Member(self.name, incarnation)
@@ -104,8 +102,7 @@ class SimulatedPeer:
 
     @property
     def now(self) -> float:
-        """This machine's clock: it began anywhere, and goes a little wrong."""
-        return self._clock_offset_s + self._clock_rate * self.world.now
+        return self.machine.clock.now
 
     def begin(self) -> None:
         self.succession.know(self.bootstrap)
@@ -125,7 +122,7 @@ class SimulatedPeer:
                 for stream in list(self.desk.values()):
                     stream.send(self, beat)
         self.link.tick()
-        self.world.at(TICK_S, self, self._tick)
+        self.world.at(self.machine.clock.world_s(TICK_S), self, self._tick)
 
     def _give_up_stalled_results(self, now: float) -> None:
         plan = self.member.plan

@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocols.simulation.faults import KINDS, PATIENCE_S
+from protocols.simulation.faults import FAULTS_S, KINDS, LONGEST_S, PATIENCE_S, Fault, Schedule, draw
 from protocols.simulation.observer import ViolationError
 from protocols.simulation.process import SimulatedPeer
 from protocols.simulation.swarm import Swarm
 from protocols.simulation.world import World
 
 WARM_UP_S = 10.0
-FAULTS_S = 40.0
-MEAN_PAUSE_S = 4.5
 # Invariant 5. A silent lead is noticed after 2 s (detection), a dial into the void ends after 6 s (first answer), the new lead
 # hears for 2 s, an attempt begun with the dead ends within 4 s (its patience), and a smaller swarm draws a batch and exchanges it
 # in twice 2 s.
@@ -40,15 +38,21 @@ class Outcome:
     violated: str = ""
     what: str = ""
     trace: list[str] = field(default_factory=list)
+    schedule: Schedule = ()
 
 
 Make = Callable[..., SimulatedPeer]
 
 
-def simulate(seed: int, peers: int = 8, *, faults: bool = True, make: Make = SimulatedPeer) -> Outcome:
+def simulate(
+    seed: int, peers: int = 8, *, faults: bool = True, schedule: Schedule | None = None, make: Make = SimulatedPeer
+) -> Outcome:
+    """`schedule`: the faults, instead of those drawn from the seed."""
     world = World(seed)
     swarm = Swarm(world, peers, make)
-    outcome = Outcome(seed)
+    if schedule is None:
+        schedule = draw(seed, swarm.names) if faults else ()
+    outcome = Outcome(seed, schedule=schedule)
     try:
         _play(world, swarm, outcome, faults)
     except ViolationError as violation:
@@ -70,15 +74,14 @@ def _play(world: World, swarm: Swarm, outcome: Outcome, faults: bool) -> None:
         world.run_until(WARM_UP_S + FAULTS_S)
         _settle(world, swarm, outcome)
         return
-    if random.random() < 0.5:
-        _kill_one(world, swarm, outcome)
-    at = 0.0
-    while (at := at + random.expovariate(1 / MEAN_PAUSE_S)) < FAULTS_S:
-        world.at(at, None, swarm.injector.arm)
+    for fault in outcome.schedule:
+        if fault.alone and observer.commit_times:
+            _kill_one(world, swarm, outcome, fault)
+    swarm.injector.begin(tuple(fault for fault in outcome.schedule if not fault.alone))
     world.run_until(world.now + FAULTS_S)
     swarm.injector.disarm()
     swarm.restarts = False
-    world.run_until(world.now + 8.0)  # longer than any fault lasts
+    world.run_until(world.now + LONGEST_S)
     for name in swarm.names:
         if name == swarm.names[0] or random.random() < 0.7:
             swarm.start(name)
@@ -87,13 +90,11 @@ def _play(world: World, swarm: Swarm, outcome: Outcome, faults: bool) -> None:
     assert observer.commit_times
 
 
-def _kill_one(world: World, swarm: Swarm, outcome: Outcome) -> None:
+def _kill_one(world: World, swarm: Swarm, outcome: Outcome, fault: Fault) -> None:
     """One kill alone, at a phase that the seed names: survivors commit within the bound of invariant 5."""
     observer, injector = swarm.observer, swarm.injector
-    if not observer.commit_times:
-        return
     swarm.restarts = False
-    injector.arm(("crash", "power cut"))
+    injector.arm(fault)
     world.run_until(world.now + PATIENCE_S + 1, lambda: bool(injector.by_kind))
     killed_at = world.now
     if injector.by_kind:

@@ -7,6 +7,7 @@ from typing import Any
 
 from protocols.codecs import CODECS
 from protocols.round.records import Candidate, Tip
+from protocols.simulation.clock import Clock
 from protocols.simulation.faults import Injector
 from protocols.simulation.messages import Snapshot
 from protocols.simulation.network import Machine, Network
@@ -52,7 +53,8 @@ class Swarm:
         latency_s = random.uniform(0.002, 0.04)
         reachable = index < 3 or random.random() < 0.6
         up = random.uniform(1e5, 2e6)
-        return Machine(f"p{index}", reachable, latency_s, latency_s * random.random(), up, up * random.uniform(1, 5))
+        down = up * random.uniform(1, 5)
+        return Machine(f"p{index}", reachable, latency_s, latency_s * random.random(), up, down, Clock(self.world))
 
     @property
     def alive(self) -> list[SimulatedPeer]:
@@ -154,7 +156,8 @@ class Swarm:
     def _after(self, owner: Any) -> None:
         if isinstance(owner, SimulatedPeer):
             self.observer.after_event(owner)
-            phase = owner.member.phase.value
+            attempt = owner.lead.attempt
+            phase = "majority" if attempt is not None and attempt.majority_at is not None else owner.member.phase.value
             if self._phases.get(owner) != phase:
                 self._phases[owner] = phase
                 self.injector.entered(owner, phase)
