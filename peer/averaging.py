@@ -345,8 +345,9 @@ class Averaging:
             case lead_actions.Ask(peers):
                 for peer in peers:
                     self._spawn(self._ask(peer))
-            case lead_actions.SendPlan(to, plan):
-                self._events("planned", epoch=plan.ballot.epoch, attempt=plan.ballot.attempt, members=list(plan.members))
+            case lead_actions.SendPlan(to, plan, absent):
+                ballot, without = plan.ballot, {peer: reason.value for peer, reason in absent}
+                self._events("planned", epoch=ballot.epoch, attempt=ballot.attempt, members=list(plan.members), absent=without)
                 self._to_members(to, pb.LeadMessage(plan=to_wire(plan)), lambda: self.member.on_plan(plan))
             case lead_actions.SendAbort(to, plan_digest, reason):
                 message = pb.LeadMessage(abort=pb.Abort(plan_digest=plan_digest, reason=reason.value))

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from protocols.reasons import Reason
+from protocols.round.absences import Absences
 from protocols.round.attempt import Attempt
 from protocols.round.deadline import Deadline
 from protocols.round.hearing import Hearing
@@ -48,8 +49,11 @@ class Ask:
 
 @dataclass(frozen=True)
 class SendPlan:
+    """`absent`, for the log: whoever is connected or was a member of the last commit, and is not planned, and why."""
+
     to: tuple[str, ...]
     plan: Plan
+    absent: tuple[tuple[str, Reason], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ class Lead:
         self._highest_attempt = 0
         self._committed = False
         self._failed_pairs: set[tuple[str, str]] = set()
+        self._absences = Absences()
         self._disowned: set[Averages] = set()  # a contributor says that it never gave what they name
         self._counted: dict[tuple[str, int], int] = {}  # (peer, incarnation) -> end of its last committed range
 
@@ -158,6 +163,7 @@ class Lead:
         self.active = False
         self.seats.clear()
         self._hearing.forget()
+        self._absences.forget()
         return actions
 
     def follow(self, tip: Tip, commit: Commit | None = None) -> list[LeadAction]:
@@ -168,6 +174,7 @@ class Lead:
             self._highest_attempt = 0
             self._failed_pairs.clear()
             self._disowned.clear()
+            self._absences.next_epoch(tip.members)
             self._asked.clear()
             for seat in self.seats.values():
                 seat.ready_for = None
@@ -188,9 +195,12 @@ class Lead:
             return []  # a newer process of this peer is seated
         actions = self._lose(peer, Reason.OTHER_INCARNATION, now) if seat is not None else []
         self.seats[peer] = Seat(hello, now)
+        self._absences.seated(peer)
         return actions
 
     def reported(self, peer: str, report: Report, now: float) -> list[LeadAction]:
+        if (hello := self._absences.back(peer)) is not None:
+            self.joined(peer, hello, now)
         seat = self.seats.get(peer)
         if seat is None:
             return []
@@ -218,6 +228,7 @@ class Lead:
     def left(self, peer: str, reason: Reason, now: float) -> list[LeadAction]:
         """Its control stream ended, for whatever reason."""
         actions = self._lose(peer, reason, now)
+        self._absences.dropped(peer, reason)
         if self.active and self.tip is not None and peer in self.tip.members and reason is not Reason.LEFT:
             # It may follow another lead by now: ask before anything is planned without it.
             actions += self._hear({peer}, now)
@@ -272,6 +283,7 @@ class Lead:
         for peer, seat in list(self.seats.items()):
             if peer != self.me.peer and now - seat.heard_at > DETECTION_S:
                 actions += self.left(peer, Reason.SILENT, now)
+                self._absences.silenced(peer, seat.hello)
         attempt = self.attempt
         if attempt is not None and attempt.majority_at is None and attempt.deadline.passed(now):
             late = attempt.late
@@ -328,7 +340,13 @@ class Lead:
         paces = slowest_paces(plan, self._present(tip), self.vector_bytes)
         slowest = {member: pace / _doubled(attempt) for member, pace in paces.items()}
         self.attempt = Attempt(plan, now, Deadline(plan.members, now, plan.patience_s, slowest))
-        return [SendPlan(plan.members, plan)]
+        return [SendPlan(plan.members, plan, tuple(self._absent(tip, plan)))]
+
+    def _absent(self, tip: Tip, plan: Plan) -> Iterable[tuple[str, Reason]]:
+        for peer in sorted((self.seats.keys() | set(tip.members) | self._absences.peers) - set(plan.members)):
+            seat = self.seats.get(peer)
+            report = seat.report if seat is not None else None
+            yield peer, self._absences.reason(peer, report, tip.lineage, connected=seat is not None)
 
     def _plan(self, tip: Tip) -> Plan | None:
         present = self._present(tip)
@@ -399,6 +417,8 @@ class Lead:
         if attempt is None:
             return []
         self.attempt = None
+        if peer:
+            self._absences.dropped(peer, reason)
         averages = attempt.averages
         for member in attempt.ready:
             if averages is not None and member in self.seats:

@@ -76,7 +76,7 @@ class SimulatedPeer:
             vector_bytes=ELEMENTS * codec.bytes_per_element,
             max_epochs=None,
         )
-        self.replica = Replica(self.name, incarnation, codec)
+        self.replica = Replica(self.name, incarnation, codec, lambda state: observer.wrote(self, state))
         self.donor = Donor(self)
         self.exchanges = Exchanges(self)
         self.trainer = Trainer(self, micro_batch, step_s)
@@ -179,6 +179,7 @@ class SimulatedPeer:
             planned_with=self.member.planned_with(self.link.following.peer if self.link.following is not None else ""),
         )
         if self.lead.active:
+            self.observer.reported(self, self.name, report)
             self.perform(self.lead.reported(self.name, report, self.now))
         else:
             self.link.send(report)
@@ -254,7 +255,7 @@ class SimulatedPeer:
     def _from_member(self, peer: str, message: Any) -> None:
         self.lead.heard(peer, self.now)
         if isinstance(message, Report):
-            self.observer.reported(self, peer)
+            self.observer.reported(self, peer, message)
             self.heard_standing(message.standing)
             self.perform(self.lead.reported(peer, message, self.now))
         elif message is Reason.LEFT:
@@ -328,10 +329,11 @@ class SimulatedPeer:
                 self.trainer.job(seconds, lambda: self._apply(signed))
             case member_actions.Resume():
                 self.samples = 0
+                self.observer.resumed(self)
                 self.trainer.job(0.0, self.trainer.resume)
                 self.report()
             case member_actions.GiveUp(reason, contribution):
-                self.observer.gave_up(self, reason, contribution)
+                self.observer.gave_up(self, reason, contribution, self.samples)
             case member_actions.CatchUp(reason):
                 self.trainer.job(0.0, self.trainer.pause)
                 self.samples = 0
@@ -340,8 +342,8 @@ class SimulatedPeer:
             case lead_actions.Ask(peers):
                 for peer in peers:
                     self._ask_for_lead(peer)
-            case lead_actions.SendPlan(to, plan):
-                self.observer.planned(self, plan)
+            case lead_actions.SendPlan(to, plan, absent):
+                self.observer.planned(self, plan, dict(absent))
                 self._to_members(to, plan, lambda: self.member.on_plan(plan))
                 self.at_phase(self, "planning")
             case lead_actions.SendAbort(to, plan_digest, reason):
@@ -381,6 +383,7 @@ class SimulatedPeer:
             case Abort(plan_digest, reason):
                 self.perform(self.member.on_abort(plan_digest, reason))
             case SignedCommit():
+                self.observer.told(self, message.commit)
                 self.perform(self.member.on_commit(message))
 
     # -- a round -----------------------------------------------------------------------------------------------------------------

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protocols.simulation.faults import FAULTS_S, KINDS, LONGEST_S, PATIENCE_S, Fault, Schedule, draw
-from protocols.simulation.observer import ViolationError
 from protocols.simulation.process import SimulatedPeer
 from protocols.simulation.swarm import Swarm
-from protocols.simulation.world import World
+from protocols.simulation.world import ViolationError, World
 
 WARM_UP_S = 10.0
 # Invariant 5. A silent lead is noticed after 2 s (detection), a dial into the void ends after 6 s (first answer), the new lead
@@ -58,7 +57,7 @@ def simulate(
     except ViolationError as violation:
         outcome.violated, outcome.what = violation.invariant, violation.what
         outcome.trace = list(world.notable)
-    outcome.commits, outcome.retries = len(swarm.observer.commit_times), swarm.observer.retries
+    outcome.commits, outcome.retries = len(swarm.observer.lineages.times), swarm.observer.retries
     outcome.faults, outcome.faults_at = swarm.injector.by_kind, swarm.injector.by_phase
     outcome.virtual_s, outcome.trace_digest = world.now, world.trace_digest
     return outcome
@@ -75,7 +74,7 @@ def _play(world: World, swarm: Swarm, outcome: Outcome, faults: bool) -> None:
         _settle(world, swarm, outcome)
         return
     for fault in outcome.schedule:
-        if fault.alone and observer.commit_times:
+        if fault.alone and observer.lineages.times:
             _kill_one(world, swarm, outcome, fault)
     swarm.injector.begin(tuple(fault for fault in outcome.schedule if not fault.alone))
     world.run_until(world.now + FAULTS_S)
@@ -87,7 +86,7 @@ def _play(world: World, swarm: Swarm, outcome: Outcome, faults: bool) -> None:
             swarm.start(name)
     world.trace("no more faults", notable=True)
     _settle(world, swarm, outcome)
-    assert observer.commit_times
+    assert observer.lineages.times
 
 
 def _kill_one(world: World, swarm: Swarm, outcome: Outcome, fault: Fault) -> None:
@@ -98,10 +97,10 @@ def _kill_one(world: World, swarm: Swarm, outcome: Outcome, fault: Fault) -> Non
     world.run_until(world.now + PATIENCE_S + 1, lambda: bool(injector.by_kind))
     killed_at = world.now
     if injector.by_kind:
-        world.run_until(killed_at + KILL_BOUND_S, lambda: observer.commit_times[-1][0] > killed_at)
-        if observer.commit_times[-1][0] <= killed_at:
-            raise violation(world, "5 one kill", f"no commit within {KILL_BOUND_S:.0f} s of a single kill")
-        outcome.kill_to_commit_s = observer.commit_times[-1][0] - killed_at
+        world.run_until(killed_at + KILL_BOUND_S, lambda: observer.last_commit_at > killed_at)
+        if observer.last_commit_at <= killed_at:
+            world.violated("5 one kill", f"no commit within {KILL_BOUND_S:.0f} s of a single kill")
+        outcome.kill_to_commit_s = observer.last_commit_at - killed_at
     swarm.restarts = True
     for name in swarm.names:
         if not swarm.processes[name].alive:
@@ -118,7 +117,8 @@ def _settle(world: World, swarm: Swarm, outcome: Outcome) -> None:
         if len(standings) > 1 or "" in standings:
             return False
         chain, digest = 0, next(iter(standings))
-        while digest in observer.times and observer.times[digest] > began:
+        times = observer.lineages.times
+        while digest in times and times[digest] > began:
             chain, digest = chain + 1, observer.lineages[digest].parent
         return chain >= SETTLED_COMMITS
 
@@ -126,15 +126,10 @@ def _settle(world: World, swarm: Swarm, outcome: Outcome) -> None:
     outcome.recovery_s = world.now - began
     if not settled():
         standings = sorted({observer.standing_of(process)[:8] or "none" for process in swarm.alive})
-        recent = sum(at > began for at, _ in observer.commit_times)
-        raise violation(
-            world, "4 liveness", f"{LIVENESS_S:.0f} s after the last fault: {recent} commits, lineages {', '.join(standings)}"
+        recent = sum(at > began for at in observer.lineages.times.values())
+        world.violated(
+            "4 liveness", f"{LIVENESS_S:.0f} s after the last fault: {recent} commits, lineages {', '.join(standings)}"
         )
-
-
-def violation(world: World, invariant: str, what: str) -> ViolationError:
-    world.trace(f"VIOLATION {invariant}: {what}", notable=True)
-    return ViolationError(invariant, what)
 
 
 ALL_KINDS = (*KINDS, "restart with memory", "restart without memory")

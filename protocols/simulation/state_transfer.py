@@ -149,7 +149,7 @@ def _take_from(process: SimulatedPeer, donor: str) -> Generator[Later, Any, bool
     if not isinstance(snapshot, Snapshot):
         return False
     yield _job(process, lambda: process.replica.restore(snapshot))
-    process.observer.restored(process, snapshot)
+    process.observer.restored(process, snapshot.tip)
     process.donor.forget()
     return True
 

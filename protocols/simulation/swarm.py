@@ -89,9 +89,10 @@ class Swarm:
         process.look, process.save, process.give_up = self._look, self._save, self._gave_up
         self.processes[name] = self.network.processes[name] = process
         disk = self.disks.get(name) if memory else None
+        self.observer.started(process, disk.tip if disk is not None else None)
         if disk is not None:
             process.replica.restore(disk)
-        self.observer.started(process, disk)
+            self.observer.restored(process, disk.tip)
         process.begin()
 
     def kill(self, process: SimulatedPeer, *, tell: bool) -> None:
