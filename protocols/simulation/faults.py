@@ -47,7 +47,7 @@ CHAINED = 0.3
 PATIENCE_S = 9.0
 # It strikes within this time of the phase's beginning: before the first message of the phase, or between two.
 SPREAD_S = 0.06
-LONGEST_S = 8.0  # that a fault lasts
+LONGEST_S = 8.5  # that a fault lasts
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Injector:
             case "power cut":
                 swarm.kill(process, tell=False)
             case "freeze":
-                process.stopped_until = self._world.now + random.choice((0.5, 1.5, 3.0, 6.0)) * random.uniform(0.8, 1.2)
+                process.stopped_until = self._world.now + random.choice((0.5, 1.5, 3.0, 6.0, 7.0)) * random.uniform(0.8, 1.2)
             case "slow disk":
                 process.trainer.slowness = 60.0
                 self._world.at(random.uniform(2, 6), process, lambda: setattr(process.trainer, "slowness", 1.0))

@@ -211,9 +211,9 @@ class Observer:
 
     def told(self, process: Source, commit: Commit) -> None:
         """Its lead announced this commit to it."""
-        seen = self._seen[process]
-        if commit.ballot.rank < seen.promised.get(commit.ballot.parent, (0, "")):
-            self._note(process, f"hears of {commit.digest[:8]} after promising {seen.promised[commit.ballot.parent]}")
+        seen, parent = self._seen[process], commit.ballot.parent
+        if seen.lineage == parent and commit.ballot.rank < seen.promised.get(parent, (0, "")):
+            self._note(process, f"hears of {commit.digest[:8]} after promising {seen.promised[parent]}")
             seen.late = commit
 
     # -- of state --------------------------------------------------------------------------------------------------------------

@@ -26,10 +26,12 @@ from protocols.simulation.messages import (
     AskRequest,
     CommitsRequest,
     Heartbeat,
+    NeedState,
     NotLead,
     ReduceOpen,
     Refused,
     SnapshotRequest,
+    UploadOpen,
     Whereabouts,
 )
 from protocols.simulation.network import Machine, Network, Stream
@@ -37,6 +39,7 @@ from protocols.simulation.observer import Observer
 from protocols.simulation.replica import ELEMENTS, DeviceError, Replica
 from protocols.simulation.state_transfer import Donor, catch_up
 from protocols.simulation.trainer import Trainer
+from protocols.simulation.uploads import Uploads
 from protocols.simulation.world import Later, start
 
 RUN = "ab" * 32
@@ -77,7 +80,7 @@ class SimulatedPeer:
             max_epochs=None,
         )
         self.replica = Replica(self.name, incarnation, codec, lambda state: observer.wrote(self, state))
-        self.donor = Donor(self)
+        self.donor, self.uploads = Donor(self), Uploads(self)
         self.exchanges = Exchanges(self)
         self.trainer = Trainer(self, micro_batch, step_s)
         self.bootstrap = bootstrap
@@ -90,7 +93,7 @@ class SimulatedPeer:
         self.save: Callable[[SimulatedPeer], None] = lambda process: None
         self._encoded = b""
         self._moved = (0, 0.0)
-        self._heartbeat_at = 0.0
+        self._heartbeat_at = self._tick_due = 0.0
         self._left: set[str] = set()
         self._queue: deque[Any] = deque()
         self._performing = False
@@ -107,10 +110,15 @@ class SimulatedPeer:
     def begin(self) -> None:
         self.succession.know(self.bootstrap)
         self._start_catching_up(Reason.JOINED)
-        self.world.at(self.world.random.random() * TICK_S, self, self._tick)
+        self._tick_due = self.world.now + self.world.random.random() * TICK_S
+        self.world.at(self._tick_due - self.world.now, self, self._tick)
         self.world.at(self.world.random.random() * EAGER_LOOK_S, self, self._look)
 
     def _tick(self) -> None:
+        if self.world.now > self._tick_due and self.world.random.random() < 0.5:
+            self._tick_due = self.world.now  # it was stopped: timers and what came in meanwhile take turns in either order
+            self.world.at(0.0, self, self._tick)
+            return
         now = self.now
         self.perform(self.lead.tick(now))
         self._give_up_stalled_results(now)
@@ -122,7 +130,8 @@ class SimulatedPeer:
                 for stream in list(self.desk.values()):
                     stream.send(self, beat)
         self.link.tick()
-        self.world.at(self.machine.clock.world_s(TICK_S), self, self._tick)
+        self._tick_due = self.world.now + self.machine.clock.world_s(TICK_S)
+        self.world.at(self._tick_due - self.world.now, self, self._tick)
 
     def _give_up_stalled_results(self, now: float) -> None:
         plan = self.member.plan
@@ -220,6 +229,8 @@ class SimulatedPeer:
                 stream.close(self)
             case SnapshotRequest():
                 self.donor.serve_snapshot(stream)
+            case UploadOpen():
+                self.uploads.receive(stream)
             case CommitsRequest(after):
                 self.donor.serve_commits(stream, after)
 
@@ -374,7 +385,7 @@ class SimulatedPeer:
         if self.name in to:
             self.perform(here())
 
-    def from_lead(self, message: Any) -> None:
+    def from_lead(self, lead: str, message: Any) -> None:
         match message:
             case Heartbeat(standing):
                 self.heard_standing(standing)
@@ -382,6 +393,8 @@ class SimulatedPeer:
                 self.perform(self.member.on_plan(message))
             case Abort(plan_digest, reason):
                 self.perform(self.member.on_abort(plan_digest, reason))
+            case NeedState():
+                self.uploads.give(lead)
             case SignedCommit():
                 self.observer.told(self, message.commit)
                 self.perform(self.member.on_commit(message))

@@ -79,11 +79,14 @@ def catch_up(process: SimulatedPeer) -> Task:
         found = yield from _ask_all(process, [candidate for peer, candidate in known.items() if peer != process.name])
         mine = process.replica.tip
         ahead = [there for there in found if mine is None or there.standing.heavier_than(mine.standing)]
-        if mine is not None and not ahead:
+        hidden = [peer for peer, theirs in process.uploads.hidden() if mine is None or theirs.heavier_than(mine.standing)]
+        if mine is not None and not ahead and not hidden:
             process.caught_up()
             return
-        for there in ahead[:DONORS_A_TRY]:
-            if (yield from _take_from(process, there.peer)):
+        ways = [(_take_from, there.peer) for there in ahead[:DONORS_A_TRY]]
+        ways += [(_be_brought, peer) for peer in hidden[:DONORS_A_TRY]]
+        for take, donor in ways:
+            if (yield from take(process, donor)):
                 pause_s = FIRST_PAUSE_S
                 break
         else:
@@ -146,6 +149,15 @@ def _take_from(process: SimulatedPeer, donor: str) -> Generator[Later, Any, bool
     fetch = _Fetch(process, donor, "snapshot", SnapshotRequest())
     snapshot = yield fetch.next()
     fetch.close()
+    return (yield from _restore(process, snapshot))
+
+
+def _be_brought(process: SimulatedPeer, peer: str) -> Generator[Later, Any, bool]:
+    snapshot = yield process.uploads.request(peer)
+    return (yield from _restore(process, snapshot))
+
+
+def _restore(process: SimulatedPeer, snapshot: Any) -> Generator[Later, Any, bool]:
     if not isinstance(snapshot, Snapshot):
         return False
     yield _job(process, lambda: process.replica.restore(snapshot))

@@ -20,6 +20,8 @@ from protocols.simulation.world import World
 EPOCH_S = 2.0
 # Discovery misses a peer in one of so many looks.
 MISSED_LOOKS = 10
+# Of the machines after the first two: how many of them accept connections.
+REACHABLE = (0.1, 0.5, 0.9)
 SAVE_EVERY = 2  # commits between two snapshots on disk
 
 
@@ -29,7 +31,8 @@ class Swarm:
     def __init__(self, world: World, peers: int, make: Callable[..., SimulatedPeer] = SimulatedPeer) -> None:
         random = world.random
         self.world, self._make = world, make
-        machines = [self._machine(index) for index in range(peers)]
+        share = random.choice(REACHABLE)
+        machines = [self._machine(index, index < 2 or random.random() < share) for index in range(peers)]
         self.names = [machine.name for machine in machines]
         self.network = Network(world, machines)
         self.codec = CODECS[random.choice(("fp16", "fp32", "fp64"))]
@@ -48,10 +51,9 @@ class Swarm:
         self._phases: dict[SimulatedPeer, str] = {}
         world.after = self._after
 
-    def _machine(self, index: int) -> Machine:
+    def _machine(self, index: int, reachable: bool) -> Machine:
         random = self.world.random
         latency_s = random.uniform(0.002, 0.04)
-        reachable = index < 3 or random.random() < 0.6
         up = random.uniform(1e5, 2e6)
         down = up * random.uniform(1, 5)
         return Machine(f"p{index}", reachable, latency_s, latency_s * random.random(), up, down, Clock(self.world))

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from protocols.reasons import Reason
+from protocols.reduction import ShardReduction
 from protocols.round.lead import Lead
-from protocols.round.member import Member
-from protocols.round.records import Ballot, Plan, SignedCommit, Standing, Tip
+from protocols.round.member import Member, Phase
+from protocols.round.records import Ballot, Contribution, Plan, Result, SignedCommit, Standing, Tip
+from protocols.simulation.bulk import Exchanges, Reducing
 from protocols.simulation.replica import Replica, stepped
 from protocols.simulation.scenario import simulate
 from protocols.simulation.trainer import Trainer
@@ -30,6 +32,60 @@ def ballots_without_the_lead(patch: Patch) -> None:
 
     patch.setattr(Plan, "digest", property(digest))
     patch.setattr(Ballot, "rank", property(lambda ballot: (ballot.attempt, "")))
+
+
+def a_late_commit_applied_after_a_promise(patch: Patch) -> None:
+    """A commit of a lower ballot than the one accepted last is taken as if nothing had been promised."""
+    on_plan, on_commit = Member.on_plan, Member.on_commit
+    held: dict[Member, tuple[Plan, Result]] = {}
+
+    def accept(member: Member, plan: Plan) -> list[Any]:
+        if member.plan is not None and member._result is not None:
+            held[member] = (member.plan, member._result)
+        return on_plan(member, plan)
+
+    def late(member: Member, signed: SignedCommit) -> list[Any]:
+        promised, commit = member.promised, signed.commit
+        if promised is None or commit.ballot.parent != promised.parent or commit.ballot.rank >= promised.rank:
+            return on_commit(member, signed)
+        member.promised = None
+        if member in held and held[member][0].digest == commit.plan_digest and member.phase is not Phase.APPLYING:
+            member.plan, member._result = held[member]
+        return on_commit(member, signed)
+
+    patch.setattr(Member, "on_plan", accept)
+    patch.setattr(Member, "on_commit", late)
+
+
+def untagged_chunks(patch: Patch) -> None:
+    """A reducer knows a chunk by its peer, shard and place alone, and takes the first that it gets for each."""
+    run = Exchanges.run
+
+    def find(exchanges: Exchanges, plan_digest: str, shard: int) -> Reducing | None:
+        return next((found for (_, index), found in reversed(exchanges.reducing.items()) if index == shard), None)
+
+    def takes_what_waits(exchanges: Exchanges, plan: Plan, *rest: Any) -> None:
+        waiting = exchanges._early
+        for index in range(len(plan.shards)):
+            early = [serve for key in list(waiting) if key[1] == index for serve in waiting.pop(key)]
+            waiting[plan.digest, index] = early
+        run(exchanges, plan, *rest)
+
+    def open_(reduction: ShardReduction, peer: str, contribution: Contribution) -> None:
+        if contribution.base == reduction.plan.ballot.parent and peer in reduction._received:
+            reduction._contributions[peer] = contribution
+
+    def feed(reduction: ShardReduction, peer: str, offset: int, data: bytes) -> None:
+        if peer in reduction._received and offset == reduction._received[peer]:
+            reduction._received[peer] += len(data)
+            reduction._pending[peer].append(data)
+        while reduction.contributions is not None and all(reduction._pending.values()):
+            reduction._average_next()
+
+    patch.setattr(Exchanges, "find", find)
+    patch.setattr(Exchanges, "run", takes_what_waits)
+    patch.setattr(ShardReduction, "open", open_)
+    patch.setattr(ShardReduction, "feed", feed)
 
 
 def a_commit_without_ready(patch: Patch) -> None:
@@ -89,7 +145,9 @@ def a_member_that_steps_twice(patch: Patch) -> None:
 
 MUTANTS: dict[Callable[[Patch], None], str] = {
     ballots_without_the_lead: "3 ballots",
+    a_late_commit_applied_after_a_promise: "3 promises",
     a_commit_without_ready: "3 ready",
+    untagged_chunks: "2 mean",
     a_new_lead_that_does_not_ask: "3 asks",
     a_contribution_frozen_twice: "2 frozen once",
     a_fork_rule_by_the_last_epoch_only: "4 heavier",
