@@ -54,6 +54,7 @@ def simulate(
             summary.add(outcome)
             progress.update(bar, advance=1, description=f"{summary.commits} commits, {len(summary.violations)} violations")
     wall_s = time.perf_counter() - began
+    summary.shrink_violations(peers)
     if as_json:
         print(json.dumps(summary.to_json(wall_s)))
     else:
@@ -69,11 +70,15 @@ def _print(summary: Summary, wall_s: float, peers: int) -> None:
     print(f"faults      {sum(summary.faults.values())} (median {numbers['median_faults']:g} a seed)")
     for kind, count in sorted(summary.faults.items()):
         print(f"              {count:7d} {kind}")
+    print(f"overtaken   {summary.overtaken} messages, by later ones on other connections")
     print(f"longest     {summary.longest_after_kill_s:.1f} s from a single kill to a commit")
     print(f"            {summary.longest_recovery_s:.1f} s from the last fault to one lineage and two commits")
     print(f"trace       {summary.trace_digest}")
     print(f"violations  {len(summary.violations)}")
     for outcome in summary.violations:
         print(f"\nseed {outcome.seed} violates invariant {outcome.violated}: {outcome.what}", file=sys.stderr)
+        print("its faults, shrunken as far as possible:" if outcome.schedule else "without any fault", file=sys.stderr)
+        print("\n".join(f"  {fault}" for fault in outcome.schedule), file=sys.stderr)
+        print("what happened last:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in outcome.trace), file=sys.stderr)
         print(f"again: dugnad simulate --seeds {outcome.seed}:{outcome.seed + 1} --peers {peers}", file=sys.stderr)

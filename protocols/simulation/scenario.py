@@ -30,6 +30,7 @@ class Outcome:
     retries: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     faults_at: Counter[str] = field(default_factory=Counter)
+    overtaken: int = 0
     virtual_s: float = 0.0
     recovery_s: float = 0.0
     kill_to_commit_s: float | None = None
@@ -59,6 +60,7 @@ def simulate(
         outcome.trace = list(world.notable)
     outcome.commits, outcome.retries = len(swarm.observer.lineages.times), swarm.observer.retries
     outcome.faults, outcome.faults_at = swarm.injector.by_kind, swarm.injector.by_phase
+    outcome.overtaken = swarm.network.overtaken
     outcome.virtual_s, outcome.trace_digest = world.now, world.trace_digest
     return outcome
 
