@@ -54,6 +54,7 @@ class Observer:
         self.members: dict[str, tuple[str, ...]] = {}  # lineage -> members of the commit that led there
         self.commits: dict[str, Commit] = {}  # all that a lead announced
         self.retries = 0
+        self.moves = 0  # how often anybody started, ended, or came to stand elsewhere
         self.given_up_samples = 0
         self._seen: dict[Source, _Seen] = {}
         self._ready: dict[str, set[str]] = {}  # plan digest -> who said that it is ready
@@ -65,10 +66,12 @@ class Observer:
 
     def started(self, process: Source, from_disk: Tip | None) -> None:
         self._seen[process] = _Seen()
+        self.moves += 1
         self._note(process, f"starts as {process.incarnation}" + (f" with {from_disk.lineage[:8]} on disk" if from_disk else ""))
 
     def ended(self, process: Source, reason: str) -> None:
         self._note(process, f"ends: {reason}")
+        self.moves += 1
 
     def after_event(self, process: Source) -> None:
         """Whole commits only: what an event wrote, a commit or a snapshot of the same event explains."""
@@ -241,6 +244,7 @@ class Observer:
         if seen.written and seen.written[-1] is None:  # midway: whatever it takes next is no move to a lighter lineage
             seen.written.clear()
             seen.lineage, seen.heaviest = "", None
+            self.moves += 1
 
     def restored(self, process: Source, tip: Tip) -> None:
         self._note(process, f"restores {tip.lineage[:8]}")
@@ -266,6 +270,7 @@ class Observer:
         if seen.pending is not None and lineage.holds(seen.pending):
             seen.pending = None
         seen.lineage, seen.heaviest = digest, (lineage.weight, digest)
+        self.moves += 1
 
     # -- for the scenario ------------------------------------------------------------------------------------------------------
 
