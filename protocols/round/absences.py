@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
 from protocols.reasons import Reason
-from protocols.round.records import Hello, Report
+from protocols.round.records import Hello, Plan, Report, Tip
 
 
 class Absences:
@@ -22,7 +22,8 @@ class Absences:
         self._gone = {peer: reason for peer, reason in self._gone.items() if peer in members}
 
     def dropped(self, peer: str, reason: Reason) -> None:
-        self._gone[peer] = reason
+        if peer:
+            self._gone[peer] = reason
         self._silenced.pop(peer, None)
 
     def silenced(self, peer: str, hello: Hello) -> None:
@@ -37,16 +38,17 @@ class Absences:
         self._gone.pop(peer, None)
         self._silenced.pop(peer, None)
 
-    @property
-    def peers(self) -> set[str]:
-        return set(self._gone)
-
-    def reason(self, peer: str, report: Report | None, lineage: str, *, connected: bool) -> Reason:
-        """Why `peer`, whose last report this is, is not in a plan on `lineage`."""
-        if not connected:  # one that never came was asked, and the hearing ended without it
-            return self._gone.get(peer, Reason.SILENT)
-        if report is None:
-            return self._gone.get(peer, Reason.NOT_CAUGHT_UP)
-        if report.standing.lineage != lineage:
-            return Reason.OTHER_LINEAGE
-        return Reason.REDUCER_LOST if report.caught_up else Reason.NOT_CAUGHT_UP
+    def of(self, plan: Plan, tip: Tip, seated: Mapping[str, Report | None]) -> Iterable[tuple[str, Reason]]:
+        """Whoever is `seated` (with its last report), was a member of the commit that led to `tip` or dropped out since, and is
+        not in `plan`; and why."""
+        for peer in sorted((seated.keys() | set(tip.members) | self._gone.keys()) - set(plan.members)):
+            report = seated.get(peer)
+            if peer not in seated:  # one that never came was asked, and the hearing ended without it
+                reason = self._gone.get(peer, Reason.SILENT)
+            elif report is None:
+                reason = self._gone.get(peer, Reason.NOT_CAUGHT_UP)
+            elif report.standing.lineage != tip.lineage:
+                reason = Reason.OTHER_LINEAGE
+            else:
+                reason = Reason.REDUCER_LOST if report.caught_up else Reason.NOT_CAUGHT_UP
+            yield peer, reason

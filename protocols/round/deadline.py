@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 
+def doubled(attempt: int) -> int:
+    """By how much: deadlines double with each attempt, up to a point."""
+    return int(2 ** min(attempt - 1, 6))
+
+
 class Deadline:
     """Every member has `patience_s` seconds; the bytes that it moves buy it more, at its slowest pace, but never more than that
     from now. So nobody's time runs out while it moves at that pace or faster, and everybody's does while nothing moves.

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from protocols.reasons import Reason
 from protocols.round.absences import Absences
 from protocols.round.attempt import Attempt
-from protocols.round.deadline import Deadline
+from protocols.round.deadline import Deadline, doubled
 from protocols.round.hearing import Hearing
 from protocols.round.member import Accept, Failed, Ready, Refuse
 from protocols.round.planner import Present, finishing, fresh, slowest_paces
@@ -49,11 +49,9 @@ class Ask:
 
 @dataclass(frozen=True)
 class SendPlan:
-    """`absent`, for the log: whoever is connected or was a member of the last commit, and is not planned, and why."""
-
     to: tuple[str, ...]
     plan: Plan
-    absent: tuple[tuple[str, Reason], ...] = ()
+    absent: tuple[tuple[str, Reason], ...] = ()  # who is connected or was a member of the last commit, is not planned, and why
 
 
 @dataclass(frozen=True)
@@ -107,11 +105,6 @@ class Seat:
     report: Report | None = None
     ready_for: ReadyFor | None = None  # at this lead's tip
     has_commit: bool = False  # the one that led to this lead's tip was sent to it
-
-
-def _doubled(attempt: int) -> int:
-    """Deadlines double with each attempt, up to a point."""
-    return int(2 ** min(attempt - 1, 6))
 
 
 class Lead:
@@ -338,15 +331,10 @@ class Lead:
             return []
         attempt = self._highest_attempt = plan.ballot.attempt
         paces = slowest_paces(plan, self._present(tip), self.vector_bytes)
-        slowest = {member: pace / _doubled(attempt) for member, pace in paces.items()}
+        slowest = {member: pace / doubled(attempt) for member, pace in paces.items()}
         self.attempt = Attempt(plan, now, Deadline(plan.members, now, plan.patience_s, slowest))
-        return [SendPlan(plan.members, plan, tuple(self._absent(tip, plan)))]
-
-    def _absent(self, tip: Tip, plan: Plan) -> Iterable[tuple[str, Reason]]:
-        for peer in sorted((self.seats.keys() | set(tip.members) | self._absences.peers) - set(plan.members)):
-            seat = self.seats.get(peer)
-            report = seat.report if seat is not None else None
-            yield peer, self._absences.reason(peer, report, tip.lineage, connected=seat is not None)
+        reports = {peer: seat.report for peer, seat in self.seats.items()}
+        return [SendPlan(plan.members, plan, tuple(self._absences.of(plan, tip, reports)))]
 
     def _plan(self, tip: Tip) -> Plan | None:
         present = self._present(tip)
@@ -366,7 +354,7 @@ class Lead:
             shards=layout.shards,
             codec=self.codec,
             incarnation=self.seats[self.me.peer].hello.incarnation,
-            patience_s=2 * (DETECTION_S + slowest_s) * _doubled(attempt),
+            patience_s=2 * (DETECTION_S + slowest_s) * doubled(attempt),
             finishes=layout.finishes,
         )
 
@@ -417,8 +405,7 @@ class Lead:
         if attempt is None:
             return []
         self.attempt = None
-        if peer:
-            self._absences.dropped(peer, reason)
+        self._absences.dropped(peer, reason)
         averages = attempt.averages
         for member in attempt.ready:
             if averages is not None and member in self.seats:
@@ -449,7 +436,7 @@ class Lead:
             codec=self.codec,
             total_samples=tip.total_samples + averages.samples,
             lead=self.me,
-            succession=self._succession(tip),
+            succession=tip.succession_of(self.me, self._reachable()),
         )
         self.attempt = None
         self._committed = True
@@ -457,13 +444,6 @@ class Lead:
             seat.has_commit = True
         return [Announce(commit, now - attempt.started_at, attempt.plan.ballot.attempt)]
 
-    def _succession(self, tip: Tip) -> tuple[Candidate, ...]:
-        """The old order first, then newcomers: nobody is displaced by joining late."""
-        here = {
-            peer: Candidate(peer, self.seats[peer].hello.address)
-            for peer, _ in sorted(self._at_tip())
-            if self.seats[peer].hello.reachable and peer != self.me.peer
-        }
-        old = [here[c.peer] for c in (tip.lead, *tip.succession) if c.peer in here]
-        known = {candidate.peer for candidate in old}
-        return (*old, *(candidate for peer, candidate in here.items() if peer not in known))
+    def _reachable(self) -> list[Candidate]:
+        seats = ((peer, self.seats[peer].hello) for peer, _ in sorted(self._at_tip()))
+        return [Candidate(peer, hello.address) for peer, hello in seats if hello.reachable]

@@ -40,7 +40,7 @@ class _Seen:
     written: list[Vector | None] = field(default_factory=list)  # states that no commit and no snapshot explains yet
     catches_up: Reason | None = None  # the last reason that it gave for leaving the round, until it is back
     promised: dict[str, tuple[int, str]] = field(default_factory=dict)  # parent -> rank of the highest plan accepted
-    late: Commit | None = None  # of a ballot below its promise, received in the event that happens now
+    late: Commit | None = None  # the message that it acts on now, if that is a commit of a ballot below its promise
     pending: Contribution | None = None
     plan: Plan | None = None  # as a lead: the attempt that has not ended yet
     present: dict[str, Report] = field(default_factory=dict)  # as a lead: the last report of each who is connected
@@ -212,9 +212,13 @@ class Observer:
     def reannounced(self, lead: Source, to: tuple[str, ...]) -> None:
         self._note(lead, f"announces the commit that it found to {','.join(to)}")
 
-    def told(self, process: Source, commit: Commit) -> None:
-        """Its lead announced this commit to it."""
-        seen, parent = self._seen[process], commit.ballot.parent
+    def told(self, process: Source, message: object) -> None:
+        """Its lead told it this; what it does before the next message, it does because of it."""
+        seen = self._seen[process]
+        seen.late = None
+        if not isinstance(message, SignedCommit):
+            return
+        commit, parent = message.commit, message.commit.ballot.parent
         if seen.lineage == parent and commit.ballot.rank < seen.promised.get(parent, (0, "")):
             self._note(process, f"hears of {commit.digest[:8]} after promising {seen.promised[parent]}")
             seen.late = commit

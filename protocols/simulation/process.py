@@ -27,7 +27,6 @@ from protocols.simulation.messages import (
     CommitsRequest,
     Heartbeat,
     NeedState,
-    NotLead,
     ReduceOpen,
     Refused,
     SnapshotRequest,
@@ -37,6 +36,7 @@ from protocols.simulation.messages import (
 from protocols.simulation.network import Machine, Network, Stream
 from protocols.simulation.observer import Observer
 from protocols.simulation.replica import ELEMENTS, DeviceError, Replica
+from protocols.simulation.seating import Seating
 from protocols.simulation.state_transfer import Donor, catch_up
 from protocols.simulation.trainer import Trainer
 from protocols.simulation.uploads import Uploads
@@ -86,6 +86,7 @@ class SimulatedPeer:
         self.bootstrap = bootstrap
         self.link = Following(self)
         self.desk: dict[str, Stream] = {}
+        self.seating = Seating(self)
         self.samples = 0
         self.at_phase: Callable[[SimulatedPeer, str], None] = lambda process, phase: None
         self.give_up: Callable[[SimulatedPeer], None] = lambda process: None
@@ -94,7 +95,6 @@ class SimulatedPeer:
         self._encoded = b""
         self._moved = (0, 0.0)
         self._heartbeat_at = self._tick_due = 0.0
-        self._left: set[str] = set()
         self._queue: deque[Any] = deque()
         self._performing = False
 
@@ -215,7 +215,7 @@ class SimulatedPeer:
         """A stream that another process opened here."""
         match opening:
             case Hello():
-                self._seat(stream, opening)
+                self.seating.seat(stream, opening)
             case ReduceOpen():
                 self.exchanges.serve(stream, opening)
             case AskRequest():
@@ -233,46 +233,6 @@ class SimulatedPeer:
                 self.uploads.receive(stream)
             case CommitsRequest(after):
                 self.donor.serve_commits(stream, after)
-
-    def _seat(self, stream: Stream, hello: Hello) -> None:
-        peer = stream.client.machine.name
-        seated = self.lead.seats.get(peer)
-        if not self.lead.active:
-            follows = self.link.following.peer if self.link.following is not None else ""
-            stream.send(self, NotLead(follows, self.able_to_lead))
-            stream.close(self)
-            return
-        if seated is not None and hello.incarnation < seated.hello.incarnation:
-            stream.send(self, Refused(Reason.OTHER_INCARNATION))
-            stream.close(self)
-            return
-        earlier = self.desk.pop(peer, None)
-        if earlier is not None:
-            earlier.close(self)
-        self.desk[peer] = stream
-        stream.serve(lambda message: self._from_member(peer, message), lambda: self._unseat(peer, stream))
-        self.observer.seated(self, peer)
-        self.perform(self.lead.joined(peer, hello, self.now))
-
-    def _unseat(self, peer: str, stream: Stream) -> None:
-        if self.desk.get(peer) is not stream:
-            return
-        del self.desk[peer]
-        reason = Reason.LEFT if peer in self._left else Reason.CONNECTION_LOST
-        self._left.discard(peer)
-        self.observer.left(self, peer, reason)
-        self.perform(self.lead.left(peer, reason, self.now))
-
-    def _from_member(self, peer: str, message: Any) -> None:
-        self.lead.heard(peer, self.now)
-        if isinstance(message, Report):
-            self.observer.reported(self, peer, message)
-            self.heard_standing(message.standing)
-            self.perform(self.lead.reported(peer, message, self.now))
-        elif message is Reason.LEFT:
-            self._left.add(peer)
-        else:
-            self.perform(self.lead.answer(peer, message, self.now))
 
     def ask(self, peer: str) -> Later:
         """Set to its Whereabouts, or to None when it does not answer in time."""
@@ -386,6 +346,7 @@ class SimulatedPeer:
             self.perform(here())
 
     def from_lead(self, lead: str, message: Any) -> None:
+        self.observer.told(self, message)
         match message:
             case Heartbeat(standing):
                 self.heard_standing(standing)
@@ -396,7 +357,6 @@ class SimulatedPeer:
             case NeedState():
                 self.uploads.give(lead)
             case SignedCommit():
-                self.observer.told(self, message.commit)
                 self.perform(self.member.on_commit(message))
 
     # -- a round -----------------------------------------------------------------------------------------------------------------

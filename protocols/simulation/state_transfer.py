@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from protocols.errors import BadMessageError
@@ -71,6 +71,9 @@ class Donor:
         stream.close(process)
 
 
+Way = Callable[["SimulatedPeer", str], Generator[Later, Any, bool]]
+
+
 def catch_up(process: SimulatedPeer) -> Task:
     """Bring the replica to the heaviest lineage among those who answer; with nobody further, that is its own."""
     pause_s = FIRST_PAUSE_S
@@ -83,7 +86,7 @@ def catch_up(process: SimulatedPeer) -> Task:
         if mine is not None and not ahead and not hidden:
             process.caught_up()
             return
-        ways = [(_take_from, there.peer) for there in ahead[:DONORS_A_TRY]]
+        ways: list[tuple[Way, str]] = [(_take_from, there.peer) for there in ahead[:DONORS_A_TRY]]
         ways += [(_be_brought, peer) for peer in hidden[:DONORS_A_TRY]]
         for take, donor in ways:
             if (yield from take(process, donor)):
