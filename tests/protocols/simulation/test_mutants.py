@@ -12,10 +12,13 @@ import pytest
 
 from protocols.reasons import Reason
 from protocols.reduction import ShardReduction
+from protocols.round.absences import Absences
 from protocols.round.lead import Lead
-from protocols.round.member import Member, Phase
-from protocols.round.records import Ballot, Contribution, Plan, Result, SignedCommit, Standing, Tip
+from protocols.round.member import GiveUp, Member
+from protocols.round.records import Ballot, Contribution, Plan, SignedCommit, Standing, Tip
 from protocols.simulation.bulk import Exchanges, Reducing
+from protocols.simulation.messages import Abort
+from protocols.simulation.process import SimulatedPeer
 from protocols.simulation.replica import Replica, stepped
 from protocols.simulation.scenario import simulate
 from protocols.simulation.trainer import Trainer
@@ -36,25 +39,13 @@ def ballots_without_the_lead(patch: Patch) -> None:
 
 def a_late_commit_applied_after_a_promise(patch: Patch) -> None:
     """A commit of a lower ballot than the one accepted last is taken as if nothing had been promised."""
-    on_plan, on_commit = Member.on_plan, Member.on_commit
-    held: dict[Member, tuple[Plan, Result]] = {}
+    on_commit = Member.on_commit
 
-    def accept(member: Member, plan: Plan) -> list[Any]:
-        if member.plan is not None and member._result is not None:
-            held[member] = (member.plan, member._result)
-        return on_plan(member, plan)
-
-    def late(member: Member, signed: SignedCommit) -> list[Any]:
-        promised, commit = member.promised, signed.commit
-        if promised is None or commit.ballot.parent != promised.parent or commit.ballot.rank >= promised.rank:
-            return on_commit(member, signed)
+    def mutant(member: Member, signed: SignedCommit) -> list[Any]:
         member.promised = None
-        if member in held and held[member][0].digest == commit.plan_digest and member.phase is not Phase.APPLYING:
-            member.plan, member._result = held[member]
         return on_commit(member, signed)
 
-    patch.setattr(Member, "on_plan", accept)
-    patch.setattr(Member, "on_commit", late)
+    patch.setattr(Member, "on_commit", mutant)
 
 
 def untagged_chunks(patch: Patch) -> None:
@@ -71,8 +62,8 @@ def untagged_chunks(patch: Patch) -> None:
             waiting[plan.digest, index] = early
         run(exchanges, plan, *rest)
 
-    def open_(reduction: ShardReduction, peer: str, contribution: Contribution) -> None:
-        if contribution.base == reduction.plan.ballot.parent and peer in reduction._received:
+    def open_(reduction: ShardReduction, peer: str, contribution: Contribution | None) -> None:
+        if contribution is not None and contribution.base == reduction.plan.ballot.parent and peer in reduction._received:
             reduction._contributions[peer] = contribution
 
     def feed(reduction: ShardReduction, peer: str, offset: int, data: bytes) -> None:
@@ -143,6 +134,32 @@ def a_member_that_steps_twice(patch: Patch) -> None:
     patch.setattr(Replica, "apply", mutant)
 
 
+def an_absence_without_a_reason(patch: Patch) -> None:
+    patch.setattr(Absences, "of", lambda absences, plan, tip, seated: ())
+
+
+def a_contribution_that_vanishes(patch: Patch) -> None:
+    """A member that falls behind forgets what it gave, and does not say so."""
+    fall_behind = Member._fall_behind
+
+    def mutant(member: Member, *args: Any) -> list[Any]:
+        return [action for action in fall_behind(member, *args) if not isinstance(action, GiveUp)]
+
+    patch.setattr(Member, "_fall_behind", mutant)
+
+
+def a_state_that_changes_outside_a_commit(patch: Patch) -> None:
+    """Whoever goes on after an attempt that failed has stepped by half already."""
+    on_abort = SimulatedPeer.from_lead
+
+    def mutant(process: SimulatedPeer, lead: str, message: Any) -> None:
+        on_abort(process, lead, message)
+        if isinstance(message, Abort) and process.replica.state is not None:
+            process.replica.state = process.replica.state * 0.5
+
+    patch.setattr(SimulatedPeer, "from_lead", mutant)
+
+
 MUTANTS: dict[Callable[[Patch], None], str] = {
     ballots_without_the_lead: "3 ballots",
     a_late_commit_applied_after_a_promise: "3 promises",
@@ -152,6 +169,9 @@ MUTANTS: dict[Callable[[Patch], None], str] = {
     a_contribution_frozen_twice: "2 frozen once",
     a_fork_rule_by_the_last_epoch_only: "4 heavier",
     a_member_that_steps_twice: "1 state",
+    an_absence_without_a_reason: "7 peers",
+    a_contribution_that_vanishes: "7 contributions",
+    a_state_that_changes_outside_a_commit: "3 whole",
 }
 
 
