@@ -32,7 +32,7 @@ from peer.training_side import Settings, TrainingSide
 from peer.uploads import Uploads, most_snapshot_bytes
 from protocols.errors import BadMessageError, RemoteError
 from protocols.reasons import Reason
-from protocols.round import lead as lead_actions
+from protocols.round import lead_actions
 from protocols.round import member as member_actions
 from protocols.round.lead import Lead
 from protocols.round.member import Member, Phase
@@ -298,8 +298,9 @@ class Averaging:
             case lead_actions.Ask(peers):
                 for peer in peers:
                     self._spawn(self._ask(peer))
-            case lead_actions.SendPlan(to, plan):
-                self.events("planned", epoch=plan.ballot.epoch, attempt=plan.ballot.attempt, members=list(plan.members))
+            case lead_actions.SendPlan(to, plan, absent):
+                ballot, without = plan.ballot, {peer: reason.value for peer, reason in absent}
+                self.events("planned", epoch=ballot.epoch, attempt=ballot.attempt, members=list(plan.members), absent=without)
                 self._to_members(to, pb.LeadMessage(plan=to_wire(plan)), lambda: self.member.on_plan(plan))
             case lead_actions.SendAbort(to, plan_digest, reason):
                 message = pb.LeadMessage(abort=pb.Abort(plan_digest=plan_digest, reason=reason.value))

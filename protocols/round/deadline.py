@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 
 def doubled(attempt: int) -> int:
-    """Deadlines double with each attempt, up to a point."""
+    """By how much: deadlines double with each attempt, up to a point."""
     return int(2 ** min(attempt - 1, 6))
 
 

@@ -15,12 +15,13 @@ Every reachable peer holds a Lead; it sleeps until the driver finds, by the orde
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from protocols.reasons import Reason
+from protocols.round.absences import Absences
 from protocols.round.attempt import Attempt, Seat
 from protocols.round.deadline import Deadline, doubled
 from protocols.round.hearing import Hearing
+from protocols.round.lead_actions import Announce, Ask, LeadAction, NoteFailure, Reannounce, SendAbort, SendPlan, Yield
 from protocols.round.member import Accept, Answer, Drifted, Ready, Refuse
 from protocols.round.planner import Present, finishing, fresh, slowest_paces
 from protocols.round.records import (
@@ -37,61 +38,6 @@ from protocols.round.records import (
 
 # A silent connection is taken for dead after this long; heartbeats come several times as often. With a driver's tick it is 2 s.
 DETECTION_S = 1.75
-
-
-@dataclass(frozen=True)
-class Ask:
-    """Ask these members of the last commit where they stand and whom they follow; answer answered() or unreachable() for each."""
-
-    peers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class SendPlan:
-    to: tuple[str, ...]
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class SendAbort:
-    to: tuple[str, ...]
-    plan_digest: str
-    reason: Reason
-
-
-@dataclass(frozen=True)
-class Announce:
-    """Sign this commit and send it to everybody connected, this peer's own member included."""
-
-    commit: Commit
-    seconds: float
-    attempts: int
-
-
-@dataclass(frozen=True)
-class Reannounce:
-    """Send the commit that led to this lead's tip to members that have not applied it: its own lead may have gone before."""
-
-    to: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class NoteFailure:
-    """For the log: this attempt ended without a commit; `peer` is who dropped out or was found at fault ('' if nobody was)."""
-
-    ballot: Ballot
-    reason: Reason
-    peer: str
-
-
-@dataclass(frozen=True)
-class Yield:
-    """Another lead works already: follow it."""
-
-    to: str
-
-
-LeadAction = Ask | SendPlan | SendAbort | Announce | Reannounce | NoteFailure | Yield
 
 
 class Lead:
@@ -126,6 +72,7 @@ class Lead:
         self._highest_attempt = 0
         self._committed = False
         self._failed_pairs: set[tuple[str, str]] = set()
+        self._absences = Absences()
         self._disowned: set[Averages] = set()  # a contributor says that it never gave what they name
         self._counted: dict[tuple[str, int], int] = {}  # (peer, incarnation) -> end of its last committed range
 
@@ -142,6 +89,7 @@ class Lead:
         self.active = False
         self.seats.clear()
         self._hearing.forget()
+        self._absences.forget()
         return actions
 
     def follow(self, tip: Tip, commit: Commit | None = None) -> list[LeadAction]:
@@ -152,6 +100,7 @@ class Lead:
             self._highest_attempt = 0
             self._failed_pairs.clear()
             self._disowned.clear()
+            self._absences.next_epoch(tip.members)
             self._asked.clear()
             for seat in self.seats.values():
                 seat.ready_for = None
@@ -172,6 +121,7 @@ class Lead:
             return []  # a newer process of this peer is seated
         actions = self._lose(peer, Reason.OTHER_INCARNATION, now) if seat is not None else []
         self.seats[peer] = Seat(hello, now)
+        self._absences.seated(peer)
         return actions
 
     def reported(self, peer: str, report: Report, now: float) -> list[LeadAction]:
@@ -202,6 +152,7 @@ class Lead:
     def left(self, peer: str, reason: Reason, now: float) -> list[LeadAction]:
         """Its control stream ended, for whatever reason."""
         actions = self._lose(peer, reason, now)
+        self._absences.dropped(peer, reason)
         if self.active and self.tip is not None and peer in self.tip.members and reason is not Reason.LEFT:
             # It may follow another lead by now: ask before anything is planned without it.
             actions += self._hear({peer}, now)
@@ -314,7 +265,8 @@ class Lead:
         paces = slowest_paces(plan, self._present(tip), self.vector_bytes)
         slowest = {member: pace / doubled(attempt) for member, pace in paces.items()}
         self.attempt = Attempt(plan, now, Deadline(plan.members, now, plan.patience_s, slowest))
-        return [SendPlan(plan.members, plan)]
+        absent = self._absences.of(plan, tip, {peer: seat.report for peer, seat in self.seats.items()})
+        return [SendPlan(plan.members, plan, tuple(absent))]
 
     def _plan(self, tip: Tip) -> Plan | None:
         present = self._present(tip)
@@ -385,6 +337,7 @@ class Lead:
         if attempt is None:
             return []
         self.attempt = None
+        self._absences.dropped(peer, reason)
         averages = attempt.averages
         for member in attempt.ready:
             if averages is not None and member in self.seats:
@@ -430,7 +383,7 @@ class Lead:
             codec=self.codec,
             total_samples=tip.total_samples + averages.samples,
             lead=self.me,
-            succession=self._succession(tip),
+            succession=tip.succession_of(self.me, self._reachable()),
         )
         self.attempt = None
         self._committed = True
@@ -438,13 +391,6 @@ class Lead:
             seat.has_commit = True
         return [Announce(commit, now - attempt.started_at, attempt.plan.ballot.attempt)]
 
-    def _succession(self, tip: Tip) -> tuple[Candidate, ...]:
-        """The old order first, then newcomers: nobody is displaced by joining late."""
-        here = {
-            peer: Candidate(peer, self.seats[peer].hello.address)
-            for peer, _ in sorted(self._at_tip())
-            if self.seats[peer].hello.reachable and peer != self.me.peer
-        }
-        old = [here[c.peer] for c in (tip.lead, *tip.succession) if c.peer in here]
-        known = {candidate.peer for candidate in old}
-        return (*old, *(candidate for peer, candidate in here.items() if peer not in known))
+    def _reachable(self) -> list[Candidate]:
+        here = [Candidate(peer, self.seats[peer].hello.address) for peer, _ in sorted(self._at_tip())]
+        return [candidate for candidate in here if candidate.address]

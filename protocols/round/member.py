@@ -158,15 +158,24 @@ class Member:
         self._freezing = False
         self._commit: SignedCommit | None = None
         self._drifted = False  # from what the plan's reducers hold; whose fault it is, the others' votes say
+        self._named: tuple[Commit, Contribution] | None = None  # a commit that names what was given here, and is to be fetched
 
     # -- state -------------------------------------------------------------------------------------------------------------
 
     def adopted(self, tip: Tip) -> list[MemberAction]:
         """State of `tip` is in place, from a donor or from the disk."""
-        actions = self._drop_plan(Reason.SUPERSEDED)
+        actions = [*self._drop_plan(Reason.SUPERSEDED), *self._settle_named(tip)]
         self._start_epoch(tip)
         self.phase = Phase.TRAINING
         return [*actions, Resume()]
+
+    def _settle_named(self, tip: Tip) -> list[MemberAction]:
+        """The commit that names the contribution may be lost, with all who held it. A tip further on than it does not tell."""
+        named, self._named = self._named, None
+        if named is None or tip.lineage == named[0].digest or tip.epoch > named[0].ballot.epoch:
+            return []
+        reason = Reason.LOST_FORK if tip.epoch == named[0].ballot.epoch else Reason.MISSED_RESULTS
+        return [GiveUp(reason, named[1])]
 
     def catch_up(self, reason: Reason) -> list[MemberAction]:
         """The driver found that this lineage is behind, or lost to a heavier one."""
@@ -346,6 +355,8 @@ class Member:
         given_up = Reason.MISSED if reason in (Reason.BEHIND, Reason.MISSED_RESULTS) else reason
         if commit is None or self.contribution is None or self.contribution not in commit.contributions:
             actions.append(GiveUp(given_up, self.contribution))
+        else:
+            self._named = (commit, self.contribution)
         self._forget_contribution()
         self.phase = Phase.CATCHING_UP
         return [*actions, CatchUp(reason)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -323,6 +324,13 @@ class Tip:
     @property
     def standing(self) -> Standing:
         return Standing(self.epoch, self.lineage, self.total_samples)
+
+    def succession_of(self, lead: Candidate, here: Iterable[Candidate]) -> tuple[Candidate, ...]:
+        """What the next commit names, led by `lead`, of those who are here: the old order first, then newcomers as given:
+        nobody is displaced by joining late."""
+        present = {candidate.peer: candidate for candidate in here if candidate.peer != lead.peer}
+        old = [present.pop(c.peer) for c in (self.lead, *self.succession) if c.peer in present]
+        return (*old, *present.values())
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Following:
         self._led = True
         self.following = lead
         process.succession.led()
-        process.from_lead(message)
+        process.from_lead(lead.peer, message)
         acting = process.succession.acting
         if self._stream is stream and (acting is None or acting.peer != lead.peer):
             self._close()  # somebody else leads

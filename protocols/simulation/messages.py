@@ -107,6 +107,16 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class NeedState:
+    """A lead asks a client-mode peer that stands further on to bring its state."""
+
+
+@dataclass(frozen=True)
+class UploadOpen:
+    """Opens the stream on which it does; the Snapshot follows."""
+
+
+@dataclass(frozen=True)
 class CommitsRequest:
     after: str
 

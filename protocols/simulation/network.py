@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from protocols.simulation.clock import Clock
 from protocols.simulation.world import World
 
 SMALL_BYTES = 200  # a control message
@@ -26,6 +27,7 @@ class Machine:
     jitter_s: float
     up_bytes_s: float
     down_bytes_s: float
+    clock: Clock
     up_free_at: float = 0.0
     down_free_at: float = 0.0
     powered: bool = True  # a machine without power answers nobody; one whose process died refuses at once
@@ -143,6 +145,8 @@ class Network:
         self.machines = {machine.name: machine for machine in machines}
         self.processes: dict[str, Process] = {}  # the newest of each machine
         self.blocked: dict[tuple[str, str], int] = {}  # (from, to) -> how many faults block it
+        self.overtaken = 0  # messages that one of another stream, sent later between the same machines, arrives before
+        self._last_arrival: dict[tuple[str, str], float] = {}
         self._streams: dict[Stream, None] = {}
 
     # -- connections -----------------------------------------------------------------------------------------------------------
@@ -202,11 +206,15 @@ class Network:
         departs = max(now, here.up_free_at) + size / here.up_bytes_s if size else now
         if size:
             here.up_free_at = departs
-        arrives = max(departs + self._latency(here, there), way.last_at)
-        if size:
-            arrives = max(arrives, there.down_free_at) + size / there.down_bytes_s
-            there.down_free_at = arrives
+        passed = departs
+        if size:  # both lines are reserved in the order of sending; the way between them changes the order
+            passed = there.down_free_at = max(departs, there.down_free_at) + size / there.down_bytes_s
+        arrives = max(passed + self._latency(here, there), way.last_at)
         way.last_at = arrives
+        pair = (here.name, there.name)
+        last = self._last_arrival.get(pair, 0.0)
+        self.overtaken += arrives < last
+        self._last_arrival[pair] = max(arrives, last)
         self.world.at(arrives - now, target, lambda: self._arrive(stream, way, departs, message))
 
     def _arrive(self, stream: Stream, way: _Way, departed: float, message: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from protocols.codecs import Codec
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
-from protocols.round import lead as lead_actions
+from protocols.round import lead_actions
 from protocols.round import member as member_actions
 from protocols.round.lead import DETECTION_S, Lead
 from protocols.round.member import Member, Phase
@@ -27,18 +27,21 @@ from protocols.simulation.messages import (
     AskRequest,
     CommitsRequest,
     Heartbeat,
-    NotLead,
+    NeedState,
     OfferRequest,
     ReduceOpen,
     Refused,
     SnapshotRequest,
+    UploadOpen,
     Whereabouts,
 )
 from protocols.simulation.network import Machine, Network, Stream
 from protocols.simulation.observer import Observer
 from protocols.simulation.replica import ELEMENTS, DeviceError, Replica
+from protocols.simulation.seating import Seating
 from protocols.simulation.state_transfer import Donor, catch_up
 from protocols.simulation.trainer import Trainer
+from protocols.simulation.uploads import Uploads
 from protocols.simulation.world import Later, start
 
 RUN = "ab" * 32
@@ -65,8 +68,6 @@ class SimulatedPeer:
         self.network, self.world, self.observer = network, network.world, observer
         self.machine, self.name, self.incarnation, self.codec = machine, machine.name, incarnation, codec
         self.alive, self.stopped_until, self.died_at = True, 0.0, None
-        random = self.world.random
-        self._clock_offset_s, self._clock_rate = random.uniform(0, 1e5), random.uniform(0.98, 1.02)
         self.candidate = Candidate(self.name, f"{self.name}:1" if machine.reachable else "")
         self.hello = Hello(incarnation, micro_batch == 0, self.candidate.address, self.name)
         self.member = Member(self.name, incarnation)
@@ -80,13 +81,14 @@ class SimulatedPeer:
             vector_bytes=ELEMENTS * codec.bytes_per_element,
             max_epochs=None,
         )
-        self.replica = Replica(self.name, incarnation, codec)
-        self.donor, self.sought = Donor(self), Sought()
+        self.replica = Replica(self.name, incarnation, codec, lambda state: observer.wrote(self, state))
+        self.donor, self.uploads, self.sought = Donor(self), Uploads(self), Sought()
         self.exchanges = Exchanges(self)
         self.trainer = Trainer(self, micro_batch, step_s)
         self.bootstrap = bootstrap
         self.link = Following(self)
         self.desk: dict[str, Stream] = {}
+        self.seating = Seating(self)
         self.samples = 0
         self.at_phase: Callable[[SimulatedPeer, str], None] = lambda process, phase: None
         self.give_up: Callable[[SimulatedPeer], None] = lambda process: None
@@ -94,8 +96,7 @@ class SimulatedPeer:
         self.save: Callable[[SimulatedPeer], None] = lambda process: None
         self._encoded = b""
         self._moved = (0, 0.0)
-        self._heartbeat_at = 0.0
-        self._left: set[str] = set()
+        self._heartbeat_at = self._tick_due = 0.0
         self._queue: deque[Any] = deque()
         self._performing = False
 
@@ -106,16 +107,20 @@ class SimulatedPeer:
 
     @property
     def now(self) -> float:
-        """This machine's clock: it began anywhere, and goes a little wrong."""
-        return self._clock_offset_s + self._clock_rate * self.world.now
+        return self.machine.clock.now
 
     def begin(self) -> None:
         self.succession.know(self.bootstrap)
         self._start_catching_up(Reason.JOINED)
-        self.world.at(self.world.random.random() * TICK_S, self, self._tick)
+        self._tick_due = self.world.now + self.world.random.random() * TICK_S
+        self.world.at(self._tick_due - self.world.now, self, self._tick)
         self.world.at(self.world.random.random() * EAGER_LOOK_S, self, self._look)
 
     def _tick(self) -> None:
+        if self.world.now > self._tick_due and self.world.random.random() < 0.5:
+            self._tick_due = self.world.now  # it was stopped: timers and what came in meanwhile take turns in either order
+            self.world.at(0.0, self, self._tick)
+            return
         now = self.now
         self.perform(self.lead.tick(now))
         self._give_up_stalled_results(now)
@@ -124,10 +129,14 @@ class SimulatedPeer:
             self.report()
             if self.lead.active and self.lead.tip is not None:
                 beat = Heartbeat(self.lead.tip.standing)
-                for stream in list(self.desk.values()):
-                    stream.send(self, beat)
+                for peer in list(self.desk):
+                    if peer in self.lead.seats:
+                        self.desk[peer].send(self, beat)
+                    else:  # taken for dead: it comes again if it lives
+                        self.desk.pop(peer).close(self)
         self.link.tick()
-        self.world.at(TICK_S, self, self._tick)
+        self._tick_due = self.world.now + self.machine.clock.world_s(TICK_S)
+        self.world.at(self._tick_due - self.world.now, self, self._tick)
 
     def _give_up_stalled_results(self, now: float) -> None:
         plan = self.member.plan
@@ -184,6 +193,7 @@ class SimulatedPeer:
             planned_with=self.member.planned_with(self.link.following.peer if self.link.following is not None else ""),
         )
         if self.lead.active:
+            self.observer.reported(self, self.name, report)
             self.perform(self.lead.reported(self.name, report, self.now))
         else:
             self.link.send(report)
@@ -210,7 +220,7 @@ class SimulatedPeer:
         """A stream that another process opened here."""
         match opening:
             case Hello():
-                self._seat(stream, opening)
+                self.seating.seat(stream, opening)
             case ReduceOpen():
                 self.exchanges.serve(stream, opening)
             case AskRequest():
@@ -226,48 +236,10 @@ class SimulatedPeer:
                 self.donor.serve_offer(stream, opening)
             case SnapshotRequest():
                 self.donor.serve_chunks(stream, opening)
+            case UploadOpen():
+                self.uploads.receive(stream)
             case CommitsRequest(after):
                 self.donor.serve_commits(stream, after)
-
-    def _seat(self, stream: Stream, hello: Hello) -> None:
-        peer = stream.client.machine.name
-        seated = self.lead.seats.get(peer)
-        if not self.lead.active:
-            follows = self.link.following.peer if self.link.following is not None else ""
-            stream.send(self, NotLead(follows, self.able_to_lead))
-            stream.close(self)
-            return
-        if seated is not None and hello.incarnation < seated.hello.incarnation:
-            stream.send(self, Refused(Reason.OTHER_INCARNATION))
-            stream.close(self)
-            return
-        earlier = self.desk.pop(peer, None)
-        if earlier is not None:
-            earlier.close(self)
-        self.desk[peer] = stream
-        stream.serve(lambda message: self._from_member(peer, message), lambda: self._unseat(peer, stream))
-        self.observer.seated(self, peer)
-        self.perform(self.lead.joined(peer, hello, self.now))
-
-    def _unseat(self, peer: str, stream: Stream) -> None:
-        if self.desk.get(peer) is not stream:
-            return
-        del self.desk[peer]
-        reason = Reason.LEFT if peer in self._left else Reason.CONNECTION_LOST
-        self._left.discard(peer)
-        self.observer.left(self, peer, reason)
-        self.perform(self.lead.left(peer, reason, self.now))
-
-    def _from_member(self, peer: str, message: Any) -> None:
-        self.lead.heard(peer, self.now)
-        if isinstance(message, Report):
-            self.observer.reported(self, peer)
-            self.heard_standing(message.standing)
-            self.perform(self.lead.reported(peer, message, self.now))
-        elif message is Reason.LEFT:
-            self._left.add(peer)
-        else:
-            self.perform(self.lead.answer(peer, message, self.now))
 
     def ask(self, peer: str) -> Later:
         """Set to its Whereabouts, or to None when it does not answer in time."""
@@ -335,10 +307,11 @@ class SimulatedPeer:
                 self.trainer.job(seconds, lambda: self._apply(signed))
             case member_actions.Resume():
                 self.samples = 0
+                self.observer.resumed(self)
                 self.trainer.job(0.0, self.trainer.resume)
                 self.report()
             case member_actions.GiveUp(reason, contribution):
-                self.observer.gave_up(self, reason, contribution)
+                self.observer.gave_up(self, reason, contribution, self.samples)
             case member_actions.CatchUp(reason):
                 self.trainer.job(0.0, self.trainer.pause)
                 self.samples = 0
@@ -347,8 +320,8 @@ class SimulatedPeer:
             case lead_actions.Ask(peers):
                 for peer in peers:
                     self._ask_for_lead(peer)
-            case lead_actions.SendPlan(to, plan):
-                self.observer.planned(self, plan)
+            case lead_actions.SendPlan(to, plan, absent):
+                self.observer.planned(self, plan, dict(absent))
                 self._to_members(to, plan, lambda: self.member.on_plan(plan))
                 self.at_phase(self, "planning")
             case lead_actions.SendAbort(to, plan_digest, reason):
@@ -379,7 +352,8 @@ class SimulatedPeer:
         if self.name in to:
             self.perform(here())
 
-    def from_lead(self, message: Any) -> None:
+    def from_lead(self, lead: str, message: Any) -> None:
+        self.observer.told(self, message)
         match message:
             case Heartbeat(standing):
                 self.heard_standing(standing)
@@ -387,6 +361,8 @@ class SimulatedPeer:
                 self.perform(self.member.on_plan(message))
             case Abort(plan_digest, reason):
                 self.perform(self.member.on_abort(plan_digest, reason))
+            case NeedState():
+                self.uploads.give(lead)
             case SignedCommit():
                 self.perform(self.member.on_commit(message))
 

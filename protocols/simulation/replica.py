@@ -7,6 +7,7 @@ which it was drawn, so that the observer can say what every average has to be.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,14 +60,25 @@ class Frozen:
 
 
 class Replica:
-    def __init__(self, peer: str, incarnation: int, codec: Codec) -> None:
+    def __init__(self, peer: str, incarnation: int, codec: Codec, wrote: Callable[[Vector | None], None]) -> None:
+        """`wrote` is told of each write to the training state, whoever writes; numpy refuses a write within one."""
         self.peer, self.incarnation, self.codec = peer, incarnation, codec
         self.tip: Tip | None = None
         self.commit: SignedCommit | None = None
-        self.state: Vector | None = None
+        self._state: Vector | None = None
+        self._wrote = wrote
         self.first = self.end = 0
         self._sum = np.zeros(ELEMENTS)
         self.fails_next_step = False
+
+    @property
+    def state(self) -> Vector | None:
+        return self._state
+
+    @state.setter
+    def state(self, after: Vector | None) -> None:
+        self._state = after
+        self._wrote(after)
 
     @property
     def samples(self) -> int:

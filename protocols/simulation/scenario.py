@@ -6,15 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocols.simulation.faults import KINDS, PATIENCE_S
-from protocols.simulation.observer import ViolationError
+from protocols.simulation.faults import FAULTS_S, KINDS, LONGEST_S, PATIENCE_S, Fault, Schedule, draw
 from protocols.simulation.process import SimulatedPeer
 from protocols.simulation.swarm import Swarm
-from protocols.simulation.world import World
+from protocols.simulation.world import ViolationError, World
 
 WARM_UP_S = 10.0
-FAULTS_S = 40.0
-MEAN_PAUSE_S = 4.5
 # Invariant 5. A silent lead is noticed after 2 s (detection), a dial into the void ends after 6 s (first answer), the new lead
 # hears for 2 s, an attempt begun with the dead ends within 4 s (its patience), and a smaller swarm draws a batch and exchanges it
 # in twice 2 s.
@@ -33,6 +30,7 @@ class Outcome:
     retries: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     faults_at: Counter[str] = field(default_factory=Counter)
+    overtaken: int = 0
     virtual_s: float = 0.0
     recovery_s: float = 0.0
     kill_to_commit_s: float | None = None
@@ -40,22 +38,29 @@ class Outcome:
     violated: str = ""
     what: str = ""
     trace: list[str] = field(default_factory=list)
+    schedule: Schedule = ()
 
 
 Make = Callable[..., SimulatedPeer]
 
 
-def simulate(seed: int, peers: int = 8, *, faults: bool = True, make: Make = SimulatedPeer) -> Outcome:
+def simulate(
+    seed: int, peers: int = 8, *, faults: bool = True, schedule: Schedule | None = None, make: Make = SimulatedPeer
+) -> Outcome:
+    """`schedule`: the faults, instead of those drawn from the seed."""
     world = World(seed)
     swarm = Swarm(world, peers, make)
-    outcome = Outcome(seed)
+    if schedule is None:
+        schedule = draw(seed, swarm.names) if faults else ()
+    outcome = Outcome(seed, schedule=schedule)
     try:
         _play(world, swarm, outcome, faults)
     except ViolationError as violation:
         outcome.violated, outcome.what = violation.invariant, violation.what
         outcome.trace = list(world.notable)
-    outcome.commits, outcome.retries = len(swarm.observer.commit_times), swarm.observer.retries
+    outcome.commits, outcome.retries = len(swarm.observer.lineages.times), swarm.observer.retries
     outcome.faults, outcome.faults_at = swarm.injector.by_kind, swarm.injector.by_phase
+    outcome.overtaken = swarm.network.overtaken
     outcome.virtual_s, outcome.trace_digest = world.now, world.trace_digest
     return outcome
 
@@ -70,37 +75,34 @@ def _play(world: World, swarm: Swarm, outcome: Outcome, faults: bool) -> None:
         world.run_until(WARM_UP_S + FAULTS_S)
         _settle(world, swarm, outcome)
         return
-    if random.random() < 0.5:
-        _kill_one(world, swarm, outcome)
-    at = 0.0
-    while (at := at + random.expovariate(1 / MEAN_PAUSE_S)) < FAULTS_S:
-        world.at(at, None, swarm.injector.arm)
+    for fault in outcome.schedule:
+        if fault.alone and observer.lineages.times:
+            _kill_one(world, swarm, outcome, fault)
+    swarm.injector.begin(tuple(fault for fault in outcome.schedule if not fault.alone))
     world.run_until(world.now + FAULTS_S)
     swarm.injector.disarm()
     swarm.restarts = False
-    world.run_until(world.now + 8.0)  # longer than any fault lasts
+    world.run_until(world.now + LONGEST_S)
     for name in swarm.names:
         if name == swarm.names[0] or random.random() < 0.7:
             swarm.start(name)
     world.trace("no more faults", notable=True)
     _settle(world, swarm, outcome)
-    assert observer.commit_times
+    assert observer.lineages.times
 
 
-def _kill_one(world: World, swarm: Swarm, outcome: Outcome) -> None:
+def _kill_one(world: World, swarm: Swarm, outcome: Outcome, fault: Fault) -> None:
     """One kill alone, at a phase that the seed names: survivors commit within the bound of invariant 5."""
     observer, injector = swarm.observer, swarm.injector
-    if not observer.commit_times:
-        return
     swarm.restarts = False
-    injector.arm(("crash", "power cut"))
+    injector.arm(fault)
     world.run_until(world.now + PATIENCE_S + 1, lambda: bool(injector.by_kind))
     killed_at = world.now
     if injector.by_kind:
-        world.run_until(killed_at + KILL_BOUND_S, lambda: observer.commit_times[-1][0] > killed_at)
-        if observer.commit_times[-1][0] <= killed_at:
-            raise violation(world, "5 one kill", f"no commit within {KILL_BOUND_S:.0f} s of a single kill")
-        outcome.kill_to_commit_s = observer.commit_times[-1][0] - killed_at
+        world.run_until(killed_at + KILL_BOUND_S, lambda: observer.last_commit_at > killed_at)
+        if observer.last_commit_at <= killed_at:
+            world.violated("5 one kill", f"no commit within {KILL_BOUND_S:.0f} s of a single kill")
+        outcome.kill_to_commit_s = observer.last_commit_at - killed_at
     swarm.restarts = True
     for name in swarm.names:
         if not swarm.processes[name].alive:
@@ -112,12 +114,21 @@ def _settle(world: World, swarm: Swarm, outcome: Outcome) -> None:
     """Liveness: all live processes come to one lineage, and go on committing there."""
     began, observer = world.now, swarm.observer
 
+    looked_at, answer = -1, False
+
     def settled() -> bool:
+        nonlocal looked_at, answer
+        if looked_at != observer.moves:
+            looked_at, answer = observer.moves, look()
+        return answer
+
+    def look() -> bool:
         standings = {observer.standing_of(process) for process in swarm.alive}
         if len(standings) > 1 or "" in standings:
             return False
         chain, digest = 0, next(iter(standings))
-        while digest in observer.times and observer.times[digest] > began:
+        times = observer.lineages.times
+        while digest in times and times[digest] > began:
             chain, digest = chain + 1, observer.lineages[digest].parent
         return chain >= SETTLED_COMMITS
 
@@ -125,15 +136,10 @@ def _settle(world: World, swarm: Swarm, outcome: Outcome) -> None:
     outcome.recovery_s = world.now - began
     if not settled():
         standings = sorted({observer.standing_of(process)[:8] or "none" for process in swarm.alive})
-        recent = sum(at > began for at, _ in observer.commit_times)
-        raise violation(
-            world, "4 liveness", f"{LIVENESS_S:.0f} s after the last fault: {recent} commits, lineages {', '.join(standings)}"
+        recent = sum(at > began for at in observer.lineages.times.values())
+        world.violated(
+            "4 liveness", f"{LIVENESS_S:.0f} s after the last fault: {recent} commits, lineages {', '.join(standings)}"
         )
-
-
-def violation(world: World, invariant: str, what: str) -> ViolationError:
-    world.trace(f"VIOLATION {invariant}: {what}", notable=True)
-    return ViolationError(invariant, what)
 
 
 ALL_KINDS = (*KINDS, "restart with memory", "restart without memory")

@@ -163,12 +163,15 @@ def catch_up(process: SimulatedPeer) -> Task:
         found = yield from _ask_all(process, [candidate for peer, candidate in known.items() if peer != process.name])
         before, target, bytes_done = process.replica.tip, download.manifest, download.bytes_done
         ahead = [there for there in found if before is None or there.standing.heavier_than(before.standing)]
-        if before is not None and not ahead:
+        hidden = [peer for peer, theirs in process.uploads.hidden() if before is None or theirs.heavier_than(before.standing)]
+        if before is not None and not ahead and not hidden:
             process.sought.ended(before.standing, process.now)
             process.caught_up()
             return
-        if ahead:
-            yield from _take_from(process, ahead, download)
+        took = bool(ahead) and (yield from _take_from(process, ahead, download))
+        for peer in [] if took else hidden:
+            if (yield from _be_brought(process, peer)):
+                break
         mine = process.replica.tip
         got_on = mine is not None and (before is None or mine.standing.heavier_than(before.standing))
         if got_on or (target is not None and download.manifest == target and download.bytes_done > bytes_done):
@@ -261,9 +264,17 @@ def _take_snapshot(process: SimulatedPeer, donors: list[Whereabouts], download: 
     offer = offers[sharers[0]]
     state = np.frombuffer(download.snapshot())
     download.forget()
-    snapshot = Snapshot(offer.tip, offer.commit, state)
+    return (yield from _restore(process, Snapshot(offer.tip, offer.commit, state)))
+
+
+def _be_brought(process: SimulatedPeer, peer: str) -> Generator[Later, Any, bool]:
+    snapshot = yield process.uploads.request(peer)
+    return isinstance(snapshot, Snapshot) and (yield from _restore(process, snapshot))
+
+
+def _restore(process: SimulatedPeer, snapshot: Snapshot) -> Generator[Later, Any, bool]:
     yield _job(process, lambda: process.replica.restore(snapshot))
-    process.observer.restored(process, snapshot)
+    process.observer.restored(process, snapshot.tip)
     process.donor.forget()
     return True
 

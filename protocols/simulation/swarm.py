@@ -7,6 +7,7 @@ from typing import Any
 
 from protocols.codecs import CODECS
 from protocols.round.records import Candidate, Tip
+from protocols.simulation.clock import Clock
 from protocols.simulation.faults import Injector
 from protocols.simulation.messages import Snapshot
 from protocols.simulation.network import Machine, Network
@@ -19,6 +20,8 @@ from protocols.simulation.world import World
 EPOCH_S = 2.0
 # Discovery misses a peer in one of so many looks.
 MISSED_LOOKS = 10
+# Of the machines after the first two: how many of them accept connections.
+REACHABLE = (0.1, 0.5, 0.9)
 SAVE_EVERY = 2  # commits between two snapshots on disk
 
 
@@ -28,7 +31,8 @@ class Swarm:
     def __init__(self, world: World, peers: int, make: Callable[..., SimulatedPeer] = SimulatedPeer) -> None:
         random = world.random
         self.world, self._make = world, make
-        machines = [self._machine(index) for index in range(peers)]
+        share = random.choice(REACHABLE)
+        machines = [self._machine(index, index < 2 or random.random() < share) for index in range(peers)]
         self.names = [machine.name for machine in machines]
         self.network = Network(world, machines)
         self.codec = CODECS[random.choice(("fp16", "fp32", "fp64"))]
@@ -47,12 +51,12 @@ class Swarm:
         self._phases: dict[SimulatedPeer, str] = {}
         world.after = self._after
 
-    def _machine(self, index: int) -> Machine:
+    def _machine(self, index: int, reachable: bool) -> Machine:
         random = self.world.random
         latency_s = random.uniform(0.002, 0.04)
-        reachable = index < 3 or random.random() < 0.6
         up = random.uniform(1e5, 2e6)
-        return Machine(f"p{index}", reachable, latency_s, latency_s * random.random(), up, up * random.uniform(1, 5))
+        down = up * random.uniform(1, 5)
+        return Machine(f"p{index}", reachable, latency_s, latency_s * random.random(), up, down, Clock(self.world))
 
     @property
     def alive(self) -> list[SimulatedPeer]:
@@ -87,9 +91,10 @@ class Swarm:
         process.look, process.save, process.give_up = self._look, self._save, self._gave_up
         self.processes[name] = self.network.processes[name] = process
         disk = self.disks.get(name) if memory else None
+        self.observer.started(process, disk.tip if disk is not None else None)
         if disk is not None:
             process.replica.restore(disk)
-        self.observer.started(process, disk)
+            self.observer.restored(process, disk.tip)
         process.begin()
 
     def kill(self, process: SimulatedPeer, *, tell: bool) -> None:
@@ -154,7 +159,8 @@ class Swarm:
     def _after(self, owner: Any) -> None:
         if isinstance(owner, SimulatedPeer):
             self.observer.after_event(owner)
-            phase = owner.member.phase.value
+            attempt = owner.lead.attempt
+            phase = "majority" if attempt is not None and attempt.majority_at is not None else owner.member.phase.value
             if self._phases.get(owner) != phase:
                 self._phases[owner] = phase
                 self.injector.entered(owner, phase)

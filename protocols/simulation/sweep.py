@@ -12,8 +12,10 @@ from functools import partial
 from typing import Any
 
 from protocols.simulation.scenario import Outcome, simulate
+from protocols.simulation.shrinking import shrink
 
 SEEDS_A_TIME = 4
+MOST_SHRUNKEN = 3  # violations, of one sweep
 
 
 def outcomes(seeds: Iterable[int], peers: int, workers: int) -> Iterator[Outcome]:
@@ -26,6 +28,17 @@ def outcomes(seeds: Iterable[int], peers: int, workers: int) -> Iterator[Outcome
         yield from pool.imap(run, seeds, SEEDS_A_TIME)
 
 
+def violation_fields(outcome: Outcome) -> dict[str, Any]:
+    faults = [fault.to_json() for fault in outcome.schedule]
+    return {
+        "seed": outcome.seed,
+        "invariant": outcome.violated,
+        "what": outcome.what,
+        "schedule": faults,
+        "trace": outcome.trace,
+    }
+
+
 @dataclass
 class Summary:
     seeds: int = 0
@@ -33,6 +46,7 @@ class Summary:
     retries: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     faults_at: Counter[str] = field(default_factory=Counter)
+    overtaken: int = 0
     virtual_s: float = 0.0
     violations: list[Outcome] = field(default_factory=list)
     commits_by_seed: list[int] = field(default_factory=list)
@@ -49,6 +63,7 @@ class Summary:
         self.retries += outcome.retries
         self.faults += outcome.faults
         self.faults_at += outcome.faults_at
+        self.overtaken += outcome.overtaken
         self.virtual_s += outcome.virtual_s
         self.commits_by_seed.append(outcome.commits)
         self.faults_by_seed.append(sum(outcome.faults.values()))
@@ -58,6 +73,11 @@ class Summary:
             self.violations.append(outcome)
         self._digest.update(f"{outcome.seed} {outcome.trace_digest}\n".encode())
 
+    def shrink_violations(self, peers: int) -> None:
+        """Leave the first ones with the fewest faults, and the trace of those."""
+        shrunken = [shrink(outcome, peers) for outcome in self.violations[:MOST_SHRUNKEN]]
+        self.violations[: len(shrunken)] = shrunken
+
     @property
     def trace_digest(self) -> str:
         return self._digest.hexdigest()
@@ -65,11 +85,12 @@ class Summary:
     def to_json(self, wall_s: float) -> dict[str, Any]:
         return {
             "seeds": self.seeds,
-            "violations": [{"seed": o.seed, "invariant": o.violated, "what": o.what, "trace": o.trace} for o in self.violations],
+            "violations": [violation_fields(outcome) for outcome in self.violations],
             "commits": self.commits,
             "retries": self.retries,
             "faults": dict(sorted(self.faults.items())),
             "faults_at": dict(sorted(self.faults_at.items())),
+            "overtaken": self.overtaken,
             "median_commits": statistics.median(self.commits_by_seed or [0]),
             "median_faults": statistics.median(self.faults_by_seed or [0]),
             "longest_recovery_s": round(self.longest_recovery_s, 3),

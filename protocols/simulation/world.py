@@ -10,7 +10,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 TRACE_KEPT = 40
 
@@ -23,6 +23,13 @@ class Owner(Protocol):
 
 
 Event = tuple[float, int, Owner | None, Callable[[], None]]
+
+
+class ViolationError(Exception):
+    def __init__(self, invariant: str, what: str) -> None:
+        super().__init__(f"invariant {invariant}: {what}")
+        self.invariant = invariant
+        self.what = what
 
 
 class World:
@@ -61,6 +68,10 @@ class World:
         self._digest.update(f"{self.now!r} {text}\n".encode())
         if notable:
             self.notable.append(f"{self.now:9.3f} {text}")
+
+    def violated(self, invariant: str, what: str) -> NoReturn:
+        self.trace(f"VIOLATION {invariant}: {what}", notable=True)
+        raise ViolationError(invariant, what)
 
     @property
     def trace_digest(self) -> str:

@@ -20,7 +20,7 @@ from protocols.codecs import CODECS, Codec
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
 from protocols.reduction import CHUNK_ELEMENTS, ShardReduction, ShardRelay, reduction_of
-from protocols.round import lead as lead_actions
+from protocols.round import lead_actions
 from protocols.round import member as member_actions
 from protocols.round.lead import DETECTION_S, Lead
 from protocols.round.member import Member, Phase

@@ -9,7 +9,8 @@ import pytest
 from protocols.reasons import Reason
 from protocols.round.attempt import Attempt
 from protocols.round.deadline import Deadline
-from protocols.round.lead import Announce, Lead, NoteFailure, SendAbort, SendPlan
+from protocols.round.lead import Lead
+from protocols.round.lead_actions import Announce, NoteFailure, SendAbort, SendPlan
 from protocols.round.member import Accept, Apply, CatchUp, Drifted, GiveUp, Member, Phase, Ready, Send, StopReducing
 from protocols.round.records import (
     Averages,

@@ -9,17 +9,8 @@ from hypothesis import strategies as st
 
 from protocols.reasons import Reason
 from protocols.round.attempt import GRACE_S
-from protocols.round.lead import (
-    DETECTION_S,
-    Announce,
-    Ask,
-    Lead,
-    NoteFailure,
-    Reannounce,
-    SendAbort,
-    SendPlan,
-    Yield,
-)
+from protocols.round.lead import DETECTION_S, Lead
+from protocols.round.lead_actions import Announce, Ask, NoteFailure, Reannounce, SendAbort, SendPlan, Yield
 from protocols.round.member import Accept, Failed, Ready, Refuse
 from protocols.round.records import (
     Averages,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from protocols.reasons import Reason
-from protocols.round.lead import DETECTION_S, Announce, NoteFailure, SendAbort
+from protocols.round.lead import DETECTION_S
+from protocols.round.lead_actions import Announce, NoteFailure, SendAbort
 from protocols.round.records import Standing
 from tests.protocols.round.test_lead import Table, of, the_plan, three, threes_result
 

@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 
 from protocols.reasons import Reason
+from protocols.reduction import ShardReduction
+from protocols.round.absences import Absences
 from protocols.round.lead import Lead
-from protocols.round.member import Member
-from protocols.round.records import Ballot, Plan, SignedCommit, Standing, Tip
+from protocols.round.member import GiveUp, Member
+from protocols.round.records import Ballot, Contribution, Plan, SignedCommit, Standing, Tip
+from protocols.simulation.bulk import Exchanges, Reducing
+from protocols.simulation.messages import Abort
+from protocols.simulation.process import SimulatedPeer
 from protocols.simulation.replica import ELEMENTS, Replica, stepped
 from protocols.simulation.scenario import simulate
 from protocols.simulation.trainer import Trainer
@@ -30,6 +35,48 @@ def ballots_without_the_lead(patch: Patch) -> None:
 
     patch.setattr(Plan, "digest", property(digest))
     patch.setattr(Ballot, "rank", property(lambda ballot: (ballot.attempt, "")))
+
+
+def a_late_commit_applied_after_a_promise(patch: Patch) -> None:
+    """A commit of a lower ballot than the one accepted last is taken as if nothing had been promised."""
+    on_commit = Member.on_commit
+
+    def mutant(member: Member, signed: SignedCommit) -> list[Any]:
+        member.promised = None
+        return on_commit(member, signed)
+
+    patch.setattr(Member, "on_commit", mutant)
+
+
+def untagged_chunks(patch: Patch) -> None:
+    """A reducer knows a chunk by its peer, shard and place alone, and takes the first that it gets for each."""
+    run = Exchanges.run
+
+    def find(exchanges: Exchanges, plan_digest: str, shard: int) -> Reducing | None:
+        return next((found for (_, index), found in reversed(exchanges.reducing.items()) if index == shard), None)
+
+    def takes_what_waits(exchanges: Exchanges, plan: Plan, *rest: Any) -> None:
+        waiting = exchanges._early
+        for index in range(len(plan.shards)):
+            early = [serve for key in list(waiting) if key[1] == index for serve in waiting.pop(key)]
+            waiting[plan.digest, index] = early
+        run(exchanges, plan, *rest)
+
+    def open_(reduction: ShardReduction, peer: str, contribution: Contribution | None) -> None:
+        if contribution is not None and contribution.base == reduction.plan.ballot.parent and peer in reduction._received:
+            reduction._contributions[peer] = contribution
+
+    def feed(reduction: ShardReduction, peer: str, offset: int, data: bytes) -> None:
+        if peer in reduction._received and offset == reduction._received[peer]:
+            reduction._received[peer] += len(data)
+            reduction._pending[peer].append(data)
+        while reduction.contributions is not None and all(reduction._pending.values()):
+            reduction._average_next()
+
+    patch.setattr(Exchanges, "find", find)
+    patch.setattr(Exchanges, "run", takes_what_waits)
+    patch.setattr(ShardReduction, "open", open_)
+    patch.setattr(ShardReduction, "feed", feed)
 
 
 def a_commit_without_ready(patch: Patch) -> None:
@@ -88,13 +135,44 @@ def a_member_that_steps_twice(patch: Patch) -> None:
     patch.setattr(Replica, "apply", mutant)
 
 
+def an_absence_without_a_reason(patch: Patch) -> None:
+    patch.setattr(Absences, "of", lambda absences, plan, tip, seated: ())
+
+
+def a_contribution_that_vanishes(patch: Patch) -> None:
+    """A member that falls behind forgets what it gave, and does not say so."""
+    fall_behind = Member._fall_behind
+
+    def mutant(member: Member, *args: Any) -> list[Any]:
+        return [action for action in fall_behind(member, *args) if not isinstance(action, GiveUp)]
+
+    patch.setattr(Member, "_fall_behind", mutant)
+
+
+def a_state_that_changes_outside_a_commit(patch: Patch) -> None:
+    """Whoever goes on after an attempt that failed has stepped by half already."""
+    on_abort = SimulatedPeer.from_lead
+
+    def mutant(process: SimulatedPeer, lead: str, message: Any) -> None:
+        on_abort(process, lead, message)
+        if isinstance(message, Abort) and process.replica.state is not None:
+            process.replica.state = process.replica.state * 0.5
+
+    patch.setattr(SimulatedPeer, "from_lead", mutant)
+
+
 MUTANTS: dict[Callable[[Patch], None], str] = {
     ballots_without_the_lead: "3 ballots",
+    a_late_commit_applied_after_a_promise: "3 promises",
     a_commit_without_ready: "3 ready",
+    untagged_chunks: "2 mean",
     a_new_lead_that_does_not_ask: "3 asks",
     a_contribution_frozen_twice: "2 frozen once",
     a_fork_rule_by_the_last_epoch_only: "4 heavier",
     a_member_that_steps_twice: "1 state",
+    an_absence_without_a_reason: "7 peers",
+    a_contribution_that_vanishes: "7 contributions",
+    a_state_that_changes_outside_a_commit: "3 whole",
 }
 
 

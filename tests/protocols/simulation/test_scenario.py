@@ -47,6 +47,7 @@ def test_seeded_faults_break_no_invariant(monkeypatch: pytest.MonkeyPatch) -> No
     assert [(o.seed, o.violated, o.what) for o in summary.violations] == []
     assert statistics.median(summary.commits_by_seed) >= 10
     assert statistics.median(summary.faults_by_seed) >= 5
+    assert summary.overtaken > 0
     assert set(ALL_KINDS) <= set(summary.faults)
     assert {f"{kind} @ {phase}" for kind in KINDS for phase in PHASES} <= set(summary.faults_at)
     assert sum(donors.values()) >= 100 and sum(often for many, often in donors.items() if many > 1) >= 20, donors

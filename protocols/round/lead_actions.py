@@ -1,0 +1,64 @@
+"""What a lead wants its driver to do (pure values). Carried out in order, each before the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocols.reasons import Reason
+from protocols.round.records import Ballot, Commit, Plan
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask these members of the last commit where they stand and whom they follow; answer answered() or unreachable() for each."""
+
+    peers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SendPlan:
+    to: tuple[str, ...]
+    plan: Plan
+    absent: tuple[tuple[str, Reason], ...] = ()  # who is connected or was a member of the last commit, is not planned, and why
+
+
+@dataclass(frozen=True)
+class SendAbort:
+    to: tuple[str, ...]
+    plan_digest: str
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Sign this commit and send it to everybody connected, this peer's own member included."""
+
+    commit: Commit
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Reannounce:
+    """Send the commit that led to this lead's tip to members that have not applied it: its own lead may have gone before."""
+
+    to: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NoteFailure:
+    """For the log: this attempt ended without a commit; `peer` is who dropped out or was found at fault ('' if nobody was)."""
+
+    ballot: Ballot
+    reason: Reason
+    peer: str
+
+
+@dataclass(frozen=True)
+class Yield:
+    """Another lead works already: follow it."""
+
+    to: str
+
+
+LeadAction = Ask | SendPlan | SendAbort | Announce | Reannounce | NoteFailure | Yield

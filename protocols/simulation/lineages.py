@@ -1,0 +1,99 @@
+"""What the observer works out for itself: the one state, the one weight and the samples that each lineage may have."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from protocols.codecs import Codec
+from protocols.round.records import Commit, Contribution
+from protocols.simulation.messages import Vector
+from protocols.simulation.replica import ELEMENTS, genesis_state, layout, sample_gradient, stepped
+from protocols.simulation.world import World
+
+Sample = tuple[str, int]  # (peer, incarnation)
+# Largest relative error of one encoding and the absolute one near zero, with a little room for the mean's own.
+RELATIVE_ERROR = {"fp64": 1e-12, "fp32": 2.0**-22, "fp16": 2.0**-10.9}
+ABSOLUTE_ERROR = {"fp64": 1e-12, "fp32": 1e-5, "fp16": 1e-4}
+
+
+@dataclass
+class Lineage:
+    digest: str
+    epoch: int
+    weight: int
+    state: Vector
+    samples: dict[Sample, tuple[tuple[int, int], ...]]
+    parent: str = ""
+    came_to_sha256: str = ""
+
+    def holds(self, c: Contribution) -> bool:
+        return (c.first, c.end) in self.samples.get((c.peer, c.incarnation), ())
+
+
+class Lineages:
+    def __init__(self, world: World, codec: Codec, genesis: str) -> None:
+        self._world, self._codec = world, codec
+        self._known = {genesis: Lineage(genesis, 0, 0, genesis_state(), {})}
+        self.times: dict[str, float] = {}  # when each was first applied by anybody
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._known
+
+    def __getitem__(self, digest: str) -> Lineage:
+        return self._known[digest]
+
+    def applied(self, who: str, commit: Commit, came_to: bytes) -> None:
+        """Somebody stepped by these bytes: the first time the lineage is worked out from them, later they must be the same."""
+        lineage = self._known.get(commit.digest)
+        if lineage is None:
+            self._known[commit.digest] = self._first_applied(commit, came_to)
+            self.times[commit.digest] = self._world.now
+        elif hashlib.sha256(came_to).hexdigest() != lineage.came_to_sha256:
+            self._world.violated("1 bytes", f"{who} applies other bytes for {commit.digest[:8]} than others did")
+
+    def _first_applied(self, commit: Commit, came_to: bytes) -> Lineage:
+        parent = self._known[commit.ballot.parent]
+        samples = dict(parent.samples)
+        for c in commit.contributions:
+            ranges = samples.get((c.peer, c.incarnation), ())
+            if any(c.first < end and first < c.end for first, end in ranges):
+                self._world.violated("2 once", f"samples {range_of(c)} of {c.peer} enter a second commit of one lineage")
+            samples[c.peer, c.incarnation] = (*ranges, (c.first, c.end))
+        averaged = self._checked_bytes(commit, came_to)
+        self._check_mean(commit, averaged)
+        weight = parent.weight + commit.samples
+        if commit.total_samples != weight:
+            self._world.violated("2 weight", f"{commit.digest[:8]} claims {commit.total_samples} samples, and has {weight}")
+        state = stepped(parent.state, averaged, self._codec)
+        sha256 = hashlib.sha256(came_to).hexdigest()
+        return Lineage(commit.digest, parent.epoch + 1, weight, state, samples, parent.digest, sha256)
+
+    def _checked_bytes(self, commit: Commit, came_to: bytes) -> bytes:
+        """The averaged vector alone."""
+        outcome = layout(commit.ballot.epoch, self._codec)
+        for shard in commit.shards:
+            averaged, canonical = outcome.parts(shard.start, shard.stop)
+            if hashlib.sha256(came_to[averaged] + came_to[canonical]).hexdigest() != shard.sha256:
+                self._world.violated("1 bytes", f"the bytes of {commit.digest[:8]} are not those that it names")
+        return came_to[: outcome.averaged_bytes]
+
+    def _check_mean(self, commit: Commit, averaged: bytes) -> None:
+        exact, size_of_parts = np.zeros(ELEMENTS), np.zeros(ELEMENTS)
+        for c in commit.contributions:
+            total = np.zeros(ELEMENTS)
+            for counter in range(c.first, c.end):
+                total += sample_gradient(c.peer, c.incarnation, counter, c.base)
+            exact += total
+            size_of_parts += np.abs(total)
+        exact /= commit.samples
+        got = self._codec.decode(averaged).astype(np.float64)
+        allowed = RELATIVE_ERROR[self._codec.name] * (size_of_parts / commit.samples + np.abs(exact))
+        if len(got) != ELEMENTS or bool((np.abs(got - exact) > allowed + ABSOLUTE_ERROR[self._codec.name]).any()):
+            self._world.violated("2 mean", f"{commit.digest[:8]} is not the mean of the contributions that it names")
+
+
+def range_of(contribution: Contribution) -> str:
+    return f"[{contribution.first}, {contribution.end})"

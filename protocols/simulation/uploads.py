@@ -1,0 +1,64 @@
+"""State that client-mode peers bring to a lead that is behind them: peer/uploads.py and Donors.hidden, in virtual time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from protocols.round.records import Standing
+from protocols.simulation.messages import NeedState, Snapshot, UploadOpen
+from protocols.simulation.network import Stream
+from protocols.simulation.replica import ELEMENTS
+from protocols.simulation.world import Later
+
+if TYPE_CHECKING:
+    from protocols.simulation.process import SimulatedPeer
+
+IDLE_S = 10.0  # as in protocols/transport/state_transfer.py
+
+
+class Uploads:
+    def __init__(self, process: SimulatedPeer) -> None:
+        self._process = process
+        self._wanted: dict[str, Later] = {}
+
+    def hidden(self) -> list[tuple[str, Standing]]:
+        """Client-mode peers that follow this process, and where they say that they stand."""
+        return [
+            (peer, seat.report.standing)
+            for peer, seat in self._process.lead.seats.items()
+            if seat.report is not None and seat.report.caught_up and not seat.hello.reachable and peer != self._process.name
+        ]
+
+    def request(self, peer: str) -> Later:
+        """Set to the Snapshot that `peer` brings, or to None when nothing comes."""
+        process = self._process
+        wanted = self._wanted[peer] = Later()
+        if peer in process.desk:
+            process.desk[peer].send(process, NeedState())
+        process.world.at(IDLE_S, process, wanted.set)
+        return wanted
+
+    def receive(self, stream: Stream) -> None:
+        """A stream on which a peer brings its state; nobody takes what was not asked for."""
+        wanted = self._wanted.pop(stream.client.machine.name, None)
+        if wanted is None:
+            stream.close(self._process)
+            return
+
+        def received(snapshot: Any) -> None:
+            if isinstance(snapshot, Snapshot):
+                wanted.set(snapshot)
+
+        stream.serve(received, wanted.set)
+
+    def give(self, to: str) -> None:
+        """Bring this process's state to a lead that asked for it."""
+        process = self._process
+
+        def captured() -> None:
+            snapshot = process.replica.capture()
+            if snapshot is not None:
+                stream = process.network.dial(process, to, "upload", UploadOpen(), lambda answer: None, lambda: None)
+                stream.send(process, snapshot, 8.0 * ELEMENTS)
+
+        process.trainer.job(0.005, captured)

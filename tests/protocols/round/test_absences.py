@@ -1,0 +1,95 @@
+"""Invariant 7: whoever is not planned, and whatever is not committed, has a reason in the log."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from protocols.reasons import Reason
+from protocols.round.lead import DETECTION_S
+from protocols.round.lead_actions import SendPlan
+from protocols.round.member import CatchUp, GiveUp, Resume
+from protocols.round.member import Failed as MemberFailed
+from protocols.round.records import Tip
+from tests.protocols.round.test_lead import Table, of, the_plan, three
+from tests.protocols.round.test_member import commit_of, given, kinds, plan, reducing
+
+
+def silence(table: Table, peer: str) -> None:
+    """Everybody else goes on for longer than detection."""
+    for _ in range(5):
+        table.now += DETECTION_S / 4
+        for other in table.lead.seats.keys() - {peer}:
+            table.lead.heard(other, table.now)
+        table.lead.tick(table.now)
+    assert peer not in table.lead.seats
+
+
+def test_a_peer_taken_for_dead_is_planned_again_once_it_has_come_again() -> None:
+    table = Table("bob", target=20)
+    table.reports(lea=0, bob=4)
+    silence(table, "bob")
+    assert table.report("bob", 20) == [], "it has no seat: its stream ends, and it opens another"
+    table.join("bob")
+    assert the_plan(table.reports(lea=0, bob=20)).contributors == ("bob",)
+
+
+def test_a_plan_names_everybody_who_is_not_in_it_and_why() -> None:
+    tip = replace(Table().tip, members=("abe", "bob", "lea", "moe"))
+    table = Table("abe", "cid", "dan", "eve", "fay", tip=tip)
+    table.lead.left("abe", Reason.CONNECTION_LOST, table.now)
+    table.lead.left("eve", Reason.LEFT, table.now)
+    table.report("fay", 5, standing=replace(tip.standing, lineage="f" * 64))
+    table.report("dan", 5, caught_up=False)
+    for peer in ("abe", "bob", "moe"):
+        table.lead.unreachable(peer, table.now)
+    (sent,) = of(SendPlan, table.reports(cid=20, lea=0))
+    assert sent.plan.members == ("cid", "lea")
+    assert dict(sent.absent) == {
+        "abe": Reason.CONNECTION_LOST,
+        "bob": Reason.SILENT,
+        "dan": Reason.NOT_CAUGHT_UP,
+        "eve": Reason.LEFT,
+        "fay": Reason.OTHER_LINEAGE,
+        "moe": Reason.SILENT,
+    }
+
+
+def test_the_one_for_whom_an_attempt_failed_is_named_in_the_next_plan() -> None:
+    table, first = three()
+    for reducer in ("bob", "lea"):
+        actions = table.lead.answer("cid", MemberFailed(first.digest, Reason.REDUCER_LOST, "cid", reducer), table.now)
+        for sent in of(SendPlan, actions):
+            first = sent.plan
+    assert dict(sent.absent) == {"cid": Reason.REDUCER_LOST}
+
+
+def test_absences_of_one_epoch_are_not_told_again_in_the_next() -> None:
+    table = Table("bob", "cid")
+    table.lead.left("cid", Reason.LEFT, table.now)
+    table.lead.follow(replace(table.tip, epoch=1, lineage="b" * 64, members=("bob", "lea")))
+    table.tip = table.lead.tip or table.tip
+    (sent,) = of(SendPlan, table.reports(lea=0, bob=20))
+    assert sent.absent == ()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "lineage", "reason"),
+    [
+        (0, "", None),  # that commit's own
+        (0, "e" * 64, Reason.LOST_FORK),  # another of the same epoch won
+        (-1, "a" * 64, Reason.MISSED_RESULTS),  # nobody has it any more
+        (1, "e" * 64, None),  # further on: it may well be an ancestor
+    ],
+)
+def test_a_contribution_of_a_commit_that_is_lost_with_its_holders_is_given_up(
+    epoch: int, lineage: str, reason: Reason | None
+) -> None:
+    planned = plan()
+    it, signed = reducing(planned), commit_of(planned)
+    it.on_commit(signed)
+    assert kinds(it.catch_up(Reason.MISSED_RESULTS))[-1] is CatchUp
+    after = Tip.after(signed.commit)
+    actions = it.adopted(replace(after, epoch=after.epoch + epoch, lineage=lineage or after.lineage))
+    assert actions == [*([GiveUp(reason, given())] if reason is not None else []), Resume()]
