@@ -33,6 +33,12 @@ from protocols.transport.network_thread import NetworkThread
 from protocols.transport.state_transfer import fetch_snapshot
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+HOOKS = Path(__file__).parent / "hooks"
+# For processes that can be told to fail at a phase of a round.
+HOOKED = {
+    "DUGNAD_TEST_FAULTS": "1",
+    "PYTHONPATH": os.pathsep.join([str(HOOKS), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+}
 POLL_S = 0.05
 START_S = 90.0
 _pause = threading.Event().wait
@@ -122,7 +128,8 @@ def run_dugnad(*arguments: str, limit_s: float = 60.0, **environment: str) -> su
 class Process:
     """A dugnad process with its folder and its event log."""
 
-    def __init__(self, name: str, folder: Path, arguments: list[str]) -> None:
+    def __init__(self, name: str, folder: Path, arguments: list[str], *, under: tuple[str, ...] = (), **environment: str) -> None:
+        """`under` comes before the command: what runs it."""
         self.name = name
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,12 +137,12 @@ class Process:
         self._family: dict[int, psutil.Process] = {}
         with self.output.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "dugnad", *arguments, "--end-with-standard-input"],
+                [*under, sys.executable, "-m", "dugnad", *arguments, "--end-with-standard-input"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             )
         self.pid = self._process.pid
 
@@ -185,8 +192,19 @@ class Process:
 
 
 class Swarm:
-    def __init__(self, folder: Path, *, seed: int, batch: int = 192, max_epochs: int | None = None, codec: str = "fp32") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int,
+        batch: int = 192,
+        max_epochs: int | None = None,
+        codec: str = "fp32",
+        faults: bool = False,
+    ) -> None:
+        """`faults`: its processes can be told to fail at a phase of a round (tests/swarm/hooks)."""
         print(f"seed {seed}")
+        self._environment = HOOKED if faults else {}
         self.folder = folder
         limit = f"max_epochs = {max_epochs}" if max_epochs is not None else ""
         self.run_file = folder / "run.toml"
@@ -218,7 +236,7 @@ class Swarm:
         arguments = ["coordinator", str(self.run_file), "--dir", str(self.folder / "run"), "--host", "127.0.0.1"]
         known = self.ticket if (self.folder / "run" / "ticket.txt").exists() else ""
         (self.folder / "run" / "ticket.txt").unlink(missing_ok=True)
-        process = self._started(Process("coordinator", self.folder / "run", [*arguments, "--port", str(self.port)]))
+        process = self._started(self._process("coordinator", self.folder / "run", [*arguments, "--port", str(self.port)]))
         wait_until(lambda: (self.folder / "run" / "ticket.txt").exists() or not process.running, "the ticket", START_S)
         assert process.running, process.tail()
         assert not known or self.ticket == known, "a ticket survives its coordinator"
@@ -230,7 +248,10 @@ class Swarm:
 
     def start_peer(self, name: str, *options: str) -> Process:
         arguments = ["peer", self.ticket, "--home", str(self.folder / name), "--name", name, "--threads", "1", *options]
-        return self._started(Process(name, self.folder / name, [*arguments, "--micro-batch", "4"]))
+        return self._started(self._process(name, self.folder / name, [*arguments, "--micro-batch", "4"]))
+
+    def _process(self, name: str, folder: Path, arguments: list[str]) -> Process:
+        return Process(name, folder, arguments, **self._environment)
 
     def _started(self, process: Process) -> Process:
         self.everybody.append(process)

@@ -1,0 +1,182 @@
+"""Faults at a named phase of a round, in a real process: wraps the production methods at which the phases begin.
+
+Production code knows nothing of this. A fault is armed while the process runs, by a file `fault.json` in its folder:
+`{"phase": ..., "act": ..., "target": ...}`. When the phase is entered, the file goes, `fired.json` says when and in which epoch it
+happened, and the act is done:
+
+    phase                      begins
+    before-sending             as the exchange of a plan begins; no byte of the contribution has left
+    mid-shard                  after the third chunk of an exchange has moved
+    ready-before-commit        after Ready was written to the lead; at the lead itself: a majority is ready, nothing is signed
+    after-commit-before-apply  the commit is here, and the state is not touched yet
+
+    act    kill: SIGKILL    stop: SIGSTOP    cut: every open TCP connection is shut down, and the process goes on
+    target self, or parent: the coordinator, whose auxiliary peer sees the phases for it
+
+Every state that a replica takes is written to `states.jsonl`, as lineage and digest, so that a test can compare replicas at every
+epoch.
+
+A name that is gone from production raises AttributeError when the process starts: a hook that hooks nothing would test nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+CHUNK_BLOCKS = 4  # grid blocks in a chunk: the tests' small shards have several chunks, so that "mid-shard" exists
+MID_SHARD_CHUNKS = 3
+
+
+def install(arguments: Sequence[str]) -> None:
+    """Called before the program starts; `arguments` are the whole command line."""
+    role = next((a for a in arguments if a in ("peer", "coordinator")), "")
+    if not role:
+        return  # hivemind's child, or some other helper
+    signal.signal(signal.SIGUSR1, lambda number, frame: cut_connections())
+    if role == "peer":
+        folder = Path(arguments[arguments.index("--home") + 1])
+        hooks = Hooks(folder)
+        sys.meta_path.insert(
+            0,
+            AfterImport({"protocols.reduction": small_chunks, "peer.replica": hooks.replica, "peer.averaging": hooks.averaging}),
+        )
+
+
+class AfterImport(importlib.abc.MetaPathFinder):
+    """Lets some modules be changed just after they were imported."""
+
+    def __init__(self, changes: dict[str, Callable[[ModuleType], None]]) -> None:
+        self._changes = changes
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        change = self._changes.pop(name, None)
+        if change is None:
+            return None
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.loader is not None
+        run = spec.loader.exec_module
+
+        def execute(module: ModuleType) -> None:
+            run(module)
+            change(module)
+
+        spec.loader.exec_module = execute  # type: ignore[method-assign]
+        return spec
+
+
+def small_chunks(reduction: ModuleType) -> None:
+    reduction.CHUNK_ELEMENTS = CHUNK_BLOCKS * reduction.GRID  # type: ignore[attr-defined]
+
+
+class Hooks:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._armed = folder / "fault.json"
+        self._chunks = 0
+        self._at = {"epoch": 0, "attempt": 0}
+
+    def replica(self, module: ModuleType) -> None:
+        states = (self._folder / "states.jsonl").open("a", buffering=1)
+        for name in ("apply", "restore"):
+            take = getattr(module.Replica, name)
+
+            def taking(replica: Any, *arguments: Any, take: Callable[..., Any] = take) -> Any:
+                tip = take(replica, *arguments)
+                digest = hashlib.sha256(replica.capture()[0]).hexdigest()
+                states.write(json.dumps({"epoch": tip.epoch, "lineage": tip.lineage, "state": digest}) + "\n")
+                return tip
+
+            setattr(module.Replica, name, taking)
+
+    def averaging(self, module: ModuleType) -> None:
+        from peer import lead_link
+        from peer.exchanges import Exchanges
+        from protocols.round.lead import Announce
+
+        run, moved, act, apply = Exchanges.run, Exchanges.moved, module.Averaging._act, module.Averaging._apply
+        write_all = lead_link._write_all
+
+        async def running(exchanges: Any, plan: Any, *rest: Any) -> Any:
+            self._chunks = 0
+            self._at = {"epoch": plan.ballot.epoch, "attempt": plan.ballot.attempt}
+            self.enter("before-sending")
+            return await run(exchanges, plan, *rest)
+
+        def moving(exchanges: Any, size: int) -> None:
+            moved(exchanges, size)
+            self._chunks += 1
+            if self._chunks == MID_SHARD_CHUNKS:
+                self.enter("mid-shard")
+
+        async def writing(call: Any, outbox: Any) -> None:
+            await write_all(_Written(call, lambda: self.enter("ready-before-commit")), outbox)
+
+        def acting(averaging: Any, action: Any) -> None:
+            if isinstance(action, Announce):
+                self.enter("ready-before-commit")
+            act(averaging, action)
+
+        async def applying(averaging: Any, *arguments: Any) -> None:
+            self.enter("after-commit-before-apply")
+            await apply(averaging, *arguments)
+
+        Exchanges.run, Exchanges.moved = running, moving  # type: ignore[method-assign,assignment]
+        module.Averaging._act, module.Averaging._apply = acting, applying
+        lead_link._write_all = writing
+
+    def enter(self, phase: str) -> None:
+        try:
+            fault = json.loads(self._armed.read_text())
+        except FileNotFoundError:
+            return
+        if fault["phase"] != phase:
+            return
+        self._armed.unlink()
+        aside = self._folder / "fired.tmp"
+        aside.write_text(json.dumps({**fault, **self._at, "time": time.time()}))
+        aside.rename(self._folder / "fired.json")
+        whom = os.getpid() if fault["target"] == "self" else os.getppid()
+        if fault["act"] == "cut" and fault["target"] == "self":
+            cut_connections()
+        else:
+            os.kill(whom, {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "cut": signal.SIGUSR1}[fault["act"]])
+
+
+class _Written:
+    """A call that says when Ready was written."""
+
+    def __init__(self, call: Any, ready: Callable[[], None]) -> None:
+        self._call = call
+        self._ready = ready
+
+    async def write(self, message: Any) -> None:
+        await self._call.write(message)
+        if message.WhichOneof("kind") == "ready":
+            self._ready()
+
+
+def cut_connections() -> None:
+    """As if every cable had been pulled and put back: connections are over, whoever opened them."""
+    import socket
+
+    import psutil
+
+    for connection in psutil.Process().net_connections("tcp"):
+        if connection.status == psutil.CONN_ESTABLISHED:
+            try:
+                with socket.socket(fileno=os.dup(connection.fd)) as ours:
+                    ours.shutdown(socket.SHUT_RDWR)
+            except OSError as error:  # it was over already
+                print(f"cut: {error}", file=sys.stderr)
