@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ class AuxiliaryPeer:
             *("--home", str(home), "--host", host, "--announce", announce, "--port", str(port), "--end-with-standard-input"),
         ]
         self._log = home / "output.log"
+        self._start_from = home / "start-from.safetensors"
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._pause_s = 0.0
@@ -28,9 +30,10 @@ class AuxiliaryPeer:
 
     def start(self, snapshot: Path) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        _share(snapshot, self._start_from)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._arguments, "--start-from", str(snapshot)],
+                [*self._arguments, "--start-from", str(self._start_from)],
                 stdin=subprocess.PIPE,  # stays open as long as this process lives: see protocols/child_process.py
                 stdout=log,
                 stderr=log,
@@ -68,3 +71,12 @@ class AuxiliaryPeer:
     def _close_pipe(self) -> None:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
+
+
+def _share(snapshot: Path, name: Path) -> None:
+    """Its own name for the child: the checkpoint may be retired in the seconds before the child reads it."""
+    name.unlink(missing_ok=True)
+    try:
+        name.hardlink_to(snapshot)
+    except OSError:  # a file system without links
+        shutil.copyfile(snapshot, name)

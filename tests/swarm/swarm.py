@@ -17,10 +17,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -123,6 +123,10 @@ def run_dugnad(*arguments: str, limit_s: float = 60.0, **environment: str) -> su
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         check=False,
     )
+
+
+class Logged(Protocol):
+    def events(self, name: str = "") -> list[dict[str, Any]]: ...
 
 
 class Process:
@@ -333,7 +337,7 @@ def assert_disjoint(processes: list[Process]) -> None:
             assert end <= first, f"samples of {who} are in epochs {epoch} and {later}"
 
 
-def assert_one_history(processes: list[Process]) -> None:
+def assert_one_history(processes: Sequence[Logged]) -> None:
     """No two of them committed different lineages at one epoch."""
     seen: dict[int, str] = {}
     for process in processes:

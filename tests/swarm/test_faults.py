@@ -1,4 +1,4 @@
-"""Faults at a named phase of a round, in real processes: the survivors go on, nothing is counted twice, replicas stay identical."""
+"""Faults at a named phase of a round, in real processes: survivors go on, nothing is counted twice, replicas stay identical."""
 
 from __future__ import annotations
 

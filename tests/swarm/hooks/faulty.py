@@ -1,8 +1,8 @@
 """Faults at a named phase of a round, in a real process: wraps the production methods at which the phases begin.
 
 Production code knows nothing of this. A fault is armed while the process runs, by a file `fault.json` in its folder:
-`{"phase": ..., "act": ..., "target": ...}`. When the phase is entered, the file goes, `fired.json` says when and in which epoch it
-happened, and the act is done:
+`{"phase": ..., "act": ..., "target": ...}`. When the phase is entered, the file goes, `fired.json` says when and in which epoch
+it happened, and the act is done:
 
     phase                      begins
     before-sending             as the exchange of a plan begins; no byte of the contribution has left
