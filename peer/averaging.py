@@ -238,7 +238,8 @@ class Averaging:
         self.following = None
         if departure is None:
             return True
-        self.succession.passed_over(lead.peer, time.monotonic(), follows=departure.follows, able=departure.able)
+        follows, able, silent = departure.follows, departure.able, departure.reason is Reason.SILENT
+        self.succession.passed_over(lead.peer, time.monotonic(), follows=follows, able=able, silent=silent)
         if departure.led and not self._over:
             self._events("lead_lost", peer=lead.peer, reason=departure.reason)
         await asyncio.sleep(TICK_S)

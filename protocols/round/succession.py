@@ -22,12 +22,14 @@ class Succession:
         self._others: dict[str, Candidate] = {}
         self._silent: set[str] = set()
         self._undecided: dict[str, float] = {}  # peers that may yet lead, and since when they hesitate
+        self._fell_silent: dict[str, float] = {}  # leads that this peer itself found silent, and when
         self._looked = False
 
     def follow(self, tip: Tip) -> None:
         """A new tip names a lead that was there a moment ago: suspicions start afresh."""
         if self._tip is None or tip.lineage != self._tip.lineage:
             self._silent.clear()
+            self._fell_silent.clear()
         self._tip = tip
 
     def know(self, others: Iterable[Candidate]) -> None:
@@ -45,13 +47,17 @@ class Succession:
         """Somebody leads: whoever hesitated is given a fresh start next time."""
         self._undecided.clear()
 
-    def passed_over(self, peer: str, now: float, *, follows: str, able: bool) -> None:
+    def passed_over(self, peer: str, now: float, *, follows: str, able: bool, silent: bool = False) -> None:
         """`peer` does not lead: go on to the next, unless it is there and only slower to find that its turn has come (`able`).
 
-        `follows`: whom it named instead of itself, '' if nobody.
+        `follows`: whom it named instead of itself, '' if nobody. One that follows a lead which has just fallen `silent` here is
+        about to find that too: going back to that lead would cost the wait for another first answer.
         """
+        if silent:
+            self._fell_silent[peer] = now
         since = self._undecided.setdefault(peer, now)
-        if able and now - since < DETECTION_S:
+        about_to_find = now - self._fell_silent.get(follows, -DETECTION_S) < DETECTION_S
+        if (able or about_to_find) and now - since < DETECTION_S:
             return
         del self._undecided[peer]
         self.heard(follows)
