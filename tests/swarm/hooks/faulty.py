@@ -105,7 +105,7 @@ class Hooks:
         from peer.exchanges import Exchanges
         from protocols.round.lead import Announce
 
-        run, moved, act, apply = Exchanges.run, Exchanges.moved, module.Averaging._act, module.Averaging._apply
+        run, act, apply = Exchanges.run, module.Averaging._act, module.Averaging._apply
         write_all = lead_link._write_all
 
         async def running(exchanges: Any, plan: Any, *rest: Any) -> Any:
@@ -114,11 +114,14 @@ class Hooks:
             self.enter("before-sending")
             return await run(exchanges, plan, *rest)
 
-        def moving(exchanges: Any, size: int) -> None:
-            moved(exchanges, size)
-            self._chunks += 1
-            if self._chunks == MID_SHARD_CHUNKS:
-                self.enter("mid-shard")
+        def counting(move: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
+            def moving(exchanges: Any, size: int) -> None:
+                move(exchanges, size)
+                self._chunks += 1
+                if self._chunks == MID_SHARD_CHUNKS:
+                    self.enter("mid-shard")
+
+            return moving
 
         async def writing(call: Any, outbox: Any) -> None:
             await write_all(_Written(call, lambda: self.enter("ready-before-commit")), outbox)
@@ -132,7 +135,8 @@ class Hooks:
             self.enter("after-commit-before-apply")
             await apply(averaging, *arguments)
 
-        Exchanges.run, Exchanges.moved = running, moving  # type: ignore[method-assign,assignment]
+        Exchanges.run = running  # type: ignore[method-assign,assignment]
+        Exchanges.sent, Exchanges.received = counting(Exchanges.sent), counting(Exchanges.received)  # type: ignore[method-assign]
         module.Averaging._act, module.Averaging._apply = acting, applying
         lead_link._write_all = writing
 
