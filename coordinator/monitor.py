@@ -72,7 +72,7 @@ class Monitor:
         self._kept_epoch = 0  # newest epoch evaluated or kept
         self._fetch_not_before = 0.0
         self._samples_per_second = 0.0
-        self._lineage, self._total_samples = "", 0
+        self.lineage, self._total_samples = "", 0
         self.epoch = 0
         self.last_checkpoint: Path | None = None
 
@@ -85,7 +85,7 @@ class Monitor:
         """Where the run stands now: at its beginning, or at the checkpoint that it is resumed from."""
         header = read_header(snapshot)
         self.epoch = self._kept_epoch = header.epoch
-        self._lineage, self._total_samples = header.lineage, header.samples
+        self.lineage, self._total_samples = header.lineage, header.samples
         fields = {"run": self._run.spec.run.name, "run_digest": self._run.spec.digest}
         if resumed:
             self._record("run_resumed", **fields, epoch=header.epoch, lineage=header.lineage)
@@ -150,7 +150,7 @@ class Monitor:
         if commit.digest in self._lineages:
             return
         self._lineages.add(commit.digest)
-        self._lineage, self._total_samples = commit.digest, commit.total_samples
+        self.lineage, self._total_samples = commit.digest, commit.total_samples
         self.epoch = epoch = commit.ballot.epoch
         rate = self._run.schedule.learning_rate_at(epoch - 1)
         self._record(
@@ -242,7 +242,7 @@ class Monitor:
 
     def finish(self) -> None:
         """The last line of the history: the run's last epoch is kept."""
-        self._record("run_finished", epoch=self._kept_epoch, lineage=self._lineage, samples=self._total_samples)
+        self._record("run_finished", epoch=self._kept_epoch, lineage=self.lineage, samples=self._total_samples)
 
     # -- writing down --------------------------------------------------------------------------------------------------------
 

@@ -230,7 +230,7 @@ class _Session:
             await asyncio.sleep(DISCOVERY_S if self._known.candidates() else EAGER_S)
 
     async def _watch(self) -> None:
-        async for observation in watch(self._links, self._known.candidates, lambda: self._monitor.epoch):
+        async for observation in watch(self._links, self._known.candidates, lambda: self._monitor.epoch, self._monitor.lineage):
             if observation.WhichOneof("kind") == "swarm":
                 # At once, past the main thread: the view goes on while that one measures or writes a checkpoint.
                 with contextlib.suppress(BadMessageError):

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from protocols.errors import BadMessageError, RemoteError, UnreachableError
-from protocols.round.records import Candidate, Standing
+from protocols.round.records import Candidate, SignedCommit, Standing
 from protocols.run_spec import RunSpec
 from protocols.transport.links import Links, parts
 from protocols.view import PeerView, SwarmView
@@ -42,17 +42,21 @@ async def _first(links: Links, peer: Candidate) -> pb.Observation:
     raise BadMessageError(f"{whom} answered nothing")
 
 
-async def watch(links: Links, peers: Callable[[], list[Candidate]], epoch: Callable[[], int]) -> AsyncIterator[pb.Observation]:
+async def watch(
+    links: Links, peers: Callable[[], list[Candidate]], epoch: Callable[[], int], lineage: str
+) -> AsyncIterator[pb.Observation]:
     """What the swarm's lead says, for ever: when the lead goes or changes, the next one is found among `peers()`.
 
-    Commits after `epoch()` that happened meanwhile are told first.
+    Commits after `epoch()` that happened meanwhile are told first. `lineage` is the one that is known at the beginning: when a
+    commit follows none that is known, another lineage has won, and its commits are told from where the lead's record begins.
     """
     lead: Candidate | None = None
+    known, strange = {lineage}, ""  # strange: the commit that follows none known; told again after what led to it, if anything
     while True:
         for peer in [lead] if lead is not None else peers():
             whom = f"peer {peer.peer[:8]}"
             lead = None
-            request = pb.ObserveRequest(after_epoch=epoch())
+            request = pb.ObserveRequest(after_epoch=0 if strange else epoch())
             call = PeerStub(links.to(peer.peer, peer.address)).Observe(request, metadata=links.metadata)
             stream = aiter(parts(call, whom))
             try:
@@ -63,6 +67,13 @@ async def watch(links: Links, peers: Callable[[], list[Candidate]], epoch: Calla
                         if follows.peer != peer.peer:
                             lead = follows if follows.address else None
                             break
+                    elif observation.WhichOneof("kind") == "committed":
+                        commit = from_wire(SignedCommit, observation.committed.signed_commit).commit
+                        if commit.ballot.parent not in known and not strange:
+                            lead, strange = peer, commit.digest
+                            break
+                        strange = "" if commit.digest == strange else strange
+                        known.add(commit.digest)
                     yield observation
             except (RemoteError, asyncio.TimeoutError, StopAsyncIteration):
                 lead = None

@@ -22,6 +22,7 @@ from peer.catch_up import CatchUp
 from peer.donor import Donor
 from peer.donors import Donors
 from peer.exchanges import DriftedError, Exchanges
+from peer.forks import Forks
 from peer.handover import Handover
 from peer.lead_desk import LeadDesk, SwarmStatus
 from peer.lead_link import LeadLink
@@ -102,6 +103,7 @@ class Averaging:
         self.uploads = Uploads(most_snapshot_bytes(replica.elements), progress)
         donors = Donors(me, bootstrap, self.succession, self.lead, self.desk, self.uploads)
         self._catching_up = CatchUp(self.donor, replica, handover, links, donors, events, progress)
+        self._forks = Forks(me, self.commits, links, donors, events)
         self._lead_link = LeadLink(links, hello, self._from_lead)
         self._neighbours = Neighbours(discovery, links, hello, coordinator, found=self._found, heard=self.heard_standing)
         self._encoded = b""  # this epoch's contribution, as every attempt sends it
@@ -439,6 +441,7 @@ class Averaging:
 
     async def _catch_up(self, reason: Reason) -> None:
         tip = await self._catching_up.run(reason, self._advanced)
+        self._spawn(self._forks.settle(tip))
         self.perform(self.lead.follow(tip))
         self.succession.follow(tip)
         self._finish_at(tip)

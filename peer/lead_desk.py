@@ -61,7 +61,13 @@ class LeadDesk:
                 self._outboxes[peer].put_nowait(message)
 
     def heartbeat(self, lead: Lead) -> SwarmStatus | None:
-        """Tell everybody how the swarm stands; what they were told."""
+        """Tell everybody how the swarm stands; what they were told.
+
+        Whoever was taken for dead has no seat: its stream ends, so that it comes again if it lives.
+        """
+        for peer in self.peers:
+            if peer not in lead.seats:
+                self.close(peer)
         if lead.tip is None:
             return None
         reports = [seat.report for seat in lead.seats.values() if seat.report is not None]

@@ -75,6 +75,8 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
                 self._left.discard(peer)
                 self._observers.left(peer, hello, reason)
                 averaging.perform(averaging.lead.left(peer, reason, time.monotonic()))
+            elif averaging.lead.active and peer not in averaging.lead.seats:
+                self._observers.left(peer, hello, Reason.SILENT)
 
     async def _listen(self, peer: str, context: Any, outbox: Outbox) -> None:
         averaging = self._averaging

@@ -205,10 +205,16 @@ class Swarm:
         max_epochs: int | None = None,
         codec: str = "fp32",
         faults: bool = False,
+        host: str = "127.0.0.1",
+        under: tuple[str, ...] = (),
     ) -> None:
-        """`faults`: its processes can be told to fail at a phase of a round (tests/swarm/hooks)."""
+        """`faults`: its processes can be told to fail at a phase of a round (tests/swarm/hooks).
+
+        `host`: where the coordinator listens; `under`: what runs it, and peers for which nothing else is named.
+        """
         print(f"seed {seed}")
         self._environment = HOOKED if faults else {}
+        self._host, self._under = host, under
         self.folder = folder
         limit = f"max_epochs = {max_epochs}" if max_epochs is not None else ""
         self.run_file = folder / "run.toml"
@@ -237,7 +243,7 @@ class Swarm:
     # -- processes -------------------------------------------------------------------------------------------------------------
 
     def start_coordinator(self) -> Process:
-        arguments = ["coordinator", str(self.run_file), "--dir", str(self.folder / "run"), "--host", "127.0.0.1"]
+        arguments = ["coordinator", str(self.run_file), "--dir", str(self.folder / "run"), "--host", self._host]
         known = self.ticket if (self.folder / "run" / "ticket.txt").exists() else ""
         (self.folder / "run" / "ticket.txt").unlink(missing_ok=True)
         process = self._started(self._process("coordinator", self.folder / "run", [*arguments, "--port", str(self.port)]))
@@ -250,12 +256,12 @@ class Swarm:
     def ticket(self) -> str:
         return (self.folder / "run" / "ticket.txt").read_text().strip()
 
-    def start_peer(self, name: str, *options: str) -> Process:
+    def start_peer(self, name: str, *options: str, under: tuple[str, ...] | None = None) -> Process:
         arguments = ["peer", self.ticket, "--home", str(self.folder / name), "--name", name, "--threads", "1", *options]
-        return self._started(self._process(name, self.folder / name, [*arguments, "--micro-batch", "4"]))
+        return self._started(self._process(name, self.folder / name, [*arguments, "--micro-batch", "4"], under))
 
-    def _process(self, name: str, folder: Path, arguments: list[str]) -> Process:
-        return Process(name, folder, arguments, **self._environment)
+    def _process(self, name: str, folder: Path, arguments: list[str], under: tuple[str, ...] | None = None) -> Process:
+        return Process(name, folder, arguments, under=self._under if under is None else under, **self._environment)
 
     def _started(self, process: Process) -> Process:
         self.everybody.append(process)

@@ -120,9 +120,7 @@ def test_a_successor_that_has_yet_to_find_the_lead_silent_is_waited_for_instead_
     here.passed_over("mia", 10.0, follows="", able=False, silent=True)
     here.passed_over("zoe", 10.1, follows="mia", able=False)
     assert here.acting == Candidate("zoe", "zoe:1")
-    here.passed_over(
-        "zoe", 10.0 + DETECTION_S, follows="mia", able=False
-    )  # it hears that lead, then: only the link from here broke
+    here.passed_over("zoe", 10.0 + DETECTION_S, follows="mia", able=False)  # it hears that lead, then
     assert here.acting == Candidate("mia", "mia:1")
 
 

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from peer.lead_desk import LeadDesk
+from protocols.round.lead import DETECTION_S, Lead
+from protocols.round.records import Candidate, Hello
+
+
+def test_the_stream_of_a_peer_that_was_taken_for_dead_ends_so_that_it_comes_again() -> None:
+    me = Candidate("ann", "ann:1")
+    lead = Lead(me, run_digest="ab" * 32, target_batch_size=8, elements=1024, codec="fp32", vector_bytes=4096, max_epochs=None)
+    lead.active = True
+    desk = LeadDesk()
+    outboxes = {peer: desk.open(peer) for peer in ("bob", "cid")}
+    for peer in outboxes:
+        lead.joined(peer, Hello(1, False, f"{peer}:1", peer), 0.0)
+    lead.heard("cid", DETECTION_S)
+    lead.tick(DETECTION_S + 0.1)
+    desk.heartbeat(lead)
+    assert desk.peers == ("cid",)
+    assert outboxes["bob"].get_nowait() is None
+    assert outboxes["cid"].empty()
