@@ -107,7 +107,7 @@ class FaultySwarm:
             if process.running:
                 process.send(signal.SIGCONT)
         if kind is not None:
-            for name, records in [(node.name, node.events()[-40:]) for node in (self.auxiliary, *self.peers.values())]:
+            for name, records in [(node.name, node.events()[-12:]) for node in (self.auxiliary, *self.peers.values())]:
                 print(f"--- {name}", *(_short(record) for record in records), sep="\n")
         self.swarm.__exit__(kind, error, trace)
 
