@@ -1,8 +1,9 @@
 """A run's history: one JSON line per event in `events.jsonl`, and scalars for TensorBoard beside it.
 
 Every line is `{"time": <unix seconds>, "event": <name>, ...}` with the fields below. A value that is not finite is written as
-null. A contributor is `{peer, incarnation, first, end, loss}`: it drew the samples first <= counter < end. `committed.loss` is
-the training loss averaged over the samples, `evaluated.loss` the held-out one, both in nats per token.
+null. A contributor is `{peer, incarnation, first, end, loss}`: it drew the samples first <= counter < end. `members` is the whole
+plan; `absent` says of everybody else who was there, and of members that gave nothing, why (null when the lead was not heard).
+`committed.loss` is the training loss averaged over the samples, `evaluated.loss` the held-out one, both in nats per token.
 
 | event | fields |
 |---|---|
@@ -10,7 +11,7 @@ the training loss averaged over the samples, `evaluated.loss` the held-out one, 
 | run_resumed | run, run_digest, epoch, lineage |
 | peer_joined | peer, name, role, reachable |
 | peer_left | peer, name, reason |
-| committed | epoch, lineage, lead, samples, contributors, loss, lr, grad_norm, seconds, attempts |
+| committed | epoch, lineage, parent, lead, samples, contributors, members, absent, loss, lr, grad_norm, seconds, attempts |
 | attempt_failed | epoch, attempt, reason, peer |
 | evaluated | epoch, loss |
 | checkpoint_written | epoch, path, bytes, seconds |

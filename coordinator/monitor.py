@@ -159,6 +159,7 @@ class Monitor:
             lr=rate,
             seconds=told.seconds or None,
             attempts=told.attempts or commit.ballot.attempt,
+            absent={absence.peer: absence.reason for absence in told.absent} if told.attempts else None,
         )
         for tag, value in (
             ("train/loss", commit.loss),

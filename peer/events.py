@@ -23,9 +23,11 @@ class PeerEvents:
 
     def __call__(self, event: str, /, **fields: Any) -> None:
         fields = {name: value.value if isinstance(value, Reason) else value for name, value in fields.items()}
-        if self.observers is not None:
-            self.observers.happened(event, fields)
         signed = fields.get("signed")
+        if self.observers is not None:
+            if event == "announced" and isinstance(signed, SignedCommit):
+                fields["absent"] = self.observers.absences(signed.commit)
+            self.observers.happened(event, fields)
         if isinstance(signed, SignedCommit):
             rest = {name: value for name, value in fields.items() if name != "signed"}
             self._log.record("committed" if event == "applied" else event, **commit_fields(signed.commit), **rest)

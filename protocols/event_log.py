@@ -103,6 +103,7 @@ def commit_fields(commit: Commit) -> dict[str, Any]:
             {"peer": c.peer, "incarnation": c.incarnation, "first": c.first, "end": c.end, "loss": c.loss}
             for c in commit.contributions
         ],
+        "members": list(commit.members),
     }
 
 

@@ -14,7 +14,9 @@ class Reason(str, Enum):
     NOT_A_MEMBER = "not-a-member"
     NOT_THE_LEAD = "not-the-lead"
     NOT_CAUGHT_UP = "not-caught-up"
-    NOTHING_TO_GIVE = "nothing-to-give"  # planned as a contributor with an empty accumulator
+    NOTHING_TO_GIVE = "nothing-to-give"  # an empty accumulator
+    NOT_PLANNED = "not-planned"  # it came when the plan was made, or stands in a pair that failed in this epoch
+    AUXILIARY = "auxiliary"  # it computes nothing: it only reduces
     BAD_TICKET = "bad-ticket"
     OTHER_VERSION = "other-version"
 

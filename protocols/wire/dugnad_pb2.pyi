@@ -460,15 +460,25 @@ class Failure(_message.Message):
     peer: str
     def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., reason: _Optional[str] = ..., peer: _Optional[str] = ...) -> None: ...
 
+class Absence(_message.Message):
+    __slots__ = ("peer", "reason")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    reason: str
+    def __init__(self, peer: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class Committed(_message.Message):
-    __slots__ = ("signed_commit", "seconds", "attempts")
+    __slots__ = ("signed_commit", "seconds", "attempts", "absent")
     SIGNED_COMMIT_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
     signed_commit: SignedCommit
     seconds: float
     attempts: int
-    def __init__(self, signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ..., seconds: _Optional[float] = ..., attempts: _Optional[int] = ...) -> None: ...
+    absent: _containers.RepeatedCompositeFieldContainer[Absence]
+    def __init__(self, signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ..., seconds: _Optional[float] = ..., attempts: _Optional[int] = ..., absent: _Optional[_Iterable[_Union[Absence, _Mapping]]] = ...) -> None: ...
 
 class Seen(_message.Message):
     __slots__ = ("peer", "present", "reason")

@@ -72,14 +72,17 @@ class Auxiliary:
         return max((int(record["epoch"]) for record in self.events("committed")), default=0)
 
     def send(self, number: signal.Signals) -> None:
-        for child in self._swarm.coordinator.family():
-            if _is_auxiliary(child):
-                child.send_signal(number)
+        auxiliary_process(self._swarm).send_signal(number)
+
+
+def auxiliary_process(swarm: Swarm) -> psutil.Process:
+    (found,) = [child for child in swarm.coordinator.family() if _is_auxiliary(child)]
+    return found
 
 
 def _is_auxiliary(process: psutil.Process) -> bool:
     try:
-        return "auxiliary" in process.cmdline()
+        return "auxiliary" in process.cmdline()  # empty once it has ended
     except psutil.Error:
         return False
 
