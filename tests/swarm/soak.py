@@ -110,7 +110,8 @@ def soak(rounds: int, folder: Path) -> bool:
         finally:
             for victim in victims:
                 victim.process.send(signal.SIGCONT)
-    return all([_verdict(name, values) for name, values in samples.items()])
+    verdicts = [_verdict(name, values) for name, values in samples.items()]
+    return all(verdicts)
 
 
 def _rounds(
