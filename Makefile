@@ -6,8 +6,9 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 SEEDS ?= 2000
 PEERS ?= 8
+ROUNDS ?= 500
 
-.PHONY: demo test lint simulate proto install clean
+.PHONY: demo test lint simulate faults soak proto install clean
 
 demo: $(INSTALLED)
 	@$(BIN)/dugnad demo $(ARGS)
@@ -25,6 +26,14 @@ lint: $(INSTALLED)
 # SEEDS is a number or a range a:b.
 simulate: $(INSTALLED)
 	@$(BIN)/dugnad simulate --seeds $(SEEDS) --peers $(PEERS) $(ARGS)
+
+# Every role, phase and kind of fault, with real processes: about half an hour. `make test` has a selection.
+faults: $(INSTALLED)
+	$(BIN)/python -m pytest -m faults -s tests/swarm/test_faults.py $(ARGS)
+
+# Is a peer's memory flat over ROUNDS rounds with a fault in every third? About a quarter of an hour.
+soak: $(INSTALLED)
+	@$(BIN)/python -m tests.swarm.soak --rounds $(ROUNDS)
 
 proto: $(INSTALLED)
 	PYTHON=$(CURDIR)/$(BIN)/python protocols/wire/generate.sh

@@ -136,6 +136,8 @@ class FaultySwarm:
         survivors = self._survivors(cell, victim)
         fired = self._fire(cell, victim)
         seconds = max(self._recovered_after(node, fired) for node in survivors)
+        if victim not in survivors:
+            self._explained(victim, survivors, fired)
         self._heal(cell, victim, survivors, fired)
         self.check()
         return Recovery(cell, victim.name, led, seconds, epoch_s)
@@ -171,6 +173,15 @@ class FaultySwarm:
             return next((r for r in node.events("committed") if r["time"] > fired["time"] and r["epoch"] >= least), None)
 
         return float(wait_until(first, f"{node.name} to commit after the fault", 60)["time"] - fired["time"])
+
+    def _explained(self, victim: Node, survivors: list[Node], fired: dict[str, Any]) -> None:
+        """The first commit without the victim says why it gave nothing."""
+        announced = [r for node in survivors for r in node.events("announced") if r["time"] > fired["time"]]
+        who = self.id_of(victim)
+        without = [r for r in announced if who not in {c["peer"] for c in r["contributors"]}]
+        if without:
+            absent = min(without, key=lambda record: float(record["time"]))["absent"]
+            assert absent.get(who), f"{victim.name} is absent without a reason: {absent}"
 
     # -- and after -------------------------------------------------------------------------------------------------------------
 
