@@ -115,8 +115,11 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
         if opening is END or opening.WhichOneof("kind") != "open":
             await refuse(context, Reason.BAD_CHUNK, peer)
         reducing = await self._averaging.exchanges.reducing(opening.open.plan_digest, opening.open.shard)
-        if reducing is None or peer not in reducing.plan.members:
-            await refuse(context, Reason.NOT_A_MEMBER, f"this peer reduces no such shard for {peer[:8]}")
+        if reducing is None:
+            _log.info("a shard of %s comes too late and is refused: superseded", peer[:8])
+            await refuse(context, Reason.SUPERSEDED, "the attempt is over, or was never planned here")
+        if peer not in reducing.plan.members:
+            await refuse(context, Reason.NOT_A_MEMBER, f"{peer[:8]} is no member of that plan")
         exchanges = self._averaging.exchanges
         await serve_reduce(reducing, peer, opening.open, context, sent=exchanges.sent, received=exchanges.received)
 

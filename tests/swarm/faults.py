@@ -7,7 +7,7 @@ import json
 import signal
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ import psutil
 from protocols.event_log import read_events
 from protocols.identity import Key
 from protocols.round.lead import DETECTION_S
-from tests.swarm.swarm import Process, Swarm, assert_one_history, wait_until
+from tests.swarm.swarm import Logged, Process, Swarm, assert_one_history, wait_until
 
 PHASES = ("before-sending", "mid-shard", "ready-before-commit", "after-commit-before-apply")
 ACTS = ("kill", "stop", "cut")
@@ -239,7 +239,7 @@ class FaultySwarm:
         assert_identical([node.folder for node in self.nodes])
 
 
-def assert_no_sample_twice_on_a_lineage(nodes: list[Node]) -> None:
+def assert_no_sample_twice_on_a_lineage(nodes: Sequence[Logged]) -> None:
     commits = {record["lineage"]: record for node in nodes for record in node.events("committed")}
     for tip in commits.keys() - {record["parent"] for record in commits.values()}:
         seen: dict[tuple[str, int], tuple[int, int]] = {}  # (peer, incarnation) -> (first, epoch) of the range after
