@@ -131,7 +131,6 @@ class FaultySwarm:
         if cell.role == "lead" and self._lead() is self.auxiliary:
             self._depose_the_auxiliary_peer()
         victim = self._cast(cell.role)
-        led = self.id_of(victim) == self._last_commit()["lead"]
         epoch_s = self._epoch_s()
         survivors = self._survivors(cell, victim)
         fired = self._fire(cell, victim)
@@ -140,6 +139,8 @@ class FaultySwarm:
             self._explained(victim, survivors, fired)
         self._heal(cell, victim, survivors, fired)
         self.check()
+        attempt = (fired["epoch"], fired["attempt"])
+        led = attempt in {(record["epoch"], record["attempt"]) for record in victim.events("planned")}
         return Recovery(cell, victim.name, led, seconds, epoch_s)
 
     def _cast(self, role: str) -> Node:
