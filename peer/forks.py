@@ -55,17 +55,16 @@ class Forks:
 
     async def settle(self, tip: Tip) -> None:
         """This peer's state is at `tip` now, which it may have come to from a lineage that lost: say what was given up."""
-        own = list(self._commits)
-        if not own or tip.lineage == own[-1].commit.digest:
+        if not self._commits or tip.lineage == self._commits[-1].commit.digest:
             return
+        own = list(self._commits)
+        self._commits.clear()  # what is applied while others are asked is of the new lineage
         theirs = await self._chain(own, tip)
         lost = lost_commits(own, theirs, tip)
-        kept = {signed.commit.digest: signed for signed in own if signed not in lost}
-        kept.update({signed.commit.digest: signed for signed in theirs})
-        later = [signed for signed in self._commits if signed not in own]  # applied while the others were asked
-        kept.update({signed.commit.digest: signed for signed in later})
+        gone = {signed.commit.digest for signed in lost}
+        record = {signed.commit.digest: signed for signed in (*own, *theirs, *self._commits) if signed.commit.digest not in gone}
         self._commits.clear()
-        self._commits.extend(sorted(kept.values(), key=lambda signed: signed.commit.ballot.epoch))
+        self._commits.extend(sorted(record.values(), key=lambda signed: signed.commit.ballot.epoch))
         if not lost:
             return
         lineage = own[-1].commit.digest
