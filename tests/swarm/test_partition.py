@@ -44,7 +44,8 @@ def test_two_sides_of_a_parted_network_go_on_and_once_it_is_healed_one_lineage_w
         for node in losers:
             lost = [record for record in node.events("committed") if record["lineage"] not in winning]
             assert lost, f"{node.name} committed something that was given up"
-            (told,) = node.events("fork_lost")
+            # Told once somebody has answered what became of the lost epochs.
+            (told,) = wait_until(lambda node=node: node.events("fork_lost"), f"{node.name} to say what it gave up", 60)
             assert (told["commits"], told["samples"]) == (len(lost), sum(record["samples"] for record in lost))
             assert told["lineage"] == lost[-1]["lineage"] and told["to"] in winning
             mine = sum(c["end"] - c["first"] for record in lost for c in record["contributors"] if c["peer"] == _id(node))
