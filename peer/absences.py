@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from protocols.reasons import Reason
-from protocols.round.lead import Seat
+from protocols.round.attempt import Seat
 from protocols.round.records import Commit
 
 

@@ -225,8 +225,7 @@ class Averaging:
     def _step_down(self) -> None:
         if self.lead.active:
             self.perform(self.lead.step_down())
-        if self.following is not None and self.following.peer == self.me:
-            self.following = None
+        self.following = None if self.following == Candidate(self.me, self.hello.address) else self.following
         self.desk.close_all()
 
     async def _sit_at(self, lead: Candidate) -> bool:
@@ -240,8 +239,7 @@ class Averaging:
         self.following = None
         if departure is None:
             return True
-        follows, able, silent = departure.follows, departure.able, departure.reason is Reason.SILENT
-        self.succession.passed_over(lead.peer, time.monotonic(), follows=follows, able=able, silent=silent)
+        self.succession.passed_over(lead.peer, time.monotonic(), departure.reason, follows=departure.follows, able=departure.able)
         if departure.led and not self._over:
             self._events("lead_lost", peer=lead.peer, reason=departure.reason)
         await asyncio.sleep(TICK_S)

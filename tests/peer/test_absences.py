@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from peer.absences import absences
 from protocols.reasons import Reason
-from protocols.round.lead import Seat
+from protocols.round.attempt import Seat
 from protocols.round.records import (
     Ballot,
     Candidate,
