@@ -85,8 +85,8 @@ class Following:
         self.lead = None
         if departure is None:
             return True
-        follows, able, silent = departure.follows, departure.able, departure.reason is Reason.SILENT
-        self.succession.passed_over(lead.peer, time.monotonic(), follows=follows, able=able, silent=silent)
+        follows, able = departure.follows, departure.able
+        self.succession.passed_over(lead.peer, time.monotonic(), departure.reason, follows=follows, able=able)
         if departure.led and not averaging.over:
             averaging.events("lead_lost", peer=lead.peer, reason=departure.reason)
         await asyncio.sleep(PAUSE_S)

@@ -55,10 +55,13 @@ class Forks:
 
     async def settle(self, tip: Tip) -> None:
         """This peer's state is at `tip` now, which it may have come to from a lineage that lost: say what was given up."""
-        if not self._commits or tip.lineage == self._commits[-1].commit.digest:
+        since = {signed.commit.digest for signed in chain_to(tip, self._commits)}  # replayed after a snapshot, or all of it
+        own = [signed for signed in self._commits if signed.commit.digest not in since]
+        if not own:
             return
-        own = list(self._commits)
-        self._commits.clear()  # what is applied while others are asked is of the new lineage
+        replayed = [signed for signed in self._commits if signed.commit.digest in since]
+        self._commits.clear()
+        self._commits.extend(replayed)  # what is applied while others are asked follows these
         theirs = await self._chain(own, tip)
         lost = lost_commits(own, theirs, tip)
         gone = {signed.commit.digest for signed in lost}
@@ -67,11 +70,11 @@ class Forks:
         self._commits.extend(sorted(record.values(), key=lambda signed: signed.commit.ballot.epoch))
         if not lost:
             return
-        lineage = own[-1].commit.digest
+        lineage = lost[-1].commit.digest
         samples = sum(signed.commit.samples for signed in lost)
-        since = lost[0].commit.ballot.epoch
+        epoch = lost[0].commit.ballot.epoch
         self._events(
-            "fork_lost", reason=Reason.LOST_FORK, epoch=since, commits=len(lost), samples=samples, lineage=lineage, to=tip.lineage
+            "fork_lost", reason=Reason.LOST_FORK, epoch=epoch, commits=len(lost), samples=samples, lineage=lineage, to=tip.lineage
         )
         mine = sum(c.weight for signed in lost for c in signed.commit.contributions if c.peer == self._me)
         if mine:

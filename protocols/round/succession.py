@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from protocols.reasons import Reason
 from protocols.round.lead import DETECTION_S
 from protocols.round.records import Candidate, Tip
 
@@ -47,13 +48,13 @@ class Succession:
         """Somebody leads: whoever hesitated is given a fresh start next time."""
         self._undecided.clear()
 
-    def passed_over(self, peer: str, now: float, *, follows: str, able: bool, silent: bool = False) -> None:
+    def passed_over(self, peer: str, now: float, reason: Reason, *, follows: str, able: bool) -> None:
         """`peer` does not lead: go on to the next, unless it is there and only slower to find that its turn has come (`able`).
 
-        `follows`: whom it named instead of itself, '' if nobody. One that follows a lead which has just fallen `silent` here is
+        `follows`: whom it named instead of itself, '' if nobody. One that follows a lead which has just fallen silent here is
         about to find that too: going back to that lead would cost the wait for another first answer.
         """
-        if silent:
+        if reason is Reason.SILENT:
             self._fell_silent[peer] = now
         since = self._undecided.setdefault(peer, now)
         about_to_find = now - self._fell_silent.get(follows, -DETECTION_S) < DETECTION_S

@@ -99,4 +99,4 @@ class Following:
         self._again_at = now + PAUSE_S
         if self._led:
             process.observer.lead_lost(process, lead.peer, reason)
-        process.succession.passed_over(lead.peer, now, follows=follows, able=able, silent=reason is Reason.SILENT)
+        process.succession.passed_over(lead.peer, now, reason, follows=follows, able=able)

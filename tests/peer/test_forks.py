@@ -86,13 +86,21 @@ def settled(
     return list(commits), told
 
 
-def test_a_peer_that_lost_a_fork_says_what_was_given_up_and_keeps_the_winners_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    commits, told = settled([*COMMON, *OURS], monkeypatch)
+@pytest.mark.parametrize("replayed", [0, 2])
+def test_a_peer_that_lost_a_fork_says_what_was_given_up_and_keeps_the_winners_record(
+    replayed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits, told = settled([*COMMON, *OURS, *THEIRS[len(THEIRS) - replayed :]], monkeypatch)
     assert commits == [*COMMON, *THEIRS]
     (fork, lost), (given_up, mine) = told
     assert (fork, lost["epoch"], lost["commits"], lost["samples"]) == ("fork_lost", 4, 3, 24)
     assert (lost["lineage"], lost["to"]) == (OURS[-1].commit.digest, TIP.lineage)
     assert (given_up, mine["reason"], mine["samples"]) == ("given_up", "lost-fork", 12)
+
+
+def test_a_peer_that_replayed_all_that_it_missed_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    commits, told = settled([*COMMON, *THEIRS], monkeypatch)
+    assert (commits, told) == ([*COMMON, *THEIRS], [])
 
 
 def test_a_peer_that_was_only_behind_gave_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from protocols.reasons import Reason
 from protocols.round.lead import DETECTION_S
 from protocols.round.records import Candidate, Tip
 from protocols.round.succession import Succession
@@ -117,16 +118,16 @@ def test_at_the_beginning_nobody_leads_before_the_first_lead_is_found() -> None:
 def test_a_successor_that_has_yet_to_find_the_lead_silent_is_waited_for_instead_of_dialling_that_lead_again() -> None:
     here = succession("bob")
     here.follow(tip("mia", "zoe", "bob"))
-    here.passed_over("mia", 10.0, follows="", able=False, silent=True)
-    here.passed_over("zoe", 10.1, follows="mia", able=False)
+    here.passed_over("mia", 10.0, Reason.SILENT, follows="", able=False)
+    here.passed_over("zoe", 10.1, Reason.NOT_THE_LEAD, follows="mia", able=False)
     assert here.acting == Candidate("zoe", "zoe:1")
-    here.passed_over("zoe", 10.0 + DETECTION_S, follows="mia", able=False)  # it hears that lead, then
+    here.passed_over("zoe", 10.0 + DETECTION_S, Reason.NOT_THE_LEAD, follows="mia", able=False)  # it hears that lead, then
     assert here.acting == Candidate("mia", "mia:1")
 
 
 def test_a_lead_whose_connection_broke_is_dialled_again_when_the_next_in_order_follows_it() -> None:
     here = succession("bob")
     here.follow(tip("mia", "zoe", "bob"))
-    here.passed_over("mia", 10.0, follows="", able=False)
-    here.passed_over("zoe", 10.1, follows="mia", able=False)
+    here.passed_over("mia", 10.0, Reason.CONNECTION_LOST, follows="", able=False)
+    here.passed_over("zoe", 10.1, Reason.NOT_THE_LEAD, follows="mia", able=False)
     assert here.acting == Candidate("mia", "mia:1")

@@ -103,7 +103,7 @@ class Hooks:
     def averaging(self, module: ModuleType) -> None:
         from peer import lead_link
         from peer.exchanges import Exchanges
-        from protocols.round.lead_actions import Announce
+        from protocols.round.lead import Announce
 
         run, act, apply = Exchanges.run, module.Averaging._act, module.Averaging._apply
         write_all = lead_link._write_all
