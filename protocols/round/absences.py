@@ -11,17 +11,20 @@ from protocols.round.records import Plan, Report, Tip
 class Absences:
     def __init__(self) -> None:
         self._gone: dict[str, Reason] = {}  # why each who dropped out last did
+        self._told: set[str] = set()  # those of them whom a plan has named
 
     def forget(self) -> None:
         self._gone.clear()
+        self._told.clear()
 
     def next_epoch(self, members: Collection[str]) -> None:
-        """`members`: of the commit that closed the last one; whoever else is gone was told of in it."""
-        self._gone = {peer: reason for peer, reason in self._gone.items() if peer in members}
+        """`members`: of the commit that closed the last one; of the others, whoever was told of once need not be again."""
+        self._gone = {peer: reason for peer, reason in self._gone.items() if peer in members or peer not in self._told}
 
     def dropped(self, peer: str, reason: Reason) -> None:
         if peer:
             self._gone[peer] = reason
+            self._told.discard(peer)
 
     def seated(self, peer: str) -> None:
         self._gone.pop(peer, None)
@@ -39,4 +42,5 @@ class Absences:
                 reason = Reason.OTHER_LINEAGE
             else:
                 reason = Reason.REDUCER_LOST if report.caught_up else Reason.NOT_CAUGHT_UP
+            self._told.add(peer)
             yield peer, reason

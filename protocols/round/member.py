@@ -32,6 +32,9 @@ from protocols.round.records import (
     Tip,
 )
 
+# Lineages of which a promise is remembered: as many as donors keep commits, and some to spare.
+KEPT_PROMISES = 32
+
 
 class Phase(str, Enum):
     CATCHING_UP = "catching up"
@@ -150,6 +153,7 @@ class Member:
         self.phase = Phase.CATCHING_UP
         self.tip: Tip | None = None
         self.promised: Ballot | None = None
+        self._kept_promises: dict[str, Ballot] = {}  # of lineages left: a step that fails may lead back to one
         self._planned_with: tuple[str, ...] = ()
         self.plan: Plan | None = None
         self.contribution: Contribution | None = None
@@ -363,7 +367,11 @@ class Member:
 
     def _start_epoch(self, tip: Tip) -> None:
         if self.tip is None or tip.lineage != self.tip.lineage:
-            self.promised = None  # else it is still the same epoch, and the promise binds
+            if self.promised is not None:
+                self._kept_promises[self.promised.parent] = self.promised
+                for oldest in list(self._kept_promises)[:-KEPT_PROMISES]:
+                    del self._kept_promises[oldest]
+            self.promised = self._kept_promises.get(tip.lineage)
         self.tip = tip
         self.plan = self._commit = None
         self._drifted = False

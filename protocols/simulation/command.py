@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from protocols.errors import SpecError
 from protocols.simulation.sweep import Summary, outcomes
 
-FEWEST_PEERS, MOST_PEERS = 4, 512
+FEWEST_PEERS, MOST_PEERS = 4, 64
 
 
 def seeds_of(text: str) -> range:

@@ -9,11 +9,11 @@ import pytest
 from protocols.reasons import Reason
 from protocols.round.lead import DETECTION_S
 from protocols.round.lead_actions import SendPlan
-from protocols.round.member import CatchUp, GiveUp, Resume
+from protocols.round.member import CatchUp, Freeze, GiveUp, Resume
 from protocols.round.member import Failed as MemberFailed
 from protocols.round.records import Tip
 from tests.protocols.round.test_lead import Table, of, the_plan, three
-from tests.protocols.round.test_member import commit_of, given, kinds, plan, reducing
+from tests.protocols.round.test_member import TIP, commit_of, given, kinds, plan, ready, reason_of, reducing
 
 
 def silence(table: Table, peer: str) -> None:
@@ -65,13 +65,27 @@ def test_the_one_for_whom_an_attempt_failed_is_named_in_the_next_plan() -> None:
     assert dict(sent.absent) == {"cid": Reason.REDUCER_LOST}
 
 
-def test_absences_of_one_epoch_are_not_told_again_in_the_next() -> None:
+def test_an_absence_is_told_in_the_next_plan_even_of_another_epoch_and_then_no_more() -> None:
     table = Table("bob", "cid")
     table.lead.left("cid", Reason.LEFT, table.now)
-    table.lead.follow(replace(table.tip, epoch=1, lineage="b" * 64, members=("bob", "lea")))
-    table.tip = table.lead.tip or table.tip
-    (sent,) = of(SendPlan, table.reports(lea=0, bob=20))
-    assert sent.absent == ()
+    told = []
+    for epoch, digit in enumerate("bcd", 1):
+        table.lead.follow(replace(table.tip, epoch=epoch, lineage=digit * 64, members=("bob", "lea")))
+        assert table.lead.tip is not None
+        table.tip = table.lead.tip
+        (sent,) = of(SendPlan, table.reports(lea=0, bob=20))
+        told.append(dict(sent.absent))
+    assert told == [{"cid": Reason.LEFT}, {}, {}]
+
+
+def test_a_member_led_back_to_a_lineage_that_it_left_keeps_the_promise_that_it_gave_there() -> None:
+    it = ready(plan(attempt=6))
+    it.on_commit(commit_of(plan(attempt=6)))
+    it.apply_failed()  # and nobody else has that commit any more
+    it.adopted(replace(TIP, epoch=TIP.epoch + 1, lineage="e" * 64))
+    it.adopted(TIP)
+    assert reason_of(it.on_plan(plan(attempt=1))) is Reason.PROMISED_HIGHER
+    assert it.on_plan(plan(attempt=7)) == [Freeze()]
 
 
 @pytest.mark.parametrize(
