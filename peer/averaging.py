@@ -299,15 +299,15 @@ class Averaging:
                 for peer in peers:
                     self._spawn(self._ask(peer))
             case lead_actions.SendPlan(to, plan, absent):
-                ballot, without = plan.ballot, {peer: reason.value for peer, reason in absent}
-                self.events("planned", epoch=ballot.epoch, attempt=ballot.attempt, members=list(plan.members), absent=without)
+                ballot = plan.ballot
+                self.events("planned", epoch=ballot.epoch, attempt=ballot.attempt, members=list(plan.members), absent=absent)
                 self._to_members(to, pb.LeadMessage(plan=to_wire(plan)), lambda: self.member.on_plan(plan))
             case lead_actions.SendAbort(to, plan_digest, reason):
                 message = pb.LeadMessage(abort=pb.Abort(plan_digest=plan_digest, reason=reason.value))
                 self._to_members(to, message, lambda: self.member.on_abort(plan_digest, reason))
-            case lead_actions.Announce(commit, seconds, attempts):
+            case lead_actions.Announce(commit, seconds, attempts, absent):
                 signed = sign_commit(commit, self.links.credentials)
-                self.events("announced", signed=signed, seconds=seconds, attempts=attempts)
+                self.events("announced", signed=signed, seconds=seconds, attempts=attempts, absent=absent)
                 everybody = (*self.desk.peers, self.me)
                 self._to_members(everybody, pb.LeadMessage(signed_commit=to_wire(signed)), lambda: self.member.on_commit(signed))
             case lead_actions.Reannounce(to):

@@ -23,11 +23,11 @@ class PeerEvents:
 
     def __call__(self, event: str, /, **fields: Any) -> None:
         fields = {name: value.value if isinstance(value, Reason) else value for name, value in fields.items()}
-        signed = fields.get("signed")
+        if "absent" in fields:
+            fields["absent"] = {peer: reason.value for peer, reason in fields["absent"]}
         if self.observers is not None:
-            if event == "announced" and isinstance(signed, SignedCommit):
-                fields["absent"] = self.observers.absences(signed.commit)
             self.observers.happened(event, fields)
+        signed = fields.get("signed")
         if isinstance(signed, SignedCommit):
             rest = {name: value for name, value in fields.items() if name != "signed"}
             self._log.record("committed" if event == "applied" else event, **commit_fields(signed.commit), **rest)

@@ -7,10 +7,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from peer.absences import absences
 from peer.averaging import Averaging
 from protocols.reasons import Reason
-from protocols.round.records import Candidate, Commit, Hello, SignedCommit
+from protocols.round.records import Candidate, Hello, SignedCommit
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import to_wire
 
@@ -19,7 +18,6 @@ class Observers:
     def __init__(self, averaging: Averaging) -> None:
         self._averaging = averaging
         self._inboxes: set[asyncio.Queue[pb.Observation]] = set()
-        self._dropped: dict[str, str] = {}  # who left since the last commit or made an attempt fail, and why
 
     @contextlib.contextmanager
     def subscribe(self) -> Iterator[asyncio.Queue[pb.Observation]]:
@@ -33,7 +31,6 @@ class Observers:
     def happened(self, event: str, fields: dict[str, Any]) -> None:
         """An event of Averaging; those that outsiders need are passed on."""
         if event == "applied":
-            self._dropped.clear()
             committed = pb.Committed(signed_commit=to_wire(fields["signed"]))
             self._tell(pb.Observation(committed=committed))
         elif event == "announced":
@@ -45,22 +42,14 @@ class Observers:
             )
             self._tell(pb.Observation(committed=committed))
         elif event == "attempt_failed":
-            if fields["peer"]:
-                self._dropped[fields["peer"]] = fields["reason"]
             failure = pb.Failure(reason=fields["reason"], peer=fields["peer"])
             failure.ballot.epoch, failure.ballot.attempt = fields["epoch"], fields["attempt"]
             self._tell(pb.Observation(failure=failure))
-
-    def absences(self, commit: Commit) -> dict[str, str]:
-        """Who gave nothing to the commit that this peer, as its lead, announces now; by peer, and why."""
-        tip = self._averaging.member.tip
-        return absences(commit, self._averaging.lead.seats, tip.members if tip is not None else (), self._dropped)
 
     def joined(self, peer: str, hello: Hello) -> None:
         self._tell(pb.Observation(seen=pb.Seen(peer=_view(peer, hello), present=True)))
 
     def left(self, peer: str, hello: Hello, reason: Reason) -> None:
-        self._dropped[peer] = reason.value
         self._tell(pb.Observation(seen=pb.Seen(peer=_view(peer, hello), present=False, reason=reason.value)))
 
     def committed_after(self, epoch: int) -> list[pb.Observation]:

@@ -1,11 +1,14 @@
-"""Why peers are not in a plan (pure): what the lead saw of those who dropped out, kept for the log until an epoch is over."""
+"""Why peers are not in a plan, or gave nothing to a commit (pure): for the log, kept by the lead until an epoch is over."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from protocols.reasons import Reason
-from protocols.round.records import Plan, Report, Tip
+from protocols.round.attempt import Seat
+from protocols.round.records import Commit, Plan, Tip
+
+Absent = tuple[tuple[str, Reason], ...]  # (peer, why), by peer
 
 
 class Absences:
@@ -29,18 +32,36 @@ class Absences:
     def seated(self, peer: str) -> None:
         self._gone.pop(peer, None)
 
-    def of(self, plan: Plan, tip: Tip, seated: Mapping[str, Report | None]) -> Iterable[tuple[str, Reason]]:
-        """Whoever is `seated` (with its last report), was a member of the commit that led to `tip` or dropped out since, and is
-        not in `plan`; and why."""
-        for peer in sorted((seated.keys() | set(tip.members) | self._gone.keys()) - set(plan.members)):
-            report = seated.get(peer)
-            if peer not in seated:  # one that never came was asked, and the hearing ended without it
-                reason = self._gone.get(peer, Reason.SILENT)
-            elif report is None:
-                reason = self._gone.get(peer, Reason.NOT_CAUGHT_UP)
-            elif report.standing.lineage != tip.lineage:
-                reason = Reason.OTHER_LINEAGE
-            else:
-                reason = Reason.REDUCER_LOST if report.caught_up else Reason.NOT_CAUGHT_UP
-            self._told.add(peer)
-            yield peer, reason
+    def from_plan(self, plan: Plan, tip: Tip, seats: Mapping[str, Seat]) -> Absent:
+        """Whoever is seated, was a member of the commit that led to `tip` or dropped out since, and is not in `plan`."""
+        absent = self._everybody(tip, seats) - set(plan.members)
+        self._told |= absent
+        return tuple((peer, self._why_not_planned(peer, tip, seats.get(peer))) for peer in sorted(absent))
+
+    def from_commit(self, commit: Commit, tip: Tip, seats: Mapping[str, Seat]) -> Absent:
+        """Of the same peers, those whose contribution `commit`, which builds on `tip`, does not name."""
+        absent = self._everybody(tip, seats) - {contribution.peer for contribution in commit.contributions}
+        return tuple((peer, self._why_not_committed(peer, commit, tip, seats.get(peer))) for peer in sorted(absent))
+
+    def _everybody(self, tip: Tip, seats: Mapping[str, Seat]) -> set[str]:
+        return seats.keys() | set(tip.members) | self._gone.keys()
+
+    def _why_not_planned(self, peer: str, tip: Tip, seat: Seat | None) -> Reason:
+        if seat is None:  # one that never came was asked, and the hearing ended without it
+            return self._gone.get(peer, Reason.SILENT)
+        if seat.report is None:
+            return self._gone.get(peer, Reason.NOT_CAUGHT_UP)
+        if seat.report.standing.lineage != tip.lineage:
+            return Reason.OTHER_LINEAGE
+        return self._gone.get(peer, Reason.REDUCER_LOST) if seat.report.caught_up else Reason.NOT_CAUGHT_UP
+
+    def _why_not_committed(self, peer: str, commit: Commit, tip: Tip, seat: Seat | None) -> Reason:
+        if peer in self._gone:
+            return self._gone[peer]
+        if seat is not None and seat.hello.auxiliary:
+            return Reason.AUXILIARY
+        if peer in commit.members:
+            return Reason.NOTHING_TO_GIVE
+        why = self._why_not_planned(peer, tip, seat)
+        came_later = why is Reason.REDUCER_LOST and peer not in self._told
+        return Reason.NOT_PLANNED if came_later else why

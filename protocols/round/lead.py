@@ -265,8 +265,7 @@ class Lead:
         paces = slowest_paces(plan, self._present(tip), self.vector_bytes)
         slowest = {member: pace / doubled(attempt) for member, pace in paces.items()}
         self.attempt = Attempt(plan, now, Deadline(plan.members, now, plan.patience_s, slowest))
-        absent = self._absences.of(plan, tip, {peer: seat.report for peer, seat in self.seats.items()})
-        return [SendPlan(plan.members, plan, tuple(absent))]
+        return [SendPlan(plan.members, plan, self._absences.from_plan(plan, tip, self.seats))]
 
     def _plan(self, tip: Tip) -> Plan | None:
         present = self._present(tip)
@@ -389,7 +388,8 @@ class Lead:
         self._committed = True
         for seat in self.seats.values():
             seat.has_commit = True
-        return [Announce(commit, now - attempt.started_at, attempt.plan.ballot.attempt)]
+        absent = self._absences.from_commit(commit, tip, self.seats)
+        return [Announce(commit, now - attempt.started_at, attempt.plan.ballot.attempt, absent)]
 
     def _reachable(self) -> list[Candidate]:
         here = [Candidate(peer, self.seats[peer].hello.address) for peer, _ in sorted(self._at_tip())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocols.reasons import Reason
+from protocols.round.absences import Absent
 from protocols.round.records import Ballot, Commit, Plan
 
 
@@ -19,7 +20,7 @@ class Ask:
 class SendPlan:
     to: tuple[str, ...]
     plan: Plan
-    absent: tuple[tuple[str, Reason], ...] = ()  # who is connected or was a member of the last commit, is not planned, and why
+    absent: Absent = ()  # who is connected or was a member of the last commit, and is not planned
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Announce:
     commit: Commit
     seconds: float
     attempts: int
+    absent: Absent = ()  # who is connected or was a member of the last commit, and gave nothing
 
 
 @dataclass(frozen=True)

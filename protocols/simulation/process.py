@@ -326,7 +326,7 @@ class SimulatedPeer:
                 self.at_phase(self, "planning")
             case lead_actions.SendAbort(to, plan_digest, reason):
                 self._to_members(to, Abort(plan_digest, reason), lambda: self.member.on_abort(plan_digest, reason))
-            case lead_actions.Announce(commit, _, _):
+            case lead_actions.Announce(commit):
                 signed = SignedCommit(commit, b"signature", b"certificate")
                 self.observer.announced(self, commit)
                 self._to_members((*self.desk, self.name), signed, lambda: self.member.on_commit(signed))

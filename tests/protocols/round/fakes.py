@@ -364,7 +364,7 @@ class Node:
             case lead_actions.SendAbort(to, plan_digest, reason):
                 for peer in to:
                     swarm.send(self.name, peer, "abort", (plan_digest, reason))
-            case lead_actions.Announce(commit, _, _):
+            case lead_actions.Announce(commit):
                 swarm.announced.append(commit)
                 for peer in self.lead.seats.keys() | {self.name}:
                     swarm.send(self.name, peer, "commit", SignedCommit(commit, b"signature", b"certificate"))

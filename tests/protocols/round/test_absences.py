@@ -8,11 +8,11 @@ import pytest
 
 from protocols.reasons import Reason
 from protocols.round.lead import DETECTION_S
-from protocols.round.lead_actions import SendPlan
+from protocols.round.lead_actions import Announce, SendPlan
 from protocols.round.member import CatchUp, Freeze, GiveUp, Resume
 from protocols.round.member import Failed as MemberFailed
-from protocols.round.records import Tip
-from tests.protocols.round.test_lead import Table, of, the_plan, three
+from protocols.round.records import Contribution, Hello, Tip
+from tests.protocols.round.test_lead import Table, of, result_of, the_plan, three
 from tests.protocols.round.test_member import TIP, commit_of, given, kinds, plan, ready, reason_of, reducing
 
 
@@ -107,3 +107,31 @@ def test_a_contribution_of_a_commit_that_is_lost_with_its_holders_is_given_up(
     after = Tip.after(signed.commit)
     actions = it.adopted(replace(after, epoch=after.epoch + epoch, lineage=lineage or after.lineage))
     assert actions == [*([GiveUp(reason, given())] if reason is not None else []), Resume()]
+
+
+def test_a_commit_tells_of_everybody_who_gave_nothing_to_it_and_why() -> None:
+    tip = replace(Table().tip, members=("abe", "away", "bob", "lea", "lost"))
+    table = Table("abe", "bob", "cid", "lost", tip=tip)
+    table.lead.joined("aux", Hello(1, True, "aux:1", "aux"), table.now)
+    table.lead.left("lost", Reason.CONNECTION_LOST, table.now)
+    for peer in ("away", "lost"):
+        table.lead.unreachable(peer, table.now)
+    table.report("aux", 0)
+    table.report("cid", 5, caught_up=False)
+    sent = the_plan(table.reports(bob=0, abe=20, lea=0))
+    table.join("new")
+    table.report("new", 3)
+    contribution = Contribution("abe", 1, 0, 20, tip.lineage, 1.0)
+    for peer in sent.members:
+        table.accept(sent, peer, 20 if peer == "abe" else 0)
+    actions = table.ready(result_of(sent, contribution), *sent.members)
+    (announced,) = of(Announce, actions)
+    assert dict(announced.absent) == {
+        "aux": Reason.AUXILIARY,
+        "away": Reason.SILENT,
+        "bob": Reason.NOTHING_TO_GIVE,
+        "cid": Reason.NOT_CAUGHT_UP,
+        "lea": Reason.NOTHING_TO_GIVE,
+        "lost": Reason.CONNECTION_LOST,
+        "new": Reason.NOT_PLANNED,
+    }

@@ -136,7 +136,7 @@ def a_member_that_steps_twice(patch: Patch) -> None:
 
 
 def an_absence_without_a_reason(patch: Patch) -> None:
-    patch.setattr(Absences, "of", lambda absences, plan, tip, seated: ())
+    patch.setattr(Absences, "from_plan", lambda absences, plan, tip, seats: ())
 
 
 def a_contribution_that_vanishes(patch: Patch) -> None:
