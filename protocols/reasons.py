@@ -27,6 +27,7 @@ class Reason(str, Enum):
     REDUCER_LOST = "reducer-lost"  # a contributor could not finish with a reducer
     CONTRIBUTOR_LOST = "contributor-lost"  # a reducer waits for a contributor whose stream broke
     BAD_CHUNK = "bad-chunk"  # shape, finiteness, weight or membership of a chunk is wrong
+    COUNTED = "already-counted"  # samples offered again that a commit has named
     RESULTS_DIFFER = "results-differ"  # two members hold different averaged bytes
     DRIFT = "drift"  # a member's state is further off a reducer's canonical values than rounding allows
     LEAD_LOST = "lead-lost"

@@ -29,6 +29,7 @@ from protocols.round.records import (
     Ballot,
     Candidate,
     Commit,
+    Contribution,
     Hello,
     Plan,
     ReadyFor,
@@ -71,6 +72,7 @@ class Lead:
         self._asked: set[str] = set()  # at this tip, because plans reported here name them
         self._highest_attempt = 0
         self._committed = False
+        self._awake_at = 0.0
         self._failed_pairs: set[tuple[str, str]] = set()
         self._absences = Absences()
         self._disowned: set[Averages] = set()  # a contributor says that it never gave what they name
@@ -82,6 +84,7 @@ class Lead:
         if self.active or self.tip is None:
             return []
         self.active = True
+        self._awake_at = now
         return self._hear(set(self.tip.members) - self.seats.keys(), now)
 
     def step_down(self) -> list[LeadAction]:
@@ -175,6 +178,8 @@ class Lead:
     # -- an attempt ----------------------------------------------------------------------------------------------------------
 
     def answer(self, peer: str, answer: Answer, now: float) -> list[LeadAction]:
+        if slept := self._slept(now):
+            return slept
         attempt = self.attempt
         plan_digest = answer.result.plan_digest if isinstance(answer, Ready) else answer.plan_digest
         if attempt is None or plan_digest != attempt.plan.digest or peer not in attempt.plan.members or peer not in self.seats:
@@ -203,7 +208,7 @@ class Lead:
     def tick(self, now: float) -> list[LeadAction]:
         if not self.active:
             return []
-        actions: list[LeadAction] = []
+        actions = self._slept(now)
         if again := self._hearing.ask_again(now):
             actions.append(Ask(again))
         for peer, seat in list(self.seats.items()):
@@ -218,6 +223,16 @@ class Lead:
             actions += self._fail(Reason.STALLED, late[0] if late else "")
         actions += self._maybe_commit(now)
         return [*actions, *self._consider(now)]
+
+    def _slept(self, now: float) -> list[LeadAction]:
+        """A process that was stopped for so long (ticks come far more often) was taken for dead. What it finds in its buffers
+        when it wakes is of an attempt that others went on from: to commit that would begin a fork."""
+        slept_s, self._awake_at = now - self._awake_at, now
+        if not self.active or slept_s <= DETECTION_S:
+            return []
+        for seat in self.seats.values():
+            seat.report, seat.heard_at = None, now
+        return self._fail(Reason.SILENT, self.me.peer)
 
     @property
     def gathered_samples(self) -> int:
@@ -316,20 +331,23 @@ class Lead:
     def _accepted(self, attempt: Attempt, peer: str, answer: Accept, now: float) -> list[LeadAction]:
         contribution, seat = answer.contribution, self.seats[peer]
         if peer in attempt.plan.contributors and attempt.plan.finishes is None:
-            sound = (
-                contribution is not None
-                and contribution.peer == peer
-                and contribution.incarnation == seat.hello.incarnation
-                and contribution.base == attempt.plan.ballot.parent
-                and seat.report is not None
-                and contribution.weight <= seat.report.samples
-                and contribution.first >= self._counted.get((peer, contribution.incarnation), 0)
-            )
-            if not sound:
+            problem = self._problem_with(contribution, peer, seat, attempt)
+            if problem is not None:
                 seat.report = None
-                return [*self._fail(Reason.BAD_CHUNK, peer), *self._consider(now)]
+                return [*self._fail(problem, peer), *self._consider(now)]
         attempt.accepted[peer] = contribution
         return self._maybe_commit(now)
+
+    def _problem_with(self, contribution: Contribution | None, peer: str, seat: Seat, attempt: Attempt) -> Reason | None:
+        if contribution is None or contribution.peer != peer or seat.report is None or contribution.weight > seat.report.samples:
+            return Reason.BAD_CHUNK
+        if contribution.incarnation != seat.hello.incarnation:
+            return Reason.OTHER_INCARNATION
+        if contribution.base != attempt.plan.ballot.parent:
+            return Reason.OTHER_LINEAGE
+        if contribution.first < self._counted.get((peer, contribution.incarnation), 0):
+            return Reason.COUNTED
+        return None
 
     def _fail(self, reason: Reason, peer: str) -> list[LeadAction]:
         attempt = self.attempt

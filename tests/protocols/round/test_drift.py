@@ -153,13 +153,13 @@ def test_averages_whose_canonical_values_are_refused_are_not_finished_for_ever()
     first = plan_of("ann bob", "zoe")
     held = ReadyFor(first.ballot, averages_of(first))
     lead.reported("bob", report(promised_attempt=1), 0.0)
-    actions = lead.reported("ann", report(promised_attempt=1, ready_for=held), 5.0)
+    actions = lead.reported("ann", report(promised_attempt=1, ready_for=held), 1.5)
     (plan,) = [action.plan for action in actions if isinstance(action, SendPlan)]
     assert plan.finishes == held.averages
     for name in ("ann", "bob"):
-        lead.answer(name, Accept(plan.digest, None), 5.0)
-    lead.answer("ann", Drifted(plan.digest, ("ann",)), 5.0)
-    actions = lead.answer("bob", Drifted(plan.digest, ("ann",)), 5.0)
+        lead.answer(name, Accept(plan.digest, None), 1.5)
+    lead.answer("ann", Drifted(plan.digest, ("ann",)), 1.5)
+    actions = lead.answer("bob", Drifted(plan.digest, ("ann",)), 1.5)
     assert SendAbort((), plan.digest, Reason.DRIFT) in actions, "who passed them on is not to blame"
     assert [action.plan.finishes for action in actions if isinstance(action, SendPlan)] == [None]
 

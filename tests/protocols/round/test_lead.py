@@ -93,12 +93,16 @@ class Table:
             actions += self.lead.answer(peer, Ready(result), self.now)
         return actions
 
-    def wait(self, seconds: float) -> list[Any]:
-        """Time passes, everybody heard all the while."""
-        self.now += seconds
-        for peer in self.lead.seats:
-            self.lead.heard(peer, self.now)
-        return self.lead.tick(self.now)
+    def wait(self, seconds: float, silent: tuple[str, ...] = ()) -> list[Any]:
+        """Time passes, everybody else heard all the while."""
+        actions: list[Any] = []
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(until, self.now + TICK_S)
+            for peer in self.lead.seats.keys() - set(silent):
+                self.lead.heard(peer, self.now)
+            actions += self.lead.tick(self.now)
+        return actions
 
 
 def result_of(plan: Plan, *contributions: Contribution) -> Result:
@@ -314,10 +318,7 @@ def test_a_member_that_drops_out_ends_the_attempt_and_the_rest_go_on_at_once(rea
 
 def test_detected_silence_ends_the_attempt() -> None:
     table, plan = three()
-    table.now += DETECTION_S + 0.1
-    for peer in ("bob",):
-        table.lead.heard(peer, table.now)
-    actions = table.lead.tick(table.now)
+    actions = table.wait(DETECTION_S + 0.25, silent=("cid",))
     assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, Reason.SILENT, "cid")]
 
 
@@ -392,6 +393,18 @@ def test_a_silent_peer_is_found_within_two_seconds_and_a_slow_one_is_not_taken_f
     assert failed == [NoteFailure(plan.ballot, Reason.SILENT, "cid")]
     assert table.now - began - late_s <= 2.0
     assert "bob" in table.lead.seats
+
+
+@pytest.mark.parametrize("first", ["answer", "tick"])
+def test_a_lead_that_was_stopped_does_not_commit_from_what_it_finds_when_it_wakes(first: str) -> None:
+    table, plan = three()
+    result = threes_result(table, plan)
+    table.ready(result, "bob")
+    table.now += 5.0
+    actions = table.lead.tick(table.now) if first == "tick" else []
+    actions += table.ready(result, "cid", "lea")
+    assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, Reason.SILENT, "lea")]
+    assert of(Announce, actions) == []
 
 
 def test_slow_machines_get_more_patience() -> None:
@@ -550,19 +563,19 @@ def test_answers_to_an_attempt_that_is_over_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        pytest.param({"end": 13}, id="more samples than reported"),
-        pytest.param({"peer": "bob"}, id="somebody else's"),
-        pytest.param({"incarnation": 2}, id="of another incarnation"),
-        pytest.param({"base": "f" * 64}, id="of another lineage"),
+        pytest.param({"end": 13}, Reason.BAD_CHUNK, id="more samples than reported"),
+        pytest.param({"peer": "bob"}, Reason.BAD_CHUNK, id="somebody else's"),
+        pytest.param({"incarnation": 2}, Reason.OTHER_INCARNATION, id="of another incarnation"),
+        pytest.param({"base": "f" * 64}, Reason.OTHER_LINEAGE, id="of another lineage"),
     ],
 )
-def test_a_contribution_that_is_not_what_was_planned_ends_the_attempt(change: dict[str, Any]) -> None:
+def test_a_contribution_that_is_not_what_was_planned_ends_the_attempt(change: dict[str, Any], reason: Reason) -> None:
     table = Table("bob", "cid")
     plan = the_plan(table.reports(lea=0, bob=12, cid=12))
     actions = table.accept(plan, "cid", 12, **change)
-    assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, Reason.BAD_CHUNK, "cid")]
+    assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, reason, "cid")]
     assert the_plan(actions).contributors == ("bob",)
 
 
@@ -579,7 +592,7 @@ def test_samples_that_were_committed_are_not_accepted_again() -> None:
     table.lead.follow(table.tip, announced.commit)
     plan = the_plan(table.reports(lea=0, bob=12, cid=12))
     actions = table.accept(plan, "cid", 12)  # [0, 12) once more
-    assert of(NoteFailure, actions)[0].peer == "cid"
+    assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, Reason.COUNTED, "cid")]
     plan = the_plan(actions)
     assert table.accept(plan, "bob", 24, first=12) == []
 
