@@ -197,7 +197,9 @@ class Averaging:
 
     @property
     def able_to_lead(self) -> bool:
-        return bool(self.hello.address) and self.member.phase is not Phase.CATCHING_UP and not self.over
+        """Also without state, when nobody who can be dialled has any: client-mode peers can bring theirs to a lead alone."""
+        caught_up = self.member.phase is not Phase.CATCHING_UP
+        return bool(self.hello.address) and (caught_up or self._catching_up.stranded) and not self.over
 
     @property
     def following(self) -> Candidate | None:

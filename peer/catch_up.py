@@ -54,6 +54,7 @@ class CatchUp:
         self._events = events
         self._progress = progress
         self._sought = Sought()
+        self.stranded = False  # state is looked for, and nobody who can be dialled has any
         self._distrusted: set[str] = set()  # peers that gave what does not fit together, in this search
 
     def worth(self, theirs: Standing) -> bool:
@@ -75,6 +76,7 @@ class CatchUp:
         vain, pause_s = 0, FIRST_PAUSE_S
         while vain < TRIES:
             found = await ask_all(self._links, self._donors.reachable())
+            self.stranded = not found
             before, target = self._replica.tip, (fetch.download.manifest, fetch.download.bytes_done)
             ahead = [there for there in found if before is None or there.standing.heavier_than(before.standing)]
             hidden = [
@@ -106,6 +108,7 @@ class CatchUp:
         return manifest is not None and fetch.download.manifest == manifest and fetch.download.bytes_done > bytes_done
 
     def _arrived(self, tip: Tip) -> None:
+        self.stranded = False
         vain = self._sought.ended(tip.standing, time.monotonic())
         if vain is not None:
             standing, rest_s = vain

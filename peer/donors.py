@@ -27,12 +27,12 @@ class Donors:
         return [candidate for peer, candidate in peers.items() if peer != self._me]
 
     def hidden(self) -> list[tuple[str, Standing]]:
-        """Client-mode peers that follow this peer, and where they say that they stand."""
-        return [
-            (peer, seat.report.standing)
-            for peer, seat in self._lead.seats.items()
-            if seat.report is not None and seat.report.caught_up and not seat.hello.reachable and peer != self._me
+        """Client-mode peers that follow this peer, and where they say that they stand, the furthest first."""
+        reports = [
+            (peer, seat.report) for peer, seat in self._lead.seats.items() if not seat.hello.reachable and peer != self._me
         ]
+        standings = [(peer, report.standing) for peer, report in reports if report is not None and report.caught_up]
+        return sorted(standings, key=lambda there: (-there[1].total_samples, there[1].lineage))
 
     async def brought_by(self, peer: str) -> bytes:
         """The snapshot that a client-mode peer brings when it is asked to. Raises RemoteError."""

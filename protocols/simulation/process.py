@@ -88,6 +88,7 @@ class SimulatedPeer:
         self.bootstrap = bootstrap
         self.link = Following(self)
         self.desk: dict[str, Stream] = {}
+        self.stranded = False
         self.seating = Seating(self)
         self.samples = 0
         self.at_phase: Callable[[SimulatedPeer, str], None] = lambda process, phase: None
@@ -163,7 +164,7 @@ class SimulatedPeer:
 
     @property
     def able_to_lead(self) -> bool:
-        return bool(self.hello.address) and self.member.phase is not Phase.CATCHING_UP
+        return bool(self.hello.address) and (self.member.phase is not Phase.CATCHING_UP or self.stranded)
 
     def heard_standing(self, theirs: Standing) -> None:
         tip, plan, phase = self.member.tip, self.member.plan, self.member.phase

@@ -161,11 +161,13 @@ def catch_up(process: SimulatedPeer) -> Task:
     while vain < TRIES:
         known = {candidate.peer: candidate for candidate in (*process.bootstrap, *process.succession.order)}
         found = yield from _ask_all(process, [candidate for peer, candidate in known.items() if peer != process.name])
+        process.stranded = not found
         before, target, bytes_done = process.replica.tip, download.manifest, download.bytes_done
         ahead = [there for there in found if before is None or there.standing.heavier_than(before.standing)]
         hidden = [peer for peer, theirs in process.uploads.hidden() if before is None or theirs.heavier_than(before.standing)]
         if before is not None and not ahead and not hidden:
             process.sought.ended(before.standing, process.now)
+            process.stranded = False
             process.caught_up()
             return
         took = bool(ahead) and (yield from _take_from(process, ahead, download))

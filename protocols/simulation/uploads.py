@@ -22,12 +22,11 @@ class Uploads:
         self._wanted: dict[str, Later] = {}
 
     def hidden(self) -> list[tuple[str, Standing]]:
-        """Client-mode peers that follow this process, and where they say that they stand."""
-        return [
-            (peer, seat.report.standing)
-            for peer, seat in self._process.lead.seats.items()
-            if seat.report is not None and seat.report.caught_up and not seat.hello.reachable and peer != self._process.name
-        ]
+        """Client-mode peers that follow this process, and where they say that they stand, the furthest first."""
+        me, seats = self._process.name, self._process.lead.seats
+        reports = [(peer, seat.report) for peer, seat in seats.items() if not seat.hello.reachable and peer != me]
+        standings = [(peer, report.standing) for peer, report in reports if report is not None and report.caught_up]
+        return sorted(standings, key=lambda there: (-there[1].total_samples, there[1].lineage))
 
     def request(self, peer: str) -> Later:
         """Set to the Snapshot that `peer` brings, or to None when nothing comes."""

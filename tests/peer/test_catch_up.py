@@ -215,3 +215,19 @@ def test_a_heavier_lineage_whose_holders_do_not_answer_is_left_alone_for_a_while
     assert scene.catch_up.worth(Standing(10, "e" * 64, 100))
     (left,) = scene.named("left_alone")
     assert left["reason"] == Reason.NO_HOLDER and left["samples"] == 90 and left["lineage"] == heard.lineage
+
+
+def test_it_is_stranded_only_while_nobody_who_can_be_dialled_has_any_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then alone may it lead without state: client-mode peers bring theirs to a lead."""
+    scene = Scene(monkeypatch)
+    seen: list[bool] = []
+
+    def before_try(number: int) -> None:
+        seen.append(scene.catch_up.stranded)
+        scene.there = [(ANN, 7)] if number >= 2 else []
+
+    scene.before_try = before_try
+    scene.give = lambda fetch, donors: b"7"
+    assert scene.run() == tip(7)
+    assert seen == [False, True, True, False]
+    assert not scene.catch_up.stranded
