@@ -52,6 +52,13 @@ _log = logging.getLogger(__name__)
 EventSink = Callable[..., None]  # (event name, **fields)
 
 
+def _reason(text: str) -> Reason:
+    try:
+        return Reason(text)
+    except ValueError as error:
+        raise BadMessageError(f"an unknown reason {text[:50]!r}") from error
+
+
 class Averaging:
     def __init__(
         self,
@@ -218,7 +225,7 @@ class Averaging:
                 raise BadMessageError("a plan of another run")
             self.perform(self.member.on_plan(plan))
         elif kind == "abort":
-            self.perform(self.member.on_abort(message.abort.plan_digest, Reason(message.abort.reason)))
+            self.perform(self.member.on_abort(message.abort.plan_digest, _reason(message.abort.reason)))
         elif kind == "need_state":
             if self.member.tip is not None:
                 self._spawn(self.donor.give(self.links, lead, self.member.tip.standing))

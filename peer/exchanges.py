@@ -93,15 +93,23 @@ class Exchanges:
         averages, averaged = self._held
         gives: bytes | bytearray = encoded
         if plan.finishes is not None and plan.finishes == averages:
-            if me not in plan.contributors:
+            if not plan.contributors:
                 await self._pass_on(own, averaged, outcome)
                 return averages
-            gives = averaged
+            gives = averaged if me in plan.contributors else b""
         elif plan.finishes is not None and own and not plan.contributors:
             raise ReduceError(Reason.REDUCER_LOST, me, me, "the averages that it should pass on are not here any more")
         began, sent, received = time.monotonic(), self.sent_bytes, self.received_bytes
         self._held = await exchange(
-            plan, contribution, gives, own, outcome=outcome, links=self._links, sent=self.sent, received=self.received
+            plan,
+            contribution,
+            gives,
+            own,
+            outcome=outcome,
+            codec=self._codec,
+            links=self._links,
+            sent=self.sent,
+            received=self.received,
         )
         self._measure(self.sent_bytes - sent, self.received_bytes - received, time.monotonic() - began)
         assert self._held[0] is not None

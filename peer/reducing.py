@@ -149,6 +149,7 @@ class _Received:
     """A shard as it comes down, checked against what its reducer says at the end."""
 
     shard: Shard
+    codec: Codec
     averaged: memoryview
     canonical: memoryview
     contributions: tuple[Contribution, ...] = ()
@@ -172,6 +173,7 @@ class _Received:
         digest.update(self.canonical)
         if digest.hexdigest() != result.sha256:
             raise BadMessageError("the averaged shard does not match its digest")
+        self.codec.decode(self.averaged)  # refuses what is not finite
         self.result = result
 
 
@@ -182,6 +184,7 @@ async def exchange(
     own: dict[int, Reducing],
     *,
     outcome: Outcome,
+    codec: Codec,
     links: Links,
     sent: Moved,
     received: Moved,
@@ -199,7 +202,7 @@ async def exchange(
     tasks = []
     for index, shard in enumerate(plan.shards):
         averaged, canonical = outcome.parts(shard.start, shard.stop)
-        taken = _Received(shard, whole[averaged], whole[canonical])
+        taken = _Received(shard, codec, whole[averaged], whole[canonical])
         up = outcome.of(encoded, shard.start, shard.stop)
         if index in own:
             work = _exchange_locally(own[index], me, contribution, up, chunk_bytes, taken)

@@ -124,7 +124,7 @@ class Replica:
         lineage and must be restored.
         """
         commit, epoch = signed.commit, signed.commit.ballot.epoch
-        if self.tip is None or commit.ballot.parent != self.tip.lineage:
+        if self.tip is None or not self.tip.leads_to(commit):
             raise BadMessageError("the commit does not follow this replica's state")
         averaged_bytes = self.outcome(epoch).averaged_bytes
         averaged, canonical = memoryview(came_to)[:averaged_bytes], bytes(memoryview(came_to)[averaged_bytes:])
@@ -132,9 +132,9 @@ class Replica:
         excess = self._state.excess(ranges, canonical, self.slices.age(epoch))
         if excess > 1:
             raise DriftError(f"this peer's state is {excess:.3g} times as far off as rounding allows at epoch {self.tip.epoch}")
+        gradient = torch.from_numpy(self.codec.decode(averaged))
         self.tip = None
         self._state.write(ranges, canonical)
-        gradient = torch.from_numpy(self.codec.decode(averaged))
         norm = commit.gradient_norm  # from the commit, never computed here: everybody must clip by the same number
         if self.max_grad_norm and norm > self.max_grad_norm:
             gradient *= self.max_grad_norm / norm

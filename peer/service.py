@@ -72,9 +72,10 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reading
+            said_goodbye = peer in self._left
+            self._left.discard(peer)
             if averaging.desk.gone(peer, outbox):
-                reason = Reason.LEFT if peer in self._left else Reason.CONNECTION_LOST
-                self._left.discard(peer)
+                reason = Reason.LEFT if said_goodbye else Reason.CONNECTION_LOST
                 self._observers.left(peer, hello, reason)
                 averaging.perform(averaging.lead.left(peer, reason, time.monotonic()))
             elif averaging.lead.active and peer not in averaging.lead.seats:

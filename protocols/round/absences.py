@@ -20,9 +20,14 @@ class Absences:
         self._gone.clear()
         self._told.clear()
 
-    def next_epoch(self, members: Collection[str]) -> None:
+    def next_epoch(self, members: Collection[str], seated: Collection[str]) -> None:
         """`members`: of the commit that closed the last one; of the others, whoever was told of once need not be again."""
-        self._gone = {peer: reason for peer, reason in self._gone.items() if peer in members or peer not in self._told}
+        self._gone = {
+            peer: reason
+            for peer, reason in self._gone.items()
+            if (peer in members or peer not in self._told) and peer not in seated
+        }
+        self._told &= self._gone.keys()
 
     def dropped(self, peer: str, reason: Reason) -> None:
         if peer:
@@ -31,6 +36,7 @@ class Absences:
 
     def seated(self, peer: str) -> None:
         self._gone.pop(peer, None)
+        self._told.discard(peer)
 
     def from_plan(self, plan: Plan, tip: Tip, seats: Mapping[str, Seat]) -> Absent:
         """Whoever is seated, was a member of the commit that led to `tip` or dropped out since, and is not in `plan`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from protocols.round.deadline import Deadline
@@ -35,7 +36,19 @@ class Attempt:
 
     @property
     def has_majority(self) -> bool:
-        return 2 * len(self.ready) > len(self.plan.members)
+        return 2 * len(self.agreed) > len(self.plan.members)
+
+    @property
+    def agreed(self) -> list[str]:
+        """The ready members that hold what most of them hold; a few that say otherwise are left behind by the commit."""
+        results = Counter(self.ready.values())
+        common = max(results, key=lambda result: (results[result], result.contributions_digest)) if results else None
+        return [peer for peer, result in self.ready.items() if result == common]
+
+    @property
+    def is_split(self) -> bool:
+        """Every member is ready, and no result has a majority."""
+        return len(self.ready) == len(self.plan.members) and not self.has_majority
 
     @property
     def is_refused(self) -> bool:
@@ -60,18 +73,23 @@ class Attempt:
         return tuple(sorted(off if len(off) < members else off - {lead}))
 
     @property
+    def idle(self) -> list[str]:
+        """Contributors that have not moved a byte, when others have."""
+        moved = self.deadline.have_moved
+        return sorted(set(self.plan.contributors) - moved - {self.plan.ballot.lead}) if moved else []
+
+    @property
     def late(self) -> list[str]:
         """Members that have not even accepted."""
         return sorted(set(self.plan.members) - self.accepted.keys())
 
     @property
     def averages(self) -> Averages | None:
-        """What its ready members hold; None without any, when they differ, or when the plan and the accepted contributions do not
-        lead there."""
-        results = set(self.ready.values())
-        if len(results) != 1:
+        """What most of its ready members hold; None without any, or when the plan and the accepted contributions do not lead
+        there."""
+        if not self.ready:
             return None
-        result = results.pop()
+        result = self.ready[self.agreed[0]]
         contributions = tuple(c for p in self.plan.contributors if (c := self.accepted.get(p)) is not None)
         if self.plan.finishes is not None:
             contributions = self.plan.finishes.contributions

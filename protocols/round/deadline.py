@@ -22,6 +22,7 @@ class Deadline:
         self._patience_s = patience_s
         self._paces = slowest_paces
         self._until = dict.fromkeys(members, now + patience_s)
+        self._began_at = now
         self._moved_at = dict.fromkeys(members, now)
 
     def moved(self, member: str, size: int, now: float) -> None:
@@ -32,6 +33,10 @@ class Deadline:
         afresh = not pace or waited_s >= self._patience_s
         self._until[member] = latest if afresh else min(latest, self._until[member] + size / pace)
         self._moved_at[member] = now
+
+    @property
+    def have_moved(self) -> set[str]:
+        return {member for member, at in self._moved_at.items() if at > self._began_at}
 
     def answered(self, member: str, now: float) -> None:
         """A step forward that is not counted in bytes."""

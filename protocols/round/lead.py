@@ -89,7 +89,7 @@ class Lead:
 
     def step_down(self) -> list[LeadAction]:
         actions = self._fail(Reason.LEAD_LOST, self.me.peer)
-        self.active = False
+        self.active = self._committed = False
         self.seats.clear()
         self._hearing.forget()
         self._absences.forget()
@@ -103,7 +103,7 @@ class Lead:
             self._highest_attempt = 0
             self._failed_pairs.clear()
             self._disowned.clear()
-            self._absences.next_epoch(tip.members)
+            self._absences.next_epoch(tip.members, self.seats)
             self._asked.clear()
             for seat in self.seats.values():
                 seat.ready_for = None
@@ -201,8 +201,11 @@ class Lead:
             if answer.reason is not Reason.PROMISED_HIGHER:
                 self.seats[peer].report = None  # out until it reports afresh
             return [*self._fail(answer.reason, peer), *self._consider(now)]
-        self._failed_pairs.add((answer.member, answer.reducer))
-        culprit = answer.member if answer.reason in (Reason.BAD_CHUNK, Reason.CONTRIBUTOR_LOST) else answer.reducer
+        pair = (answer.member, answer.reducer)
+        if pair[0] not in attempt.plan.members or pair[1] not in {shard.reducer for shard in attempt.plan.shards}:
+            pair = (peer, peer)  # it speaks of somebody who is not there
+        self._failed_pairs.add(pair)
+        culprit = pair[0] if answer.reason in (Reason.BAD_CHUNK, Reason.CONTRIBUTOR_LOST) else pair[1]
         return [*self._fail(answer.reason, culprit), *self._consider(now)]
 
     def tick(self, now: float) -> list[LeadAction]:
@@ -220,7 +223,9 @@ class Lead:
             for peer in late:
                 if peer in self.seats:
                     self.seats[peer].report = None
-            actions += self._fail(Reason.STALLED, late[0] if late else "")
+            idle = [] if late else attempt.idle  # they accepted, and gave nothing to anybody
+            self._failed_pairs |= {(peer, shard.reducer) for peer in idle for shard in attempt.plan.shards}
+            actions += self._fail(Reason.STALLED, (late or idle or [""])[0])
         actions += self._maybe_commit(now)
         return [*actions, *self._consider(now)]
 
@@ -326,7 +331,15 @@ class Lead:
             c.base == tip.lineage and c.first >= self._counted.get((c.peer, c.incarnation), 0)
             for c in ready.averages.contributions
         )
-        return ready if uncounted and ready.averages not in self._disowned else None
+        theirs = all(self._may_be_of(c) for c in ready.averages.contributions)
+        return ready if uncounted and theirs and ready.averages not in self._disowned else None
+
+    def _may_be_of(self, contribution: Contribution) -> bool:
+        """Nobody who is here is said to have given more than it reported."""
+        seat = self.seats.get(contribution.peer)
+        if seat is None or seat.hello.incarnation != contribution.incarnation or seat.report is None:
+            return True  # it is gone, or that process of it
+        return contribution.weight <= seat.report.samples
 
     def _accepted(self, attempt: Attempt, peer: str, answer: Accept, now: float) -> list[LeadAction]:
         contribution, seat = answer.contribution, self.seats[peer]
@@ -356,7 +369,7 @@ class Lead:
         self.attempt = None
         self._absences.dropped(peer, reason)
         averages = attempt.averages
-        for member in attempt.ready:
+        for member in attempt.agreed:
             if averages is not None and member in self.seats:
                 self.seats[member].ready_for = ReadyFor(attempt.plan.ballot, averages)
         present = tuple(member for member in attempt.plan.members if member in self.seats)
@@ -375,13 +388,15 @@ class Lead:
         return [note, SendAbort(off, abort.plan_digest, Reason.DRIFT), others]
 
     def _maybe_commit(self, now: float) -> list[LeadAction]:
+        if slept := self._slept(now):
+            return slept
         attempt, tip = self.attempt, self.tip
         if attempt is not None and attempt.is_refused:
             return [*self._drift_apart(attempt), *self._consider(now)]
+        if attempt is not None and attempt.is_split:
+            return [*self._fail(Reason.RESULTS_DIFFER, ""), *self._consider(now)]
         if attempt is None or tip is None or not attempt.has_majority:
             return []
-        if len(set(attempt.ready.values())) > 1:
-            return [*self._fail(Reason.RESULTS_DIFFER, ""), *self._consider(now)]
         if attempt.majority_at is None:
             attempt.majority_at = now
         answered = attempt.ready.keys() | attempt.drifted.keys()

@@ -21,6 +21,7 @@ from enum import Enum
 from protocols.reasons import Reason
 from protocols.round.records import (
     MAX_REDUCERS,
+    MOST_ATTEMPTS,
     Averages,
     Ballot,
     Commit,
@@ -75,6 +76,10 @@ class Refuse:
     plan_digest: str
     reason: Reason
     promised_attempt: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.promised_attempt < MOST_ATTEMPTS:
+            raise ValueError("a promise is out of bounds")
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,7 @@ class Member:
         actions = self._drop_plan(Reason.SUPERSEDED)
         self.promised, self._planned_with = plan.ballot, plan.members
         self.plan = plan
-        if self._frozen:
+        if self._frozen or not self._gives(plan):  # who gives nothing goes on drawing, for the next attempt if this one fails
             return [*actions, *self._begin_reducing()]
         self.phase = Phase.FROZEN
         if not self._freezing:
@@ -229,7 +234,7 @@ class Member:
             return self._fall_behind(Reason.BEHIND) if Tip.after(commit).standing.heavier_than(tip.standing) else []
         if self.promised is not None and commit.ballot.rank < self.promised.rank:
             return []
-        if commit.total_samples != tip.total_samples + commit.samples:
+        if not tip.leads_to(commit):
             return self._fall_behind(Reason.RESULTS_DIFFER)
         if self.plan is None or self.plan.digest != commit.plan_digest:
             if not self._holds(commit):
@@ -257,8 +262,7 @@ class Member:
         self.contribution = contribution
         if self.plan is None:
             self.phase = Phase.FROZEN
-            return []
-        return self._begin_reducing()
+        return self._begin_reducing() if self.plan is not None and self.phase is Phase.FROZEN else []
 
     def reduced(self, plan_digest: str, averages: Averages) -> list[MemberAction]:
         if self.plan is None or plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
@@ -291,6 +295,8 @@ class Member:
         actions: list[MemberAction] = []
         if self.contribution is not None and self.contribution not in signed.commit.contributions:
             actions.append(GiveUp(Reason.MISSED, self.contribution))
+        elif self.contribution is None:
+            actions.append(GiveUp(Reason.MISSED, None))  # what was drawn during the round
         self._start_epoch(Tip.after(signed.commit))
         self.phase = Phase.TRAINING
         return [*actions, Resume()]
@@ -322,7 +328,7 @@ class Member:
     def _begin_reducing(self) -> list[MemberAction]:
         assert self.plan is not None
         plan = self.plan
-        gives = self.me in plan.contributors and plan.finishes is None
+        gives = self._gives(plan)
         if gives and self.contribution is None:
             # Nothing was fixed, so nothing need stay frozen: were this the only contributor, nobody would ever plan again.
             actions = self._drop_plan(Reason.NOTHING_TO_GIVE)
@@ -333,6 +339,9 @@ class Member:
         given = self.contribution if gives else None
         self.phase = Phase.REDUCING
         return [Send(plan.ballot.lead, Accept(plan.digest, given)), Reduce(plan, given)]
+
+    def _gives(self, plan: Plan) -> bool:
+        return self.me in plan.contributors and plan.finishes is None
 
     def _holds(self, commit: Commit) -> bool:
         return self.ready_for is not None and self.ready_for.averages == commit.averages
@@ -350,7 +359,7 @@ class Member:
         self._drifted = False
         if plan is None:
             return []
-        self.phase = Phase.FROZEN
+        self.phase = Phase.FROZEN if self._frozen or self._freezing else Phase.TRAINING
         return [StopReducing(plan.digest, reason)] if phase in (Phase.REDUCING, Phase.READY) else []
 
     def _fall_behind(self, reason: Reason, commit: Commit | None = None) -> list[MemberAction]:

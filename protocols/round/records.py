@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 MAX_REDUCERS = 64
+MOST_ATTEMPTS = 1 << 32
 NO_PARENT = "0" * 64
 
 
@@ -44,7 +45,7 @@ class Ballot:
     lead: str
 
     def __post_init__(self) -> None:
-        _require(self.epoch >= 1 and self.attempt >= 1, "epochs and attempts count from 1")
+        _require(self.epoch >= 1 and 1 <= self.attempt <= MOST_ATTEMPTS, "epochs and attempts count from 1")
         _require_digest(self.parent, "a ballot's parent")
 
     @property
@@ -105,7 +106,10 @@ class ShardResult:
 
 def _require_whole(shards: tuple[ShardResult, ...]) -> None:
     starts = [0, *(shard.stop for shard in shards)]
-    _require(bool(shards) and [shard.start for shard in shards] == starts[:-1], "averaged shards are contiguous from element 0")
+    _require(
+        1 <= len(shards) <= MAX_REDUCERS and [shard.start for shard in shards] == starts[:-1],
+        "averaged shards are contiguous from element 0",
+    )
 
 
 @dataclass(frozen=True)
@@ -321,6 +325,11 @@ class Tip:
     def after(cls, commit: Commit) -> Tip:
         return cls(commit.ballot.epoch, commit.digest, commit.total_samples, commit.lead, commit.succession, commit.members)
 
+    def leads_to(self, commit: Commit) -> bool:
+        """Whether `commit` is the next on this lineage, and its numbers are right."""
+        ballot, total = commit.ballot, self.total_samples + commit.samples
+        return (ballot.parent, ballot.epoch, commit.total_samples) == (self.lineage, self.epoch + 1, total)
+
     @property
     def standing(self) -> Standing:
         return Standing(self.epoch, self.lineage, self.total_samples)
@@ -353,9 +362,11 @@ class Report:
     ] = ()  # members of the highest attempt accepted at this epoch, told to any other lead than its own
 
     def __post_init__(self) -> None:
-        _require(self.samples >= 0 and self.promised_attempt >= 0 and self.moved_bytes >= 0, "a report counts from 0")
+        _require(
+            self.samples >= 0 and 0 <= self.promised_attempt < MOST_ATTEMPTS and self.moved_bytes >= 0, "a report counts from 0"
+        )
         rates = (self.samples_per_second, self.upload_bytes_s, self.download_bytes_s)
-        _require(all(0 <= rate < 1e12 for rate in rates) and 0 <= self.step_s < 1e6, "a report's rates are finite")
+        _require(all(0 <= rate < 1e12 for rate in rates) and 0 <= self.step_s < 3600, "a report's rates are finite")
 
 
 @dataclass(frozen=True)

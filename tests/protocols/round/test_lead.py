@@ -265,15 +265,72 @@ def test_a_straggler_that_fails_after_the_majority_does_not_stop_the_commit(how:
     assert len(of(Announce, actions)) == 1
 
 
-def test_results_that_differ_are_never_committed() -> None:
+def another(result: Result, digit: str) -> Result:
+    return replace(result, shards=(replace(result.shards[0], sha256=digit * 64), *result.shards[1:]))
+
+
+def test_results_of_which_none_has_a_majority_are_never_committed() -> None:
     table, plan = three()
     result = threes_result(table, plan)
-    other = replace(result, shards=(replace(result.shards[0], sha256="e" * 64), *result.shards[1:]))
-    table.ready(result, "bob")
-    actions = table.ready(other, "cid")
+    actions = table.ready(result, "bob") + table.ready(another(result, "e"), "cid") + table.ready(another(result, "f"), "lea")
     assert of(Announce, actions) == []
     (failure,) = of(NoteFailure, actions)
     assert failure.reason is Reason.RESULTS_DIFFER
+
+
+def test_one_member_that_says_otherwise_does_not_keep_the_majority_from_its_commit() -> None:
+    table, plan = three()
+    result = threes_result(table, plan)
+    (announced,) = of(Announce, table.ready(another(result, "e"), "cid") + table.ready(result, "bob", "lea"))
+    assert announced.commit.shards == result.shards
+
+
+def test_an_attempt_in_which_a_contributor_moves_nothing_is_not_repeated_with_it() -> None:
+    table, plan = three()
+    failed: list[Any] = []
+    planned: list[Any] = []
+    moved = 0
+    while not planned and table.now < 200:
+        moved += 100
+        actions = table.report("bob", 12, moved=moved) if moved < 1000 else []
+        actions += table.wait(TICK_S)
+        failed += of(NoteFailure, actions)
+        planned += of(SendPlan, actions)
+    assert failed == [NoteFailure(plan.ballot, Reason.STALLED, "cid")]
+    assert "cid" not in planned[0].plan.members
+
+
+def test_a_lead_that_stepped_down_after_its_commit_and_leads_again_plans_again() -> None:
+    table, plan = three()
+    table.ready(threes_result(table, plan), "bob", "cid", "lea")
+    table.lead.step_down()  # its own member dropped the commit for another lead's plan
+    table.now += 1.0
+    table.lead.take_over(table.now)
+    for peer in ("lea", "bob", "cid"):
+        table.join(peer)
+    actions = table.reports(lea=0, bob=12, cid=12)
+    assert len(of(SendPlan, actions)) == 1
+
+
+def test_a_lead_that_was_stopped_does_not_commit_when_a_member_is_found_gone() -> None:
+    table, plan = three()
+    table.ready(threes_result(table, plan), "bob", "lea")
+    table.now += 600.0
+    actions = table.lead.left("cid", Reason.CONNECTION_LOST, table.now)
+    assert of(Announce, actions) == []
+
+
+def test_a_failure_between_others_who_are_not_in_the_plan_is_the_senders_own() -> None:
+    table, plan = three()
+    actions = table.lead.answer("cid", Failed(plan.digest, Reason.REDUCER_LOST, "nobody", "lea"), table.now)
+    assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, Reason.REDUCER_LOST, "cid")]
+
+
+def test_nobody_present_is_said_to_have_given_more_than_it_reported() -> None:
+    table = Table("bob", "cid")
+    table.report("bob", 12, promised_attempt=1)
+    table.report("cid", 12, promised_attempt=1, ready_for=held_by(table, gave(table, "bob", 99)))
+    assert the_plan(table.report("lea", 0)).finishes is None
 
 
 def test_results_that_average_other_contributions_than_were_accepted_are_never_committed() -> None:
@@ -510,7 +567,7 @@ def test_what_a_member_claims_to_hold_is_not_finished_when_it_cannot_be_committe
 def test_averages_that_a_contributor_disowns_are_not_finished_again() -> None:
     table = Table("bob", "cid")
     table.report("bob", 12, promised_attempt=1)
-    table.report("cid", 12, promised_attempt=1, ready_for=held_by(table, gave(table, "bob", 99)))
+    table.report("cid", 12, promised_attempt=1, ready_for=held_by(table, gave(table, "bob", 11)))
     plan = the_plan(table.report("lea", 0))
     assert plan.finishes is not None
     actions = table.lead.answer("bob", Refuse(plan.digest, Reason.RESULTS_DIFFER, 1), table.now)

@@ -493,7 +493,7 @@ def test_averages_that_name_another_contribution_than_it_gave_are_refused(named:
 def test_averages_with_the_contribution_of_an_earlier_process_of_this_peer_are_accepted() -> None:
     it = Member("me", 2)
     it.adopted(TIP)
-    assert kinds(it.on_plan(finishing(plan()))) == [Freeze]
+    assert kinds(it.on_plan(finishing(plan()))) == [Send, Reduce]
 
 
 def test_a_commit_of_the_averages_at_hand_is_applied_even_if_its_plan_never_came() -> None:
@@ -510,3 +510,24 @@ def test_only_another_lead_than_the_plans_own_is_told_with_whom_it_was_planned()
     assert it.planned_with("bob") == ("bob", "lea", "me")
     it.adopted(replace(TIP, lineage="b" * 64))
     assert it.planned_with("bob") == ()
+
+
+def test_whoever_gives_nothing_goes_on_drawing_and_gives_what_it_drew_to_the_next_attempt() -> None:
+    """Were it frozen with nothing, and everybody who gave died, nobody would have a sample for the next plan."""
+    it = member()
+    first = plan(contributors=("bob",))
+    assert it.on_plan(first) == [Send("lea", Accept(first.digest, None)), Reduce(first, None)]
+    it.on_abort(first.digest, Reason.CONNECTION_LOST)
+    assert it.phase is Phase.TRAINING
+    second = plan(attempt=2, contributors=("me",))
+    assert it.on_plan(second) == [Freeze()]
+    assert it.frozen(given()) == [Send("lea", Accept(second.digest, given())), Reduce(second, given())]
+
+
+def test_a_freeze_that_ends_when_another_plan_asks_for_nothing_begins_no_second_exchange() -> None:
+    it = member()
+    it.on_plan(plan())
+    second = plan(attempt=2, contributors=("bob",))
+    assert kinds(it.on_plan(second)) == [Send, Reduce]
+    assert it.frozen(given()) == []
+    assert it.contribution == given()

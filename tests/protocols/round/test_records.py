@@ -8,6 +8,7 @@ import pytest
 
 from protocols.round.records import (
     MAX_REDUCERS,
+    Averages,
     Ballot,
     Candidate,
     Commit,
@@ -251,3 +252,18 @@ def test_a_report_with_impossible_numbers_is_refused(change: dict[str, Any]) -> 
     sound = Report(Standing(1, HEX, 5), 3, 1.0, 0.1, 0, 0, True, "training")
     with pytest.raises(ValueError, match="report"):
         replace(sound, **change)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "total", "leads"), [(1, 16, True), (2, 16, False), (1, 17, False)], ids=["next", "an epoch left out", "too heavy"]
+)
+def test_a_tip_leads_to_the_next_commit_with_the_right_weight_alone(epoch: int, total: int, leads: bool) -> None:
+    it = commit()
+    tip = Tip(it.ballot.epoch - epoch, it.ballot.parent, it.total_samples - it.samples + 16 - total, it.lead)
+    assert tip.leads_to(it) is leads
+
+
+def test_averages_of_more_shards_than_a_plan_may_have_are_refused() -> None:
+    shards = tuple(ShardResult(at, at + 1, HEX, 1.0) for at in range(MAX_REDUCERS + 1))
+    with pytest.raises(ValueError, match="shards"):
+        Averages((contribution("ann"),), shards)
