@@ -28,7 +28,7 @@ pytestmark = pytest.mark.swarm
 
 
 def test_a_coordinator_and_three_peers_train_to_the_end_and_the_loss_falls(tmp_path: Path) -> None:
-    with Swarm(tmp_path, seed=11, max_epochs=12) as swarm:
+    with Swarm(tmp_path, seed=11, batch=960, max_epochs=12) as swarm:  # long enough epochs for all to join
         peers = [swarm.start_peer(f"peer-{number}") for number in range(3)]
         assert swarm.coordinator.wait(120) == 0, swarm.coordinator.tail()
         assert [peer.wait(30) for peer in peers] == [0, 0, 0], "\n".join(peer.tail() for peer in peers)
