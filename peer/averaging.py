@@ -36,7 +36,7 @@ from protocols.round import lead_actions
 from protocols.round import member as member_actions
 from protocols.round.lead import Lead
 from protocols.round.member import Member, Phase
-from protocols.round.records import Candidate, Contribution, Hello, Plan, Report, SignedCommit, Standing, Tip
+from protocols.round.records import Candidate, Contribution, Hello, Plan, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
 from protocols.signing import check_signed, sign_commit
 from protocols.transport.discovery import Discovery
@@ -117,7 +117,6 @@ class Averaging:
         self._queue: deque[Any] = deque()
         self._performing = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._moved = (0, 0.0)  # bytes of rounds, and since when it is so many
         self._leaving = False
         self._failure: asyncio.Future[None] | None = None
 
@@ -180,21 +179,13 @@ class Averaging:
         while True:
             now = time.monotonic()
             self.perform(self.lead.tick(now))
-            self._give_up_stalled_results(now)
+            self.perform(self.member.tick(self.exchanges.moved_bytes, now))
             if now >= heartbeat_at:
                 heartbeat_at = now + HEARTBEAT_S
                 self.report()
                 if self.lead.active:
                     self.status = self.desk.heartbeat(self.lead) or self.status
             await asyncio.sleep(TICK_S)
-
-    def _give_up_stalled_results(self, now: float) -> None:
-        """The commit is here and its averages stopped coming: get them from somebody else."""
-        plan = self.member.plan
-        if plan is None or not self.member.awaits_results or self.exchanges.moved_bytes != self._moved[0]:
-            self._moved = (self.exchanges.moved_bytes, now)
-        elif now - self._moved[1] > plan.patience_s:
-            self.perform(self.member.catch_up(Reason.MISSED_RESULTS))
 
     def _found(self, others: Iterable[Candidate]) -> None:
         """Discovery's newest look; peers known from enrolment stay known, since a look may miss somebody."""
@@ -234,32 +225,25 @@ class Averaging:
             self.perform(self.member.on_commit(signed))
 
     def heard_standing(self, theirs: Standing) -> None:
-        """If a heavier lineage than this peer's exists, go there, unless a round under way leads there anyway."""
-        tip, plan, phase = self.member.tip, self.member.plan, self.member.phase
-        if tip is None or phase in (Phase.CATCHING_UP, Phase.APPLYING) or not theirs.heavier_than(tip.standing):
-            return
-        under_way = plan is not None and self.following is not None and plan.ballot.lead == self.following.peer
-        if not under_way and self._catching_up.worth(theirs):
+        if self.member.is_behind(theirs, self._lead_id) and self._catching_up.worth(theirs):
             self.perform(self.member.catch_up(Reason.BEHIND))
 
+    @property
+    def _lead_id(self) -> str:
+        return self.following.peer if self.following is not None else ""
+
     def report(self) -> None:
-        tip = self.member.tip
-        if tip is None:
-            return
-        report = Report(
-            standing=tip.standing,
+        report = self.member.report(
+            self._lead_id,
             samples=self.samples,
             samples_per_second=self.samples_per_second,
             step_s=self._step_s,
-            promised_attempt=self.member.promised.attempt if self.member.promised is not None else 0,
             moved_bytes=self.exchanges.moved_bytes,
-            caught_up=self.member.phase is not Phase.CATCHING_UP,
-            phase=self.member.phase.value,
             upload_bytes_s=self.exchanges.upload_bytes_s,
             download_bytes_s=self.exchanges.download_bytes_s,
-            ready_for=self.member.ready_for,
-            planned_with=self.member.planned_with(self.following.peer if self.following is not None else ""),
         )
+        if report is None:
+            return
         if self.lead.active:
             self.perform(self.lead.reported(self.me, report, time.monotonic()))
         else:

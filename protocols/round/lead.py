@@ -178,8 +178,6 @@ class Lead:
     # -- an attempt ----------------------------------------------------------------------------------------------------------
 
     def answer(self, peer: str, answer: Answer, now: float) -> list[LeadAction]:
-        if slept := self._slept(now):
-            return slept
         attempt = self.attempt
         plan_digest = answer.result.plan_digest if isinstance(answer, Ready) else answer.plan_digest
         if attempt is None or plan_digest != attempt.plan.digest or peer not in attempt.plan.members or peer not in self.seats:
@@ -231,7 +229,7 @@ class Lead:
 
     def _slept(self, now: float) -> list[LeadAction]:
         """A process that was stopped for so long (ticks come far more often) was taken for dead. What it finds in its buffers
-        when it wakes is of an attempt that others went on from: to commit that would begin a fork."""
+        when it wakes is of an attempt that others went on from: to commit that, or to plan with it, would begin a fork."""
         slept_s, self._awake_at = now - self._awake_at, now
         if not self.active or slept_s <= DETECTION_S:
             return []
@@ -267,6 +265,8 @@ class Lead:
 
     def _consider(self, now: float) -> list[LeadAction]:
         """Plan, if it is time."""
+        if slept := self._slept(now):
+            return slept
         tip = self.tip
         if not self.active or tip is None or self.attempt is not None or self._committed:
             return []
@@ -275,20 +275,20 @@ class Lead:
         if not self._hearing.is_over(now):
             return []
         samples = self.gathered_samples
-        # Once an attempt was made, this lead's or another's, its members are frozen: waiting would bring no more samples.
+        # Once an attempt was made, this lead's or another's, its contributors are frozen: waiting would bring few samples.
         if samples < self.target_batch_size and self._highest_attempt == 0:
             return []
-        plan = self._plan(tip)
+        present = self._present(tip)
+        plan = self._plan(tip, present)
         if plan is None:
             return []
         attempt = self._highest_attempt = plan.ballot.attempt
-        paces = slowest_paces(plan, self._present(tip), self.vector_bytes)
+        paces = slowest_paces(plan, present, self.vector_bytes)
         slowest = {member: pace / doubled(attempt) for member, pace in paces.items()}
         self.attempt = Attempt(plan, now, Deadline(plan.members, now, plan.patience_s, slowest))
         return [SendPlan(plan.members, plan, self._absences.from_plan(plan, tip, self.seats))]
 
-    def _plan(self, tip: Tip) -> Plan | None:
-        present = self._present(tip)
+    def _plan(self, tip: Tip, present: dict[str, Present]) -> Plan | None:
         if self.me.peer not in present:
             return None
         layout = finishing(present, self.me.peer, self._failed_pairs)

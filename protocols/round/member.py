@@ -28,8 +28,10 @@ from protocols.round.records import (
     Contribution,
     Plan,
     ReadyFor,
+    Report,
     Result,
     SignedCommit,
+    Standing,
     Tip,
 )
 
@@ -163,6 +165,7 @@ class Member:
         self.plan: Plan | None = None
         self.contribution: Contribution | None = None
         self.ready_for: ReadyFor | None = None  # kept when its attempt ends, so that another can finish it
+        self._moved = (0, 0.0)  # bytes of rounds, and since when it is so many
         self._frozen = False  # whether the accumulator of this epoch is fixed (perhaps as "nothing")
         self._freezing = False
         self._commit: SignedCommit | None = None
@@ -196,10 +199,50 @@ class Member:
         """Members of the highest attempt accepted at this epoch, for any other lead than its own: it must ask them all."""
         return self._planned_with if self.promised is not None and self.promised.lead != lead else ()
 
-    @property
-    def awaits_results(self) -> bool:
-        """The epoch is committed, and its averages are still on their way here."""
-        return self._commit is not None and self.phase is Phase.REDUCING
+    def report(
+        self,
+        following: str,
+        *,
+        samples: int,
+        samples_per_second: float,
+        step_s: float,
+        moved_bytes: int,
+        upload_bytes_s: float,
+        download_bytes_s: float,
+    ) -> Report | None:
+        """For the lead `following` ('' while there is none); None before the first state."""
+        if self.tip is None:
+            return None
+        return Report(
+            standing=self.tip.standing,
+            samples=samples,
+            samples_per_second=samples_per_second,
+            step_s=step_s,
+            promised_attempt=self.promised.attempt if self.promised is not None else 0,
+            moved_bytes=moved_bytes,
+            caught_up=self.phase is not Phase.CATCHING_UP,
+            phase=self.phase.value,
+            upload_bytes_s=upload_bytes_s,
+            download_bytes_s=download_bytes_s,
+            ready_for=self.ready_for,
+            planned_with=self.planned_with(following),
+        )
+
+    def is_behind(self, theirs: Standing, following: str) -> bool:
+        """Whether to leave for a lineage that somebody stands at: a heavier one, unless a round of the lead `following` is under
+        way, which leads there anyway."""
+        if self.tip is None or self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or not theirs.heavier_than(self.tip.standing):
+            return False
+        return self.plan is None or self.plan.ballot.lead != following
+
+    def tick(self, moved_bytes: int, now: float) -> list[MemberAction]:
+        """`moved_bytes` of rounds, so far. A commit whose averages stopped coming: they are got from somebody else."""
+        awaits_results = self._commit is not None and self.phase is Phase.REDUCING
+        if self.plan is None or not awaits_results or moved_bytes != self._moved[0]:
+            self._moved = (moved_bytes, now)
+        elif now - self._moved[1] > self.plan.patience_s:
+            return self.catch_up(Reason.MISSED_RESULTS)
+        return []
 
     # -- the lead's messages -----------------------------------------------------------------------------------------------
 

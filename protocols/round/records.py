@@ -18,7 +18,6 @@ from typing import Any
 
 MAX_REDUCERS = 64
 MOST_ATTEMPTS = 1 << 32
-NO_PARENT = "0" * 64
 
 
 def digest_of(record: Any) -> str:

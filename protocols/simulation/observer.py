@@ -55,7 +55,6 @@ class Observer:
         self.commits: dict[str, Commit] = {}  # all that a lead announced
         self.retries = 0
         self.moves = 0  # how often anybody started, ended, or came to stand elsewhere
-        self.given_up_samples = 0
         self._seen: dict[Source, _Seen] = {}
         self._ready: dict[str, set[str]] = {}  # plan digest -> who said that it is ready
         self._plans: dict[str, Plan] = {}
@@ -172,7 +171,6 @@ class Observer:
     def gave_up(self, process: Source, reason: Reason, contribution: Contribution | None, samples: int) -> None:
         """`samples`: those drawn and not frozen, when there is no contribution yet."""
         given_up = contribution.weight if contribution is not None else samples
-        self.given_up_samples += given_up
         self._note(process, f"gives up {given_up} samples: {reason.value}")
         if contribution is not None and contribution == self._seen[process].pending:
             self._seen[process].pending = None

@@ -17,7 +17,7 @@ from protocols.round import lead_actions
 from protocols.round import member as member_actions
 from protocols.round.lead import DETECTION_S, Lead
 from protocols.round.member import Member, Phase
-from protocols.round.records import Averages, Candidate, Contribution, Hello, Plan, Report, SignedCommit, Standing, Tip
+from protocols.round.records import Averages, Candidate, Contribution, Hello, Plan, SignedCommit, Standing, Tip
 from protocols.round.sought import Sought
 from protocols.round.succession import Succession
 from protocols.simulation.bulk import Exchanges
@@ -96,7 +96,6 @@ class SimulatedPeer:
         self.look: Callable[[SimulatedPeer], list[Candidate]] = lambda process: []
         self.save: Callable[[SimulatedPeer], None] = lambda process: None
         self._encoded = b""
-        self._moved = (0, 0.0)
         self._heartbeat_at = self._tick_due = 0.0
         self._queue: deque[Any] = deque()
         self._performing = False
@@ -124,7 +123,7 @@ class SimulatedPeer:
             return
         now = self.now
         self.perform(self.lead.tick(now))
-        self._give_up_stalled_results(now)
+        self.perform(self.member.tick(self.exchanges.moved_bytes, now))
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + HEARTBEAT_S
             self.report()
@@ -138,13 +137,6 @@ class SimulatedPeer:
         self.link.tick()
         self._tick_due = self.world.now + self.machine.clock.world_s(TICK_S)
         self.world.at(self._tick_due - self.world.now, self, self._tick)
-
-    def _give_up_stalled_results(self, now: float) -> None:
-        plan = self.member.plan
-        if plan is None or not self.member.awaits_results or self.exchanges.moved_bytes != self._moved[0]:
-            self._moved = (self.exchanges.moved_bytes, now)
-        elif now - self._moved[1] > plan.patience_s:
-            self.perform(self.member.catch_up(Reason.MISSED_RESULTS))
 
     def _look(self) -> None:
         others = self.look(self)
@@ -167,32 +159,25 @@ class SimulatedPeer:
         return bool(self.hello.address) and (self.member.phase is not Phase.CATCHING_UP or self.stranded)
 
     def heard_standing(self, theirs: Standing) -> None:
-        tip, plan, phase = self.member.tip, self.member.plan, self.member.phase
-        if tip is None or phase in (Phase.CATCHING_UP, Phase.APPLYING) or not theirs.heavier_than(tip.standing):
-            return
-        following = self.link.following
-        under_way = plan is not None and following is not None and plan.ballot.lead == following.peer
-        if not under_way and self.sought.worth(theirs, self.now):
+        if self.member.is_behind(theirs, self._lead_id) and self.sought.worth(theirs, self.now):
             self.perform(self.member.catch_up(Reason.BEHIND))
 
+    @property
+    def _lead_id(self) -> str:
+        return self.link.following.peer if self.link.following is not None else ""
+
     def report(self) -> None:
-        tip = self.member.tip
-        if tip is None:
-            return
-        report = Report(
-            standing=tip.standing,
+        report = self.member.report(
+            self._lead_id,
             samples=self.samples,
             samples_per_second=self.trainer.micro_batch / self.trainer.step_s,
             step_s=self.trainer.step_s,
-            promised_attempt=self.member.promised.attempt if self.member.promised is not None else 0,
             moved_bytes=self.exchanges.moved_bytes,
-            caught_up=self.member.phase is not Phase.CATCHING_UP,
-            phase=self.member.phase.value,
             upload_bytes_s=self.exchanges.upload_bytes_s,
             download_bytes_s=self.exchanges.download_bytes_s,
-            ready_for=self.member.ready_for,
-            planned_with=self.member.planned_with(self.link.following.peer if self.link.following is not None else ""),
         )
+        if report is None:
+            return
         if self.lead.active:
             self.observer.reported(self, self.name, report)
             self.perform(self.lead.reported(self.name, report, self.now))

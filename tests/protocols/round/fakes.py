@@ -31,7 +31,6 @@ from protocols.round.records import (
     Contribution,
     Hello,
     Plan,
-    Report,
     ShardResult,
     SignedCommit,
     Standing,
@@ -180,21 +179,17 @@ class Node:
     # -- events to the machines ----------------------------------------------------------------------------------------------
 
     def report(self) -> None:
-        tip, member = self.member.tip, self.member
-        if tip is None:
-            return
-        report = Report(
-            standing=tip.standing,
+        report = self.member.report(
+            self.following,
             samples=self.work.samples,
             samples_per_second=10.0,
             step_s=0.1,
-            promised_attempt=member.promised.attempt if member.promised is not None else 0,
             moved_bytes=self.moved_bytes,
-            caught_up=member.phase is not Phase.CATCHING_UP,
-            phase=member.phase.value,
-            ready_for=member.ready_for,
-            planned_with=member.planned_with(self.following),
+            upload_bytes_s=0.0,
+            download_bytes_s=0.0,
         )
+        if report is None:
+            return
         if self.lead.active:
             self.perform(self.lead.reported(self.name, report, self.swarm.now))
         elif self.following:
@@ -261,15 +256,8 @@ class Node:
         self.following = ""
 
     def heard_standing(self, theirs: Standing) -> None:
-        """A heavier lineage exists: go there, unless the lead that is followed is just taking this node there."""
-        member = self.member
-        under_way = (
-            member.phase in (Phase.REDUCING, Phase.READY)
-            and member.plan is not None
-            and member.plan.ballot.lead == self.following
-        )
-        if member.tip is not None and theirs.heavier_than(member.tip.standing) and not under_way:
-            self.perform(member.catch_up(Reason.BEHIND))
+        if self.member.is_behind(theirs, self.following):
+            self.perform(self.member.catch_up(Reason.BEHIND))
 
     def receive(self, source: str, kind: str, what: Any) -> None:
         now = self.swarm.now

@@ -12,7 +12,7 @@ from protocols.round.lead_actions import Announce, SendPlan
 from protocols.round.member import CatchUp, Freeze, GiveUp, Resume
 from protocols.round.member import Failed as MemberFailed
 from protocols.round.records import Contribution, Hello, Tip
-from tests.protocols.round.test_lead import Table, of, result_of, the_plan, three
+from tests.protocols.round.table import Table, of, result_of, the_plan, three
 from tests.protocols.round.test_member import TIP, commit_of, given, kinds, plan, ready, reason_of, reducing
 
 

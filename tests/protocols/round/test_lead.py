@@ -11,128 +11,29 @@ from protocols.reasons import Reason
 from protocols.round.attempt import GRACE_S
 from protocols.round.lead import DETECTION_S, Lead
 from protocols.round.lead_actions import Announce, Ask, NoteFailure, Reannounce, SendAbort, SendPlan, Yield
-from protocols.round.member import Accept, Failed, Ready, Refuse
+from protocols.round.member import Failed, Refuse
 from protocols.round.records import (
-    Averages,
-    Ballot,
     Candidate,
     Commit,
     Contribution,
     Hello,
-    Plan,
-    ReadyFor,
     Report,
     Result,
-    ShardResult,
     Tip,
-    contributions_digest,
 )
-
-RUN = "ab" * 32
-ELEMENTS = 8 * 1024
-TICK_S = 0.25
-
-
-def address(peer: str) -> str:
-    return f"{peer}:1"
-
-
-def genesis(lead: str = "lea") -> Tip:
-    return Tip.genesis(RUN, "00" * 32, Candidate(lead, address(lead)))
-
-
-class Table:
-    """A Lead with peers seated and a clock in hand. Collects the actions of the last event."""
-
-    def __init__(
-        self, *peers: str, target: int = 20, tip: Tip | None = None, max_epochs: int | None = None, me: str = "lea"
-    ) -> None:
-        self.now = 100.0
-        self.tip = tip or genesis()
-        self.lead = Lead(
-            Candidate(me, address(me)),
-            run_digest=RUN,
-            target_batch_size=target,
-            elements=ELEMENTS,
-            codec="fp32",
-            vector_bytes=4 * ELEMENTS,
-            max_epochs=max_epochs,
-        )
-        self.me = me
-        self.lead.follow(self.tip)
-        self.opening = self.lead.take_over(self.now)
-        self.moved: dict[str, int] = {}
-        for peer in (me, *peers):
-            self.join(peer)
-
-    def join(self, peer: str, *, incarnation: int = 1, client_mode: bool = False) -> list[Any]:
-        hello = Hello(incarnation, False, "" if client_mode else address(peer), peer)
-        return self.lead.joined(peer, hello, self.now)
-
-    def report(self, peer: str, samples: int = 0, *, moved: int | None = None, **change: Any) -> list[Any]:
-        if moved is not None:
-            self.moved[peer] = moved
-        report = Report(self.tip.standing, samples, 5.0, 0.2, 0, self.moved.get(peer, 0), True, "training")
-        return self.lead.reported(peer, replace(report, **change), self.now)
-
-    def reports(self, **samples: int) -> list[Any]:
-        actions = []
-        for peer, count in samples.items():
-            actions += self.report(peer, count)
-        return actions
-
-    def accept(self, plan: Plan, peer: str, samples: int = 0, /, **change: Any) -> list[Any]:
-        contribution = Contribution(peer, 1, 0, samples, self.tip.lineage, 1.0) if samples else None
-        if contribution is not None:
-            contribution = replace(contribution, **change)
-        return self.lead.answer(peer, Accept(plan.digest, contribution), self.now)
-
-    def ready(self, result: Result, *peers: str) -> list[Any]:
-        actions = []
-        for peer in peers:
-            actions += self.lead.answer(peer, Ready(result), self.now)
-        return actions
-
-    def wait(self, seconds: float, silent: tuple[str, ...] = ()) -> list[Any]:
-        """Time passes, everybody else heard all the while."""
-        actions: list[Any] = []
-        until = self.now + seconds
-        while self.now < until:
-            self.now = min(until, self.now + TICK_S)
-            for peer in self.lead.seats.keys() - set(silent):
-                self.lead.heard(peer, self.now)
-            actions += self.lead.tick(self.now)
-        return actions
-
-
-def result_of(plan: Plan, *contributions: Contribution) -> Result:
-    shards = tuple(ShardResult(shard.start, shard.stop, "d" * 64, 1.0) for shard in plan.shards)
-    return Result(plan.digest, contributions_digest(contributions), shards)
-
-
-def of(kind: type[Any], actions: list[Any]) -> list[Any]:
-    return [action for action in actions if isinstance(action, kind)]
-
-
-def the_plan(actions: list[Any]) -> Plan:
-    (sent,) = of(SendPlan, actions)
-    assert sent.to == sent.plan.members
-    plan: Plan = sent.plan
-    return plan
-
-
-def three(**change: Any) -> tuple[Table, Plan]:
-    """bob and cid contribute 12 each, the lead only reduces; everybody has accepted."""
-    table = Table("bob", "cid", **change)
-    plan = the_plan(table.reports(lea=0, bob=12, cid=12))
-    for peer, samples in (("lea", 0), ("bob", 12), ("cid", 12)):
-        assert table.accept(plan, peer, samples) == []
-    return table, plan
-
-
-def threes_result(table: Table, plan: Plan) -> Result:
-    return result_of(plan, *(Contribution(peer, 1, 0, 12, table.tip.lineage, 1.0) for peer in ("bob", "cid")))
-
+from tests.protocols.round.table import (
+    ELEMENTS,
+    RUN,
+    TICK_S,
+    Table,
+    address,
+    genesis,
+    of,
+    result_of,
+    the_plan,
+    three,
+    threes_result,
+)
 
 # -- gathering and planning ------------------------------------------------------------------------------------------------------
 
@@ -326,13 +227,6 @@ def test_a_failure_between_others_who_are_not_in_the_plan_is_the_senders_own() -
     assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, Reason.REDUCER_LOST, "cid")]
 
 
-def test_nobody_present_is_said_to_have_given_more_than_it_reported() -> None:
-    table = Table("bob", "cid")
-    table.report("bob", 12, promised_attempt=1)
-    table.report("cid", 12, promised_attempt=1, ready_for=held_by(table, gave(table, "bob", 99)))
-    assert the_plan(table.report("lea", 0)).finishes is None
-
-
 def test_results_that_average_other_contributions_than_were_accepted_are_never_committed() -> None:
     table, plan = three()
     partial = result_of(plan, Contribution("bob", 1, 0, 12, table.tip.lineage, 1.0))
@@ -494,97 +388,6 @@ def test_a_plan_whose_bytes_flow_at_half_the_measured_rates_is_not_given_up_and_
     assert after(1.2) == [], "more than half of what it moves both ways together"
     (failure,) = after(0.3)[:1]
     assert failure.reason is Reason.STALLED
-
-
-def held_by(table: Table, *contributions: Contribution, attempt: int = 1, lead: str = "dag") -> ReadyFor:
-    shards = (ShardResult(0, 4096, "d" * 64, 1.0), ShardResult(4096, ELEMENTS, "e" * 64, 1.0))
-    return ReadyFor(Ballot(1, table.tip.lineage, attempt, lead), Averages(contributions, shards))
-
-
-def gave(table: Table, peer: str, samples: int = 12) -> Contribution:
-    return Contribution(peer, 1, 0, samples, table.tip.lineage, 1.0)
-
-
-def test_what_a_member_was_ready_for_is_finished_with_the_samples_of_one_who_is_gone() -> None:
-    table, plan = three()
-    contributions = (gave(table, "bob"), gave(table, "cid"))
-    table.ready(result_of(plan, *contributions), "bob")
-    actions = table.lead.left("cid", Reason.CONNECTION_LOST, table.now)
-    second = the_plan(actions)
-    assert second.ballot.attempt == 2
-    assert (second.members, second.contributors) == (("bob", "lea"), ())
-    assert second.finishes == Averages(contributions, result_of(plan, *contributions).shards)
-    assert {shard.reducer for shard in second.shards} == {"bob"}, "who holds the averages passes them on"
-    for peer in second.members:
-        assert table.accept(second, peer) == []
-    (announced,) = of(Announce, table.ready(second.finishes.result(second.digest), "bob", "lea"))
-    assert announced.commit.contributions == contributions
-    assert announced.commit.samples == 24
-    assert announced.commit.members == ("bob", "lea")
-
-
-def test_a_new_lead_finishes_the_highest_attempt_that_somebody_was_ready_for() -> None:
-    table = Table("bob", "cid", tip=replace(genesis(), members=("bob", "cid", "lea")))
-    low = held_by(table, gave(table, "bob", 11), attempt=1)
-    high = held_by(table, gave(table, "bob"), gave(table, "cid"), attempt=2)
-    table.report("bob", 12, promised_attempt=2, ready_for=low)
-    table.report("cid", 12, promised_attempt=2, ready_for=high)
-    plan = the_plan(table.report("lea", 0))
-    assert plan.ballot.attempt == 3
-    assert plan.finishes == high.averages
-
-
-def test_a_client_mode_holder_brings_the_averages_to_those_who_can_be_dialled() -> None:
-    table = Table("bob")
-    table.join("cid", client_mode=True)
-    table.report("lea", 0)
-    table.report("bob", 0)
-    held = held_by(table, gave(table, "cid"))
-    plan = the_plan(table.report("cid", 12, promised_attempt=1, ready_for=held))
-    assert plan.finishes == held.averages
-    assert plan.contributors == ("cid",)
-    assert {shard.reducer for shard in plan.shards} == {"bob", "lea"}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param({"parent": "f" * 64}, id="of another lineage"),
-        pytest.param({"shards": (ShardResult(0, 4096, "d" * 64, 1.0),)}, id="of another model"),
-    ],
-)
-def test_what_a_member_claims_to_hold_is_not_finished_when_it_cannot_be_committed(change: dict[str, Any]) -> None:
-    table = Table("bob")
-    parent = change.get("parent", table.tip.lineage)
-    held = held_by(table, replace(gave(table, "bob"), base=parent))
-    averages = replace(held.averages, shards=change.get("shards", held.averages.shards))
-    table.report("lea", 0)
-    ready_for = ReadyFor(replace(held.ballot, parent=parent), averages)
-    plan = the_plan(table.report("bob", 12, promised_attempt=1, ready_for=ready_for))
-    assert plan.finishes is None
-
-
-def test_averages_that_a_contributor_disowns_are_not_finished_again() -> None:
-    table = Table("bob", "cid")
-    table.report("bob", 12, promised_attempt=1)
-    table.report("cid", 12, promised_attempt=1, ready_for=held_by(table, gave(table, "bob", 11)))
-    plan = the_plan(table.report("lea", 0))
-    assert plan.finishes is not None
-    actions = table.lead.answer("bob", Refuse(plan.digest, Reason.RESULTS_DIFFER, 1), table.now)
-    assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, Reason.RESULTS_DIFFER, "bob")]
-    assert the_plan(actions).finishes is None
-
-
-def test_when_nobody_is_left_who_could_pass_the_averages_on_a_fresh_set_is_planned() -> None:
-    table = Table("bob")
-    table.report("lea", 5)
-    plan = the_plan(table.report("bob", 12, promised_attempt=1, ready_for=held_by(table, gave(table, "bob"))))
-    assert plan.finishes is not None
-    actions = table.lead.answer("lea", Failed(plan.digest, Reason.REDUCER_LOST, "lea", "bob"), table.now)
-    later = the_plan(actions)
-    assert later.finishes is not None and later.contributors == ("bob",), "bob brings them to the lead"
-    actions = table.lead.answer("bob", Failed(later.digest, Reason.REDUCER_LOST, "bob", "lea"), table.now)
-    assert the_plan(actions).finishes is None
 
 
 def test_a_new_lead_asks_the_members_of_the_plans_that_are_reported_to_it() -> None:

@@ -8,7 +8,7 @@ from protocols.reasons import Reason
 from protocols.round.lead import DETECTION_S
 from protocols.round.lead_actions import Announce, NoteFailure, SendAbort
 from protocols.round.records import Standing
-from tests.protocols.round.test_lead import Table, of, the_plan, three, threes_result
+from tests.protocols.round.table import Table, of, the_plan, three, threes_result
 
 
 def join_and_catch_up(table: Table, peer: str) -> None:
