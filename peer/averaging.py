@@ -91,7 +91,7 @@ class Averaging:
             target_batch_size=settings.target_batch_size,
             elements=replica.elements,
             codec=settings.codec.name,
-            vector_bytes=replica.elements * settings.codec.bytes_per_element,
+            vector_bytes=settings.codec.encoded_bytes(replica.elements),
             max_epochs=settings.max_epochs,
         )
         self.status = SwarmStatus(0, 0.0, 0)

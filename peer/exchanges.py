@@ -119,7 +119,7 @@ class Exchanges:
         """To whoever fetches: all is here already."""
         for reducing in own.values():
             up = outcome.of(averaged, reducing.reduction.shard.start, reducing.reduction.shard.stop)
-            chunk_bytes = CHUNK_ELEMENTS * outcome.element_bytes
+            chunk_bytes = outcome.codec.encoded_bytes(CHUNK_ELEMENTS)
             await give_locally(reducing, self._links.credentials.peer_id, None, up, chunk_bytes)
 
     def _measure(self, sent_bytes: int, received_bytes: int, seconds: float) -> None:

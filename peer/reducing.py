@@ -198,7 +198,7 @@ async def exchange(
     me = links.credentials.peer_id
     came_to = bytearray(outcome.total_bytes)
     whole = memoryview(came_to)
-    chunk_bytes = CHUNK_ELEMENTS * outcome.element_bytes
+    chunk_bytes = outcome.codec.encoded_bytes(CHUNK_ELEMENTS)
     tasks = []
     for index, shard in enumerate(plan.shards):
         averaged, canonical = outcome.parts(shard.start, shard.stop)

@@ -84,7 +84,7 @@ class Replica:
 
     def outcome(self, epoch: int) -> Outcome:
         """How the bytes lie that the round of `epoch` comes to, once this replica is at its parent."""
-        return Outcome(self.slices, epoch, self.codec.bytes_per_element, self._state.value_bytes)
+        return Outcome(self.slices, epoch, self.codec, self._state.value_bytes)
 
     def slice_values(self, parent: str) -> bytes:
         """What this replica holds, at lineage `parent`, of the next epoch's slice. Raises BadMessageError elsewhere."""

@@ -52,8 +52,8 @@ class ShardReduction:
         self.plan = plan
         self.shard = shard
         self.codec = codec
-        self.shard_bytes = (shard.stop - shard.start) * codec.bytes_per_element
-        self._chunk_bytes = (chunk_elements or CHUNK_ELEMENTS) * codec.bytes_per_element
+        self.shard_bytes = codec.encoded_bytes(shard.stop - shard.start)
+        self._chunk_bytes = codec.encoded_bytes(chunk_elements or CHUNK_ELEMENTS)
         self._contributions: dict[str, Contribution] = {}
         self._received = dict.fromkeys(plan.contributors, 0)
         self._pending: dict[str, list[bytes]] = {peer: [] for peer in plan.contributors}
@@ -129,11 +129,11 @@ class ShardRelay:
         assert plan.finishes is not None
         self.plan = plan
         self.shard = plan.shards[shard_index]
-        self.shard_bytes = (self.shard.stop - self.shard.start) * codec.bytes_per_element + len(canonical)
+        self.shard_bytes = codec.encoded_bytes(self.shard.stop - self.shard.start) + len(canonical)
         self.contributions = plan.finishes.contributions
         self.averaged: list[bytes] = []
         self.result: ShardResult | None = None
-        self._chunk_bytes = (chunk_elements or CHUNK_ELEMENTS) * codec.bytes_per_element
+        self._chunk_bytes = codec.encoded_bytes(chunk_elements or CHUNK_ELEMENTS)
         self._expected = plan.finishes.shards[shard_index]
         self._digest = hashlib.sha256()
         self._received = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocols.codecs import Codec
 from protocols.round.planner import GRID
 
 LONGEST_PERIOD = 1024  # epochs
@@ -54,12 +55,12 @@ class Outcome:
 
     slices: Slices
     epoch: int
-    element_bytes: int  # of an averaged element on the wire
+    codec: Codec  # of the averages
     value_bytes: int  # of the canonical values of one element: parameter and slots
 
     @property
     def averaged_bytes(self) -> int:
-        return self.slices.elements * self.element_bytes
+        return self.codec.encoded_bytes(self.slices.elements)
 
     @property
     def total_bytes(self) -> int:
@@ -72,7 +73,7 @@ class Outcome:
         """Where the averages and the canonical values of elements [start, stop) lie."""
         at = self.averaged_bytes + self.canonical_bytes(0, start)
         return (
-            slice(start * self.element_bytes, stop * self.element_bytes),
+            slice(self.codec.encoded_bytes(start), self.codec.encoded_bytes(stop)),
             slice(at, at + self.canonical_bytes(start, stop)),
         )
 

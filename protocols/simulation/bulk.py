@@ -110,7 +110,7 @@ class Exchange:
         self._outcome = process.replica.outcome(plan.ballot.epoch)
 
     def begin(self, own: dict[int, Reducing]) -> None:
-        step = CHUNK_ELEMENTS * self.process.codec.bytes_per_element
+        step = self.process.codec.encoded_bytes(CHUNK_ELEMENTS)
         for index, shard in enumerate(self.plan.shards):
             up = bytes(self._outcome.of(self._encoded, shard.start, shard.stop))
             chunks = [Chunk(at, up[at : at + step]) for at in range(0, len(up), step)]
@@ -238,7 +238,7 @@ class Exchanges:
                 serve()
 
     def _pass_on(self, own: dict[int, Reducing], averaged: bytes) -> None:
-        me, step = self._process.name, CHUNK_ELEMENTS * self._process.codec.bytes_per_element
+        me, step = self._process.name, self._process.codec.encoded_bytes(CHUNK_ELEMENTS)
         for reducing in own.values():
             shard = reducing.reduction.shard
             up = bytes(self._process.replica.outcome(reducing.plan.ballot.epoch).of(averaged, shard.start, shard.stop))

@@ -13,14 +13,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from protocols.errors import SpecError
-from protocols.simulation.sweep import Summary, outcomes
+
+if TYPE_CHECKING:
+    from protocols.simulation.sweep import Summary
 
 FEWEST_PEERS, MOST_PEERS = 4, 64
 
@@ -46,6 +48,8 @@ def simulate(
 ) -> None:
     """Run the round's state machines under seeded faults in virtual time and check the invariants; exit code 1 on a violation."""
     chosen = seeds_of(seeds)
+    from protocols.simulation.sweep import Summary, outcomes  # torch takes seconds: a wrong option should not wait for it
+
     summary, began = Summary(), time.perf_counter()
     columns = (TextColumn("seeds"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     console = Console(stderr=True)

@@ -78,7 +78,7 @@ class SimulatedPeer:
             target_batch_size=target_batch_size,
             elements=ELEMENTS,
             codec=codec.name,
-            vector_bytes=ELEMENTS * codec.bytes_per_element,
+            vector_bytes=codec.encoded_bytes(ELEMENTS),
             max_epochs=None,
         )
         self.replica = Replica(self.name, incarnation, codec, lambda state: observer.wrote(self, state))

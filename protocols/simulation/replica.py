@@ -42,7 +42,7 @@ def stepped(state: Vector, averaged: bytes, codec: Codec) -> Vector:
 
 def layout(epoch: int, codec: Codec) -> Outcome:
     """How the bytes lie that a round comes to."""
-    return Outcome(SLICES, epoch, codec.bytes_per_element, np.dtype(np.float64).itemsize)
+    return Outcome(SLICES, epoch, codec, np.dtype(np.float64).itemsize)
 
 
 def genesis_state() -> Vector:
@@ -98,8 +98,7 @@ class Replica:
     def freeze(self) -> Frozen | None:
         if self.tip is None or not self.samples:
             return None
-        mean = np.asarray(self._sum / self.samples, dtype=self.codec.working)
-        return Frozen(self.first, self.end, self.tip.lineage, self.codec.encode(mean))
+        return Frozen(self.first, self.end, self.tip.lineage, self.codec.encode(self._sum / self.samples))
 
     def outcome(self, epoch: int) -> Outcome:
         return layout(epoch, self.codec)

@@ -46,7 +46,7 @@ def values(peer: str, seed: int = 0) -> np.ndarray:
 
 
 def chunks(encoded: bytes, codec: Codec) -> list[tuple[int, bytes]]:
-    size = GRID * codec.bytes_per_element
+    size = codec.encoded_bytes(GRID)
     return [(at, encoded[at : at + size]) for at in range(0, len(encoded), size)]
 
 

@@ -89,15 +89,14 @@ class Arithmetic:
         if not self.samples:
             return None
         total = sum(self.gradient(self.peer, counter, len(self.state)) for counter in range(self.first, self.end))
-        mean = np.asarray(total / self.samples, dtype=self.codec.working)
-        return self.first, self.end, 1.0, self.codec.encode(mean)
+        return self.first, self.end, 1.0, self.codec.encode(np.asarray(total / self.samples))
 
     def restart(self) -> None:
         self.first = self.end
 
     def outcome(self, epoch: int) -> Outcome:
         """Integers do not drift: no canonical values."""
-        return Outcome(Slices.of(len(self.state)), epoch, self.codec.bytes_per_element, 0)
+        return Outcome(Slices.of(len(self.state)), epoch, self.codec, 0)
 
     def slice_values(self, parent: str) -> bytes:
         return b""
@@ -147,7 +146,7 @@ class Node:
             target_batch_size=swarm.target,
             elements=swarm.elements,
             codec=swarm.codec.name,
-            vector_bytes=swarm.elements * swarm.codec.bytes_per_element,
+            vector_bytes=swarm.codec.encoded_bytes(swarm.elements),
             max_epochs=max_epochs,
         )
         self.following = ""
@@ -448,7 +447,7 @@ class Node:
         if part:
             try:
                 reduction.open(source, contribution)
-                size = CHUNK_ELEMENTS * self.swarm.codec.bytes_per_element
+                size = self.swarm.codec.encoded_bytes(CHUNK_ELEMENTS)
                 for at in range(0, len(part), size):
                     reduction.feed(source, at, part[at : at + size])
             except BadMessageError:
@@ -472,8 +471,8 @@ class Node:
         if len(incoming.shards) == len(plan.shards):
             parts = [incoming.shards[index] for index in range(len(plan.shards))]
             averages = Averages(parts[0][2], tuple(part[1] for part in parts))
-            size = self.swarm.codec.bytes_per_element
-            cut = [(part[0], (part[1].stop - part[1].start) * size) for part in parts]
+            size = self.swarm.codec.encoded_bytes
+            cut = [(part[0], size(part[1].stop - part[1].start)) for part in parts]
             came_to = b"".join(data[:behind] for data, behind in cut) + b"".join(data[behind:] for data, behind in cut)
             self.averaged = (averages, came_to)
             refused = self.work.refused(plan, came_to)

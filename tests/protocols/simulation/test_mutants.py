@@ -128,7 +128,7 @@ def a_member_that_steps_twice(patch: Patch) -> None:
     def mutant(replica: Replica, signed: SignedCommit, averaged: bytes) -> Tip:
         if replica.fails_next_step and replica.state is not None:
             replica.fails_next_step = False
-            size = ELEMENTS * replica.codec.bytes_per_element
+            size = replica.codec.encoded_bytes(ELEMENTS)
             replica.state = stepped(replica.state, averaged[:size], replica.codec)
         return apply(replica, signed, averaged)
 
