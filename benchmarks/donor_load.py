@@ -154,7 +154,7 @@ def donate(options: Options, folder: Path) -> None:
         async def take_part() -> tuple[Averaging, int, grpc.aio.Server]:
             server, tls = peer_server(credentials)
             port = listen(server, tls, "127.0.0.1", 0)
-            hello = Hello(1, False, f"127.0.0.1:{port}", "donor")
+            hello = Hello(1, False, f"127.0.0.1:{port}", f"127.0.0.1:{port}", "donor")
             part = Averaging(
                 hello=hello,
                 links=Links(credentials, RUN),

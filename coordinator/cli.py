@@ -20,7 +20,7 @@ def coordinator(
         list[str] | None, typer.Option(help="Host that volunteers reach this machine by; may be given several times.")
     ] = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65533, help="This port and the next two are used; 0 takes free ones.")
+        int, typer.Option(min=0, max=65532, help="This port and the next three are used; 0 takes free ones.")
     ] = DEFAULT_PORT,
     json: Annotated[bool, typer.Option("--json", help="Print the ticket as a JSON object on standard output.")] = False,
     end_with_standard_input: Annotated[bool, typer.Option(hidden=True)] = False,

@@ -19,6 +19,6 @@ class CoordinatorConfig:
     announce: tuple[str, ...] = ()
     """Hosts that volunteers reach this machine by; they go into the ticket. Empty takes this machine's own address."""
     port: int = DEFAULT_PORT
-    """Enrolment listens here, discovery on the next port and the auxiliary peer on the one after; 0 takes free ones."""
+    """Enrolment listens here, discovery on the next port and the auxiliary peer on the two after; 0 takes free ones."""
     json: bool = False
     """Print one JSON object on standard output at the end."""

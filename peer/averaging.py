@@ -39,6 +39,7 @@ from protocols.round.member import Member, Phase
 from protocols.round.records import Candidate, Contribution, Hello, Plan, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
 from protocols.signing import check_signed, sign_commit
+from protocols.transport.bulk import BulkLinks
 from protocols.transport.discovery import Discovery
 from protocols.transport.links import Links
 from protocols.transport.state_transfer import Progress, ask
@@ -65,6 +66,7 @@ class Averaging:
         *,
         hello: Hello,
         links: Links,
+        bulk: BulkLinks,
         discovery: Discovery,
         bootstrap: tuple[Candidate, ...],
         coordinator: str,
@@ -81,7 +83,8 @@ class Averaging:
         self.links = links
         self.settings = settings
         self.donor = Donor(replica, handover)
-        self.exchanges = Exchanges(links, replica, handover)
+        self.exchanges = Exchanges(me, bulk, replica, handover)
+        self.traffic = bulk.traffic
         self.member = Member(me, hello.incarnation)
         candidate = Candidate(me, hello.address)
         self.succession = Succession(candidate)
@@ -179,7 +182,7 @@ class Averaging:
         while True:
             now = time.monotonic()
             self.perform(self.lead.tick(now))
-            self.perform(self.member.tick(self.exchanges.moved_bytes, now))
+            self.perform(self.member.tick(self.traffic.moved_bytes, now))
             if now >= heartbeat_at:
                 heartbeat_at = now + HEARTBEAT_S
                 self.report()
@@ -238,9 +241,9 @@ class Averaging:
             samples=self.samples,
             samples_per_second=self.samples_per_second,
             step_s=self._step_s,
-            moved_bytes=self.exchanges.moved_bytes,
-            upload_bytes_s=self.exchanges.upload_bytes_s,
-            download_bytes_s=self.exchanges.download_bytes_s,
+            moved_bytes=self.traffic.moved_bytes,
+            upload_bytes_s=self.traffic.up.bytes_s,
+            download_bytes_s=self.traffic.down.bytes_s,
         )
         if report is None:
             return

@@ -27,10 +27,12 @@ def peer(
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Samples per pass; found by trial when left out.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for training; all cores when left out.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; the one towards the coordinator when left out.")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65534, help="Listen on this port and the next; 0 takes free ones.")] = 0,
     announce: Annotated[
-        str | None, typer.Option(help="HOST or HOST:PORT under which others reach you, if a router forwards a port.")
+        str | None, typer.Option(help="HOST or HOST:PORT under which others reach you, if a router forwards PORT and the next.")
     ] = None,
+    max_upload: Annotated[float | None, typer.Option(min=0.1, help="Give the run at most so many Mbit/s of your line.")] = None,
+    max_download: Annotated[float | None, typer.Option(min=0.1, help="Take at most so many Mbit/s from others.")] = None,
     name: Annotated[str, typer.Option(help="Shown to others; this computer's name when left out.")] = "",
     data: Annotated[list[str] | None, typer.Option(help="Text file or glob to train on instead of the run's own data.")] = None,
     home: Annotated[Path | None, typer.Option(help="Folder for this peer's key, files and log.")] = None,
@@ -56,6 +58,8 @@ def peer(
         host=host,
         port=port,
         announce=announce,
+        max_upload=max_upload,
+        max_download=max_download,
         name=name,
         data=tuple(data or ()),
         home=home,

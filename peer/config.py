@@ -27,9 +27,13 @@ class PeerConfig:
     host: str | None = None
     """Address to listen on; None listens where the coordinator is reached from."""
     port: int = 0
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on for calls, the next for shards; 0 takes free ones."""
     announce: str | None = None
-    """host or host:port under which others reach this peer, when a router forwards a port."""
+    """host or host:port under which others reach this peer, when a router forwards that port and the next."""
+    max_upload: float | None = None
+    """Mbit/s that rounds may send at most; None for no limit."""
+    max_download: float | None = None
+    """Mbit/s that rounds may receive at most; None for no limit."""
     name: str = ""
     """Shown to others beside the peer's id."""
     data: tuple[str, ...] = ()

@@ -21,6 +21,8 @@ from protocols.reasons import Reason
 from protocols.reduction import CHUNK_ELEMENTS
 from protocols.round.member import Phase
 from protocols.round.records import Candidate, Hello, Report, Standing
+from protocols.transport.bulk import BulkStream, Kind
+from protocols.transport.bulk import refuse as refuse_bulk
 from protocols.transport.links import END, admit, refuse
 from protocols.transport.state_transfer import chunk_part
 from protocols.wire import dugnad_pb2 as pb
@@ -112,19 +114,19 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
 
     # -- bulk ------------------------------------------------------------------------------------------------------------------
 
-    async def Reduce(self, _requests: Any, context: Any) -> None:
-        peer = await self._admit(context)
-        opening = await context.read()
-        if opening is END or opening.WhichOneof("kind") != "open":
-            await refuse(context, Reason.BAD_CHUNK, peer)
-        reducing = await self._averaging.exchanges.reducing(opening.open.plan_digest, opening.open.shard)
+    async def bulk(self, stream: BulkStream, kind: Kind, length: int) -> None:
+        """One request on a bulk connection."""
+        if kind is not Kind.OPEN:
+            raise BadMessageError(f"{kind.name} is no request")
+        opened = await stream.record(pb.ReduceOpen, length)
+        reducing = await self._averaging.exchanges.reducing(opened.plan_digest, opened.shard)
         if reducing is None:
-            _log.info("a shard of %s comes too late and is refused: superseded", peer[:8])
-            await refuse(context, Reason.SUPERSEDED, "the attempt is over, or was never planned here")
-        if peer not in reducing.plan.members:
-            await refuse(context, Reason.NOT_A_MEMBER, f"{peer[:8]} is no member of that plan")
-        exchanges = self._averaging.exchanges
-        await serve_reduce(reducing, peer, opening.open, context, sent=exchanges.sent, received=exchanges.received)
+            _log.info("a shard of %s comes too late and is refused: superseded", stream.peer[:8])
+            await refuse_bulk(stream, Reason.SUPERSEDED, "the attempt is over, or was never planned here")
+        elif stream.peer not in reducing.plan.members:
+            await refuse_bulk(stream, Reason.NOT_A_MEMBER, f"{stream.peer[:8]} is no member of that plan")
+        else:
+            await serve_reduce(reducing, opened, stream)
 
     # -- state -----------------------------------------------------------------------------------------------------------------
 

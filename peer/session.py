@@ -34,10 +34,12 @@ from protocols.optimization import build_optimizer, build_scheduler
 from protocols.round.records import Hello
 from protocols.task import open_task, write_asset
 from protocols.tasks.base import Batches, Task, to_device
+from protocols.transport.bulk import BulkLinks, BulkServer
 from protocols.transport.discovery import Discovery, DiscoveryConfig
 from protocols.transport.enrolling import Enrolment, enrol, fetch_assets, missing_assets
 from protocols.transport.links import Links, listen, peer_server
 from protocols.transport.network_thread import NetworkThread
+from protocols.transport.traffic import Traffic
 from protocols.wire.dugnad_pb2_grpc import add_PeerServicer_to_server
 
 SCREEN_S = 0.25
@@ -79,6 +81,18 @@ def _check(config: PeerConfig) -> None:
         raise UsageError("an auxiliary peer in client mode could do nothing: nobody could send it anything to average")
     if config.client_mode and config.announce:
         raise UsageError("--client-mode accepts no connections, so there is nothing to --announce", remedy="Leave one out.")
+
+
+def _announced(host: str, port: int, bulk_port: int) -> tuple[str, str]:
+    """(address for calls, address for shards) under which others reach this peer; a forwarded port has the next beside it."""
+    if ":" not in host:
+        return f"{host}:{port}", f"{host}:{bulk_port}"
+    name, _, forwarded = host.rpartition(":")
+    return host, f"{name}:{int(forwarded) + 1}"
+
+
+def _bytes_s(mbit_s: float | None) -> float | None:
+    return None if mbit_s is None else mbit_s * 1e6 / 8
 
 
 @dataclass(frozen=True)
@@ -187,22 +201,29 @@ class _Session:
     async def _take_part(self, trainer: Trainer, handover: Handover, ready: concurrent.futures.Future[Averaging]) -> None:
         config, spec, credentials = self._config, self._spec, self._enrolment.credentials
         listen_host, public_host = self._hosts()
+        links = Links(credentials, spec.digest)
+        traffic = Traffic(max_upload_bytes_s=_bytes_s(config.max_upload), max_download_bytes_s=_bytes_s(config.max_download))
+        bulk = BulkLinks(credentials, spec.digest, traffic)
         server, tls = peer_server(credentials)
-        address = ""
+        bulk_server = BulkServer(credentials, spec.digest, traffic)
+        address = bulk_address = ""
         if not config.client_mode:
             port = listen(server, tls, listen_host, config.port)
-            announced = config.announce or public_host
-            address = announced if ":" in announced else f"{announced}:{port}"
-        links = Links(credentials, spec.digest)
+            bulk_port = bulk_server.listen(listen_host, config.port and config.port + 1)
+            address, bulk_address = _announced(config.announce or public_host, port, bulk_port)
         discovery = Discovery(self._discovery_config(listen_host), credentials, self._home / "discovery.log")
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(discovery.aclose)
             stack.push_async_callback(links.aclose)
+            stack.callback(bulk.close)
+            stack.push_async_callback(bulk_server.aclose)
             await discovery.start()
-            hello = Hello(self._incarnation, config.role == "auxiliary", address, config.name or socket.gethostname())
+            name = config.name or socket.gethostname()
+            hello = Hello(self._incarnation, config.role == "auxiliary", address, bulk_address, name)
             averaging = Averaging(
                 hello=hello,
                 links=links,
+                bulk=bulk,
                 discovery=discovery,
                 bootstrap=self._enrolment.peers,
                 coordinator=self._enrolment.coordinator,
@@ -219,8 +240,10 @@ class _Session:
             )
             observers = self._events.observers = Observers(averaging)
             if not config.client_mode:
-                add_PeerServicer_to_server(PeerService(averaging, observers), server)
+                service = PeerService(averaging, observers)
+                add_PeerServicer_to_server(service, server)
                 await server.start()
+                bulk_server.start(service.bulk)
                 stack.push_async_callback(server.stop, 0.5)
             screen = asyncio.create_task(self._show(averaging))
             stack.callback(screen.cancel)

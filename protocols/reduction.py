@@ -8,33 +8,35 @@ contributor ids, so that the bytes do not depend on who was faster. What comes o
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
-from protocols.codecs import Codec
+from protocols.codecs import Bytes, Codec, FloatArray
 from protocols.errors import BadMessageError
 from protocols.round.planner import GRID
 from protocols.round.records import Contribution, Plan, ShardResult
 
-CHUNK_ELEMENTS = 64 * GRID  # 256 KiB of fp32: a second on a 2 Mbit/s line, so that progress shows
+CHUNK_ELEMENTS = 64 * GRID  # 256 KiB of fp32: small beside a shard, so that averages come down while most of it still goes up
+# A contributor may be this many chunks ahead of the slowest: that is what a reducer holds for it, decoded.
+WINDOW_CHUNKS = 4
 
 
-def weighted_mean(parts: Sequence[bytes | memoryview], weights: Sequence[int], codec: Codec) -> bytes:
-    """Encoded mean of encoded vectors: sum_i(w_i * x_i) / sum_i(w_i), summed in the order given.
+def weighted_mean(parts: Sequence[FloatArray], weights: Sequence[int]) -> FloatArray:
+    """sum_i(w_i * x_i) / sum_i(w_i) of (n,) vectors, summed in the order given; `parts` are used up.
 
-    `parts` are means over `weights[i]` samples each, so the result is the mean over all the samples. Raises BadMessageError on
-    a value that is not finite.
+    `parts` are means over `weights[i]` samples each, so the result is the mean over all the samples.
     """
-    total = np.float64(sum(weights))
-    mean: np.ndarray[tuple[int], np.dtype[np.floating]] | None = None
-    for part, weight in zip(parts, weights, strict=True):
-        scaled = codec.decode(part)
-        scaled *= scaled.dtype.type(weight / total)
-        mean = scaled if mean is None else np.add(mean, scaled, out=mean)
-    if mean is None:
+    if not parts:
         raise ValueError("nothing to average")
-    return codec.encode(mean)
+    total = np.float64(sum(weights))
+    for part, weight in zip(parts, weights, strict=True):
+        part *= part.dtype.type(weight / total)
+    mean = parts[0]
+    for part in parts[1:]:
+        mean += part
+    return mean
 
 
 class ShardReduction:
@@ -56,7 +58,7 @@ class ShardReduction:
         self._chunk_bytes = codec.encoded_bytes(chunk_elements or CHUNK_ELEMENTS)
         self._contributions: dict[str, Contribution] = {}
         self._received = dict.fromkeys(plan.contributors, 0)
-        self._pending: dict[str, list[bytes]] = {peer: [] for peer in plan.contributors}
+        self._pending: dict[str, deque[FloatArray]] = {peer: deque() for peer in plan.contributors}
         self._digest = hashlib.sha256()
         self._sum_of_squares = 0.0
         self.averaged: list[bytes] = []
@@ -86,25 +88,31 @@ class ShardReduction:
             raise BadMessageError(f"{peer} contributes twice")
         self._contributions[peer] = contribution
 
-    def feed(self, peer: str, offset: int, data: bytes) -> None:
-        """The next bytes of `peer`'s shard: whole chunks only (the last may be shorter). Raises BadMessageError on any gap
-        or surplus."""
+    def expects(self, peer: str) -> int:
+        """Bytes of `peer`'s next chunk; 0 when all have come."""
+        return min(self._chunk_bytes, self.shard_bytes - self._received.get(peer, self.shard_bytes))
+
+    def has_room(self, peer: str) -> bool:
+        """Whether `peer`'s next chunk can be taken now: a faster contributor waits for the slowest."""
+        return len(self._pending[peer]) < WINDOW_CHUNKS
+
+    def feed(self, peer: str, data: Bytes) -> None:
+        """The next bytes of `peer`'s shard: whole chunks only (the last may be shorter). They are not kept. Raises
+        BadMessageError on any gap or surplus, or a value that is not finite."""
         if peer not in self._contributions:
             raise BadMessageError(f"{peer} sends before it opened")
-        expected = min(self._chunk_bytes, self.shard_bytes - self._received[peer])
-        if offset != self._received[peer] or len(data) != expected or not data:
-            raise BadMessageError(f"{peer} sent {len(data)} bytes at {offset}, not {expected} at {self._received[peer]}")
-        self.codec.decode(data)  # refuses what is not finite while it is known who sent it
+        if len(data) != self.expects(peer) or not data:
+            raise BadMessageError(f"{peer} sent a chunk of {len(data)} bytes, not {self.expects(peer)}")
+        self._pending[peer].append(self.codec.decode(data))
         self._received[peer] += len(data)
-        self._pending[peer].append(data)
         while self.contributions is not None and all(self._pending.values()):
             self._average_next()
 
     def _average_next(self) -> None:
         contributions = self.contributions
         assert contributions is not None
-        parts = [self._pending[contribution.peer].pop(0) for contribution in contributions]
-        encoded = weighted_mean(parts, [contribution.weight for contribution in contributions], self.codec)
+        parts = [self._pending[contribution.peer].popleft() for contribution in contributions]
+        encoded = self.codec.encode(weighted_mean(parts, [contribution.weight for contribution in contributions]))
         decoded = self.codec.decode(encoded).astype(np.float64)
         self._sum_of_squares += float(decoded @ decoded)
         self._pass(encoded)
@@ -129,7 +137,8 @@ class ShardRelay:
         assert plan.finishes is not None
         self.plan = plan
         self.shard = plan.shards[shard_index]
-        self.shard_bytes = codec.encoded_bytes(self.shard.stop - self.shard.start) + len(canonical)
+        self._split = codec.encoded_bytes(self.shard.stop - self.shard.start)  # no chunk lies across it
+        self.shard_bytes = self._split + len(canonical)
         self.contributions = plan.finishes.contributions
         self.averaged: list[bytes] = []
         self.result: ShardResult | None = None
@@ -145,16 +154,24 @@ class ShardRelay:
             raise BadMessageError(f"{peer} is not to bring the averages of this plan")
         self._from = peer
 
-    def feed(self, peer: str, offset: int, data: bytes) -> None:
+    def expects(self, peer: str) -> int:
+        """Bytes of the next chunk from `peer`; 0 when all have come."""
+        end = self._split if self._received < self._split else self.shard_bytes
+        return min(self._chunk_bytes, end - self._received) if peer == self._from else 0
+
+    def has_room(self, peer: str) -> bool:
+        """Always: all of it is passed on to whoever comes."""
+        return True
+
+    def feed(self, peer: str, data: Bytes) -> None:
         """The next averaged chunk. Raises BadMessageError on any gap or surplus, and when the bytes are not those expected."""
-        expected = min(self._chunk_bytes, self.shard_bytes - self._received)
-        if peer != self._from or offset != self._received or len(data) != expected or not data:
-            raise BadMessageError(f"{peer} sent {len(data)} bytes at {offset}, not {expected} at {self._received}")
+        if len(data) != self.expects(peer) or not data:
+            raise BadMessageError(f"{peer} sent a chunk of {len(data)} bytes, not {self.expects(peer)}")
         self._digest.update(data)
         self._received += len(data)
         if self._received == self.shard_bytes and self._digest.hexdigest() != self._expected.sha256:
             raise BadMessageError(f"{peer} brought other averages than those to be finished")
-        self.averaged.append(data)
+        self.averaged.append(bytes(data))
         if self._received == self.shard_bytes:
             self.result = self._expected
 

@@ -7,6 +7,7 @@ slots) and fp16 both ways, 1/1024 of the elements is 0.29 % of a round's traffic
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from protocols.codecs import Codec
@@ -77,8 +78,10 @@ class Outcome:
             slice(at, at + self.canonical_bytes(start, stop)),
         )
 
-    def of(self, data: bytes | bytearray, start: int, stop: int) -> memoryview:
-        """What `data` has of elements [start, stop): of a contribution, which has no canonical values, the first part alone."""
-        averaged, canonical = self.parts(start, stop)
-        view = memoryview(data)
-        return memoryview(bytes(view[averaged]) + bytes(view[canonical])) if view[canonical] else view[averaged]
+    def chunks(self, data: bytes | bytearray, start: int, stop: int, chunk_elements: int) -> Iterator[memoryview]:
+        """What `data` has of elements [start, stop), as it travels: averages, then canonical values, in views no longer than
+        `chunk_elements` encoded. A contribution has no canonical values: of it the first part alone."""
+        step, view = self.codec.encoded_bytes(chunk_elements), memoryview(data)
+        for part in self.parts(start, stop):
+            piece = view[part]
+            yield from (piece[at : at + step] for at in range(0, len(piece), step))

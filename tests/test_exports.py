@@ -14,7 +14,7 @@ COMMANDS = {
     "coordinator": {"run", "directory", "host", "announce", "port", "json"},
     "peer": {
         *("ticket", "role", "client_mode", "device", "micro_batch", "threads"),
-        *("host", "port", "announce", "name", "data", "home"),
+        *("host", "port", "announce", "max_upload", "max_download", "name", "data", "home"),
     },
     "status": {"ticket", "json"},
     "demo": {"directory", "json"},

@@ -313,7 +313,7 @@ class Lead:
         seats = {peer: self.seats[peer] for peer, _ in self._at_tip()}
         return {
             peer: Present(
-                seat.hello.address,
+                seat.hello.bulk_address,
                 report.samples,
                 report.upload_bytes_s,
                 report.download_bytes_s,

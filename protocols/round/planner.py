@@ -18,7 +18,7 @@ Pairs = Collection[tuple[str, str]]  # (member, reducer)
 class Present:
     """A peer at the lead's tip, as it reported itself."""
 
-    address: str  # '' in client mode
+    address: str  # for shards; '' in client mode
     samples: int
     upload_bytes_s: float = 0.0  # 0: not measured yet
     download_bytes_s: float = 0.0

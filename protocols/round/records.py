@@ -374,8 +374,12 @@ class Hello:
 
     incarnation: int
     auxiliary: bool
-    address: str  # where it accepts connections; empty for a client-mode peer
+    address: str  # where it accepts calls; empty for a client-mode peer
+    bulk_address: str  # where it accepts shards; likewise
     name: str
+
+    def __post_init__(self) -> None:
+        _require(bool(self.address) == bool(self.bulk_address), "a reachable peer can be reached for calls and for shards")
 
     @property
     def reachable(self) -> bool:

@@ -41,8 +41,8 @@ class Reducing:
     def open(self, peer: str, contribution: Contribution | None) -> None:
         self._checked(peer, lambda: self.reduction.open(peer, contribution))
 
-    def feed(self, peer: str, offset: int, data: bytes) -> None:
-        self._checked(peer, lambda: self.reduction.feed(peer, offset, data))
+    def feed(self, peer: str, data: bytes) -> None:
+        self._checked(peer, lambda: self.reduction.feed(peer, data))
 
     def fail(self, reason: Reason, whom: str) -> None:
         """The first failure stands; everybody who waits is told."""
@@ -79,7 +79,7 @@ class Reducing:
             give(Averaged(reduction.contributions))
         while 0 < at[0] <= len(reduction.averaged):
             at[0] += 1
-            give(Chunk(0, reduction.averaged[at[0] - 2]))
+            give(Chunk(reduction.averaged[at[0] - 2]))
         if reduction.result is not None and at[0] == len(reduction.averaged) + 1:
             at[0] = -1
             give(reduction.result)
@@ -110,10 +110,9 @@ class Exchange:
         self._outcome = process.replica.outcome(plan.ballot.epoch)
 
     def begin(self, own: dict[int, Reducing]) -> None:
-        step = self.process.codec.encoded_bytes(CHUNK_ELEMENTS)
         for index, shard in enumerate(self.plan.shards):
-            up = bytes(self._outcome.of(self._encoded, shard.start, shard.stop))
-            chunks = [Chunk(at, up[at : at + step]) for at in range(0, len(up), step)]
+            views = self._outcome.chunks(self._encoded, shard.start, shard.stop, CHUNK_ELEMENTS)
+            chunks = [Chunk(bytes(view)) for view in views]
             if index in own:
                 self._give_locally(own[index], index, chunks)
                 continue
@@ -134,7 +133,7 @@ class Exchange:
         if chunks:
             reducing.open(self.process.name, self.contribution)
             for chunk in chunks:
-                reducing.feed(self.process.name, chunk.offset, chunk.data)
+                reducing.feed(self.process.name, chunk.data)
         reducing.read(lambda item: self._take(index, item))
 
     def stop(self) -> None:
@@ -238,13 +237,13 @@ class Exchanges:
                 serve()
 
     def _pass_on(self, own: dict[int, Reducing], averaged: bytes) -> None:
-        me, step = self._process.name, self._process.codec.encoded_bytes(CHUNK_ELEMENTS)
+        me = self._process.name
         for reducing in own.values():
             shard = reducing.reduction.shard
-            up = bytes(self._process.replica.outcome(reducing.plan.ballot.epoch).of(averaged, shard.start, shard.stop))
+            outcome = self._process.replica.outcome(reducing.plan.ballot.epoch)
             reducing.open(me, None)
-            for at in range(0, len(up), step):
-                reducing.feed(me, at, up[at : at + step])
+            for view in outcome.chunks(averaged, shard.start, shard.stop, CHUNK_ELEMENTS):
+                reducing.feed(me, bytes(view))
 
     def finished(self, exchange: Exchange, averages: Averages, averaged: bytes) -> None:
         self.held = (averages, averaged)
@@ -297,7 +296,7 @@ class Exchanges:
         received = [0]
 
         def receive(chunk: Chunk) -> None:
-            reducing.feed(peer, chunk.offset, chunk.data)
+            reducing.feed(peer, chunk.data)
             received[0] += len(chunk.data)
             self.received_bytes += len(chunk.data)
 

@@ -54,7 +54,6 @@ class ReduceOpen:
 
 @dataclass(frozen=True)
 class Chunk:
-    offset: int
     data: bytes
 
 

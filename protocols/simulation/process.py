@@ -69,7 +69,7 @@ class SimulatedPeer:
         self.machine, self.name, self.incarnation, self.codec = machine, machine.name, incarnation, codec
         self.alive, self.stopped_until, self.died_at = True, 0.0, None
         self.candidate = Candidate(self.name, f"{self.name}:1" if machine.reachable else "")
-        self.hello = Hello(incarnation, micro_batch == 0, self.candidate.address, self.name)
+        self.hello = Hello(incarnation, micro_batch == 0, self.candidate.address, self.candidate.address, self.name)
         self.member = Member(self.name, incarnation)
         self.succession = Succession(self.candidate)
         self.lead = Lead(

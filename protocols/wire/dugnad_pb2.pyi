@@ -157,16 +157,18 @@ class SignedCommit(_message.Message):
     def __init__(self, commit: _Optional[_Union[Commit, _Mapping]] = ..., signature: _Optional[bytes] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("incarnation", "auxiliary", "address", "name")
+    __slots__ = ("incarnation", "auxiliary", "address", "name", "bulk_address")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     AUXILIARY_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    BULK_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     auxiliary: bool
     address: str
     name: str
-    def __init__(self, incarnation: _Optional[int] = ..., auxiliary: _Optional[bool] = ..., address: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    bulk_address: str
+    def __init__(self, incarnation: _Optional[int] = ..., auxiliary: _Optional[bool] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., bulk_address: _Optional[str] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("standing", "samples", "samples_per_second", "step_s", "promised_attempt", "moved_bytes", "caught_up", "phase", "upload_bytes_s", "download_bytes_s", "ready_for", "planned_with")
@@ -314,13 +316,13 @@ class LeadMessage(_message.Message):
     need_state: NeedState
     def __init__(self, not_lead: _Optional[_Union[NotLead, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ..., need_state: _Optional[_Union[NeedState, _Mapping]] = ...) -> None: ...
 
-class ReduceUp(_message.Message):
-    __slots__ = ("open", "chunk")
-    OPEN_FIELD_NUMBER: _ClassVar[int]
-    CHUNK_FIELD_NUMBER: _ClassVar[int]
-    open: ReduceOpen
-    chunk: Chunk
-    def __init__(self, open: _Optional[_Union[ReduceOpen, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+class BulkHello(_message.Message):
+    __slots__ = ("protocol", "run_digest")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    RUN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    run_digest: str
+    def __init__(self, protocol: _Optional[int] = ..., run_digest: _Optional[str] = ...) -> None: ...
 
 class ReduceOpen(_message.Message):
     __slots__ = ("plan_digest", "shard", "contribution")
@@ -332,29 +334,19 @@ class ReduceOpen(_message.Message):
     contribution: Contribution
     def __init__(self, plan_digest: _Optional[str] = ..., shard: _Optional[int] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ...) -> None: ...
 
-class Chunk(_message.Message):
-    __slots__ = ("offset", "data")
-    OFFSET_FIELD_NUMBER: _ClassVar[int]
-    DATA_FIELD_NUMBER: _ClassVar[int]
-    offset: int
-    data: bytes
-    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
-
-class ReduceDown(_message.Message):
-    __slots__ = ("averaged", "chunk", "done")
-    AVERAGED_FIELD_NUMBER: _ClassVar[int]
-    CHUNK_FIELD_NUMBER: _ClassVar[int]
-    DONE_FIELD_NUMBER: _ClassVar[int]
-    averaged: Averaged
-    chunk: Chunk
-    done: ShardResult
-    def __init__(self, averaged: _Optional[_Union[Averaged, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., done: _Optional[_Union[ShardResult, _Mapping]] = ...) -> None: ...
-
 class Averaged(_message.Message):
     __slots__ = ("contributions",)
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
     def __init__(self, contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ...) -> None: ...
+
+class Refused(_message.Message):
+    __slots__ = ("reason", "sentence")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    sentence: str
+    def __init__(self, reason: _Optional[str] = ..., sentence: _Optional[str] = ...) -> None: ...
 
 class AskRequest(_message.Message):
     __slots__ = ()
@@ -379,6 +371,14 @@ class OfferRequest(_message.Message):
     digest: str
     at_least: Standing
     def __init__(self, digest: _Optional[str] = ..., at_least: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("offset", "data")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    data: bytes
+    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class SnapshotRequest(_message.Message):
     __slots__ = ("digest", "first_chunk", "chunks")

@@ -40,11 +40,6 @@ class PeerStub:
                 request_serializer=dugnad__pb2.MemberMessage.SerializeToString,
                 response_deserializer=dugnad__pb2.LeadMessage.FromString,
                 _registered_method=True)
-        self.Reduce = channel.stream_stream(
-                '/dugnad.v1.Peer/Reduce',
-                request_serializer=dugnad__pb2.ReduceUp.SerializeToString,
-                response_deserializer=dugnad__pb2.ReduceDown.FromString,
-                _registered_method=True)
         self.Ask = channel.unary_unary(
                 '/dugnad.v1.Peer/Ask',
                 request_serializer=dugnad__pb2.AskRequest.SerializeToString,
@@ -83,13 +78,6 @@ class PeerServicer:
 
     def Control(self, request_iterator, context):
         """Opened by a member to its lead; stays open. Reports and answers go up, plans and commits come down.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Reduce(self, request_iterator, context):
-        """Opened by a member to each reducer of a plan: its part of the shard goes up while the averaged shard comes down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,11 +132,6 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Control,
                     request_deserializer=dugnad__pb2.MemberMessage.FromString,
                     response_serializer=dugnad__pb2.LeadMessage.SerializeToString,
-            ),
-            'Reduce': grpc.stream_stream_rpc_method_handler(
-                    servicer.Reduce,
-                    request_deserializer=dugnad__pb2.ReduceUp.FromString,
-                    response_serializer=dugnad__pb2.ReduceDown.SerializeToString,
             ),
             'Ask': grpc.unary_unary_rpc_method_handler(
                     servicer.Ask,
@@ -209,33 +192,6 @@ class Peer:
             '/dugnad.v1.Peer/Control',
             dugnad__pb2.MemberMessage.SerializeToString,
             dugnad__pb2.LeadMessage.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Reduce(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
-            target,
-            '/dugnad.v1.Peer/Reduce',
-            dugnad__pb2.ReduceUp.SerializeToString,
-            dugnad__pb2.ReduceDown.FromString,
             options,
             channel_credentials,
             insecure,

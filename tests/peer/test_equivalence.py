@@ -16,7 +16,7 @@ from torch import nn
 
 import protocols.reduction
 from peer.replica import Replica
-from protocols.codecs import CODECS, Codec
+from protocols.codecs import CODECS, Codec, FloatArray
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.reasons import Reason
 from protocols.reduction import weighted_mean
@@ -225,8 +225,8 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.protocols.round.fakes.CHUNK_ELEMENTS", GRID)
 
 
-def equal_weights(parts: Sequence[bytes | memoryview], weights: Sequence[int], codec: Codec) -> bytes:
-    return weighted_mean(parts, [1] * len(weights), codec)
+def equal_weights(parts: Sequence[FloatArray], weights: Sequence[int]) -> FloatArray:
+    return weighted_mean(parts, [1] * len(weights))
 
 
 CASES = [

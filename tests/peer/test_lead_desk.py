@@ -12,7 +12,7 @@ def test_the_stream_of_a_peer_that_was_taken_for_dead_ends_so_that_it_comes_agai
     desk = LeadDesk()
     outboxes = {peer: desk.open(peer) for peer in ("bob", "cid")}
     for peer in outboxes:
-        lead.joined(peer, Hello(1, False, f"{peer}:1", peer), 0.0)
+        lead.joined(peer, Hello(1, False, f"{peer}:1", f"{peer}:2", peer), 0.0)
     for tick in range(1, 9):
         lead.heard("cid", tick * DETECTION_S / 4)
         lead.tick(tick * DETECTION_S / 4)

@@ -1,4 +1,4 @@
-"""What a peer's service refuses, and with which reason; the call's context is a stand-in."""
+"""What a peer's service refuses on a bulk connection, and with which reason; the connection is a stand-in."""
 
 from __future__ import annotations
 
@@ -9,40 +9,53 @@ from typing import Any
 import pytest
 
 from peer.service import PeerService
+from protocols.errors import BadMessageError, UnreachableError
 from protocols.reasons import Reason
+from protocols.transport.bulk import Kind
 from protocols.wire import dugnad_pb2 as pb
 
 
-class Refused(Exception):
-    pass
+class Stream:
+    peer = "bob"
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Kind, Any]] = []
+
+    async def record(self, kind: type[Any], length: int) -> Any:
+        return pb.ReduceOpen(plan_digest="ab" * 32, shard=0)
+
+    async def send_record(self, kind: Kind, record: Any) -> None:
+        self.sent.append((kind, record))
+
+    async def drain(self) -> None:
+        pass
 
 
-class Context:
-    async def read(self) -> pb.ReduceUp:
-        return pb.ReduceUp(open=pb.ReduceOpen(plan_digest="ab" * 32, shard=0))
-
-    async def abort(self, code: Any, details: str) -> None:
-        raise Refused(details)
-
-
-def refusal(reducing: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    async def admitted(service: PeerService, context: Any) -> str:
-        return "bob"
-
+def served(reducing: Any, kind: Kind = Kind.OPEN) -> Stream:
     async def found(plan_digest: str, shard: int) -> Any:
         return reducing
 
-    monkeypatch.setattr(PeerService, "_admit", admitted)
-    service = PeerService(SimpleNamespace(exchanges=SimpleNamespace(reducing=found)), None)  # type: ignore[arg-type]
-    with pytest.raises(Refused) as refused:
-        asyncio.run(service.Reduce(None, Context()))
-    return str(refused.value).split(":")[0]
+    async def serve() -> None:
+        service = PeerService(SimpleNamespace(exchanges=SimpleNamespace(reducing=found), member=None), None)  # type: ignore[arg-type]
+        await service.bulk(stream, kind, 10)  # type: ignore[arg-type]
+
+    stream = Stream()
+    with pytest.raises(UnreachableError):
+        asyncio.run(serve())
+    return stream
 
 
-def test_a_contribution_to_an_attempt_that_is_over_is_refused_as_superseded(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refusal(None, monkeypatch) == Reason.SUPERSEDED.value
+def test_a_contribution_to_an_attempt_that_is_over_is_refused_as_superseded() -> None:
+    ((kind, refused),) = served(None).sent
+    assert (kind, refused.reason) == (Kind.REFUSED, Reason.SUPERSEDED.value)
 
 
-def test_a_contribution_of_somebody_outside_the_plan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_contribution_of_somebody_outside_the_plan_is_refused() -> None:
     other = SimpleNamespace(plan=SimpleNamespace(members=("ann", "cid")))
-    assert refusal(other, monkeypatch) == Reason.NOT_A_MEMBER.value
+    ((kind, refused),) = served(other).sent
+    assert (kind, refused.reason) == (Kind.REFUSED, Reason.NOT_A_MEMBER.value)
+
+
+def test_what_is_no_request_ends_the_connection() -> None:
+    with pytest.raises(BadMessageError, match="no request"):
+        served(None, Kind.DONE)

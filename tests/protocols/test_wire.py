@@ -147,7 +147,11 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         ready_for=st.none() | ready_fors,
         planned_with=st.lists(peers, max_size=3).map(tuple),
     ),
-    Hello: st.builds(Hello, incarnation=counts, auxiliary=st.booleans(), address=texts, name=texts),
+    Hello: (texts.filter(bool) | st.just("")).flatmap(
+        lambda at: st.builds(
+            Hello, incarnation=counts, auxiliary=st.booleans(), address=st.just(at), bulk_address=st.just(at), name=texts
+        )
+    ),
     member.Accept: st.builds(member.Accept, plan_digest=digests, contribution=st.none() | contributions),
     member.Refuse: st.builds(member.Refuse, plan_digest=digests, reason=reasons, promised_attempt=st.integers(0, 2**20)),
     member.Ready: st.builds(member.Ready, result=round_results),

@@ -137,7 +137,7 @@ class Node:
         self.swarm, self.name, self.work = swarm, name, work
         self.alive = True
         me = Candidate(name, address_of(name) if reachable else "")
-        self.hello = Hello(incarnation, auxiliary, me.address, name)
+        self.hello = Hello(incarnation, auxiliary, me.address, me.address, name)
         self.member = Member(name, incarnation)
         self.succession = Succession(me)
         self.lead = Lead(
@@ -428,7 +428,7 @@ class Node:
                 self.reductions[plan.digest, index] = reduction_of(plan, index, self.swarm.codec, values[at:end])
         for index, shard in enumerate(plan.shards):
             brings = plan.finishes is None or self.name in (*plan.contributors, shard.reducer)
-            part = bytes(outcome.of(gives, shard.start, shard.stop)) if brings else b""
+            part = b"".join(outcome.chunks(gives, shard.start, shard.stop, CHUNK_ELEMENTS)) if brings else b""
             if (self.name, shard.reducer) in self.swarm.broken:
                 broken = (plan.digest, Reason.REDUCER_LOST, self.name, shard.reducer)
                 self.swarm.send(self.name, self.name, "broken", broken)
@@ -445,15 +445,16 @@ class Node:
         waiting = self.waiting.setdefault((digest, index), [])
         waiting.append(source)
         if part:
+            self.moved_bytes += len(part)
             try:
                 reduction.open(source, contribution)
-                size = self.swarm.codec.encoded_bytes(CHUNK_ELEMENTS)
-                for at in range(0, len(part), size):
-                    reduction.feed(source, at, part[at : at + size])
+                while part:
+                    size = reduction.expects(source)
+                    reduction.feed(source, part[:size])
+                    part = part[size:]
             except BadMessageError:
                 self.perform(self.member.reduce_failed(digest, Reason.BAD_CHUNK, source, self.name))
                 return
-            self.moved_bytes += len(part)
         if reduction.result is not None and reduction.contributions is not None:
             down = (digest, index, b"".join(reduction.averaged), reduction.result, reduction.contributions)
             while waiting:

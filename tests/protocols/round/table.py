@@ -58,7 +58,8 @@ class Table:
             self.join(peer)
 
     def join(self, peer: str, *, incarnation: int = 1, client_mode: bool = False) -> list[Any]:
-        hello = Hello(incarnation, False, "" if client_mode else address(peer), peer)
+        at = "" if client_mode else address(peer)
+        hello = Hello(incarnation, False, at, at, peer)
         return self.lead.joined(peer, hello, self.now)
 
     def report(self, peer: str, samples: int = 0, *, moved: int | None = None, **change: Any) -> list[Any]:

@@ -112,7 +112,7 @@ def test_a_contribution_of_a_commit_that_is_lost_with_its_holders_is_given_up(
 def test_a_commit_tells_of_everybody_who_gave_nothing_to_it_and_why() -> None:
     tip = replace(Table().tip, members=("abe", "away", "bob", "lea", "lost"))
     table = Table("abe", "bob", "cid", "lost", tip=tip)
-    table.lead.joined("aux", Hello(1, True, "aux:1", "aux"), table.now)
+    table.lead.joined("aux", Hello(1, True, "aux:1", "aux:2", "aux"), table.now)
     table.lead.left("lost", Reason.CONNECTION_LOST, table.now)
     for peer in ("away", "lost"):
         table.lead.unreachable(peer, table.now)

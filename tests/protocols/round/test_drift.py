@@ -95,7 +95,7 @@ def lead_of(members: str) -> Lead:
     lead.follow(GENESIS)
     lead.take_over(0.0)
     for name in members.split():
-        lead.joined(name, Hello(1, False, f"{name}:1", name), 0.0)
+        lead.joined(name, Hello(1, False, f"{name}:1", f"{name}:2", name), 0.0)
     return lead
 
 
@@ -142,7 +142,7 @@ def test_a_reducer_that_most_refuse_gives_up_its_state_and_nothing_of_its_attemp
     lead.step_down()
     lead.take_over(1.0)
     for name in ("ann", "bob", "cid"):
-        lead.joined(name, Hello(1, False, f"{name}:1", name), 1.0)
+        lead.joined(name, Hello(1, False, f"{name}:1", f"{name}:2", name), 1.0)
     actions = [a for n in ("ann", "cid") for a in lead.reported(n, report(ready_for=held, promised_attempt=2), 5.0)]
     assert [action.plan.finishes for action in actions if isinstance(action, SendPlan)] in ([None], [])
 

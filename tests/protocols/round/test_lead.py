@@ -76,7 +76,7 @@ def test_a_lead_that_sleeps_plans_nothing() -> None:
     )
     assert lead.take_over(0.0) == [], "without a tip nobody can lead"
     lead.follow(genesis())
-    lead.joined("lea", Hello(1, False, "l:1", ""), 0.0)
+    lead.joined("lea", Hello(1, False, "l:1", "l:2", ""), 0.0)
     assert lead.reported("lea", Report(genesis().standing, 5, 1.0, 0.1, 0, 0, True, "training"), 0.0) == []
     assert lead.tick(50.0) == []
 

@@ -66,10 +66,10 @@ def untagged_chunks(patch: Patch) -> None:
         if contribution is not None and contribution.base == reduction.plan.ballot.parent and peer in reduction._received:
             reduction._contributions[peer] = contribution
 
-    def feed(reduction: ShardReduction, peer: str, offset: int, data: bytes) -> None:
-        if peer in reduction._received and offset == reduction._received[peer]:
+    def feed(reduction: ShardReduction, peer: str, data: bytes) -> None:
+        if len(data) == reduction.expects(peer):
             reduction._received[peer] += len(data)
-            reduction._pending[peer].append(data)
+            reduction._pending[peer].append(reduction.codec.decode(data))
         while reduction.contributions is not None and all(reduction._pending.values()):
             reduction._average_next()
 

@@ -6,7 +6,7 @@ it happened, and the act is done:
 
     phase                      begins
     before-sending             as the exchange of a plan begins; no byte of the contribution has left
-    mid-shard                  after the third chunk of an exchange has moved
+    mid-shard                  after three chunks' bytes of an exchange have moved
     ready-before-commit        after Ready was written to the lead; at the lead itself: a majority is ready, nothing is signed
     after-commit-before-apply  the commit is here, and the state is not touched yet
 
@@ -36,7 +36,7 @@ from types import ModuleType
 from typing import Any
 
 CHUNK_BLOCKS = 4  # grid blocks in a chunk: the tests' small shards have several chunks, so that "mid-shard" exists
-MID_SHARD_CHUNKS = 3
+MID_SHARD_BYTES = 3 * CHUNK_BLOCKS * 1024 * 4  # three of fp32
 
 
 def install(arguments: Sequence[str]) -> None:
@@ -84,7 +84,7 @@ class Hooks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._armed = folder / "fault.json"
-        self._chunks = 0
+        self._moved_bytes = 0
         self._at = {"epoch": 0, "attempt": 0}
 
     def replica(self, module: ModuleType) -> None:
@@ -104,21 +104,22 @@ class Hooks:
         from peer import lead_link
         from peer.exchanges import Exchanges
         from protocols.round.lead import Announce
+        from protocols.transport.traffic import Flow
 
         run, act, apply = Exchanges.run, module.Averaging._act, module.Averaging._apply
         write_all = lead_link._write_all
 
         async def running(exchanges: Any, plan: Any, *rest: Any) -> Any:
-            self._chunks = 0
+            self._moved_bytes = 0
             self._at = {"epoch": plan.ballot.epoch, "attempt": plan.ballot.attempt}
             self.enter("before-sending")
             return await run(exchanges, plan, *rest)
 
         def counting(move: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
-            def moving(exchanges: Any, size: int) -> None:
-                move(exchanges, size)
-                self._chunks += 1
-                if self._chunks == MID_SHARD_CHUNKS:
+            def moving(flow: Any, size: int) -> None:
+                move(flow, size)
+                before, self._moved_bytes = self._moved_bytes, self._moved_bytes + size
+                if before < MID_SHARD_BYTES <= self._moved_bytes:
                     self.enter("mid-shard")
 
             return moving
@@ -136,7 +137,7 @@ class Hooks:
             await apply(averaging, *arguments)
 
         Exchanges.run = running  # type: ignore[method-assign,assignment]
-        Exchanges.sent, Exchanges.received = counting(Exchanges.sent), counting(Exchanges.received)  # type: ignore[method-assign]
+        Flow.moved = counting(Flow.moved)  # type: ignore[method-assign]
         module.Averaging._act, module.Averaging._apply = acting, applying
         lead_link._write_all = writing
 

@@ -1,0 +1,237 @@
+"""A member's side of one plan: its contribution goes up to every reducer while the averaged shards come down into place.
+
+One connection a shard; a shard that this peer reduces itself takes the same way without a network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from peer.reducing import ReduceError, Reducing
+from protocols.codecs import Codec
+from protocols.errors import BadMessageError, RefusedError, RemoteError
+from protocols.reasons import Reason
+from protocols.reduction import CHUNK_ELEMENTS
+from protocols.round.records import Averages, Contribution, Plan, Shard, ShardResult
+from protocols.slices import Outcome
+from protocols.transport.bulk import BulkLinks, BulkStream, Kind
+from protocols.wire import dugnad_pb2 as pb
+from protocols.wire.convert import from_wire, to_wire
+
+# No shard's upload is further ahead of another's than this share of itself: averaging goes at the pace of whatever comes last, so
+# the line is to be shared by size and not, as TCP does it, by connection.
+AHEAD_SHARE = 1 / 16
+AHEAD_CHUNKS = 2
+
+
+async def exchange(
+    plan: Plan,
+    me: str,
+    contribution: Contribution | None,
+    encoded: bytes | bytearray,
+    own: dict[int, Reducing],
+    *,
+    outcome: Outcome,
+    codec: Codec,
+    links: BulkLinks,
+) -> tuple[Averages, bytearray]:
+    """Take part in a plan: returns what it averages, and the bytes that it comes to, as `outcome` lays them out.
+
+    `encoded` is the whole vector that this member gives (empty when it gives nothing; with the canonical values behind it when
+    it brings what the plan finishes), `own` this peer's reductions by shard index. Raises ReduceError for the first shard that
+    cannot be finished; the others are given up.
+    """
+    came_to = bytearray(outcome.total_bytes)
+    ups = [list(outcome.chunks(encoded, shard.start, shard.stop, CHUNK_ELEMENTS)) for shard in plan.shards]
+    abreast = _Abreast([len(up) for up in ups])
+    tasks = []
+    for index, shard in enumerate(plan.shards):
+        taken = _Received(shard, codec, outcome.chunks(came_to, shard.start, shard.stop, CHUNK_ELEMENTS))
+        if index in own:
+            work = _exchange_locally(own[index], me, contribution, ups[index], taken)
+        else:
+            work = _exchange_remotely(plan, index, me, contribution, ups[index], abreast, taken, links)
+        tasks.append(asyncio.create_task(work))
+    try:
+        shards = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    first = shards[0].contributions
+    for received in shards:
+        if received.contributions != first:
+            raise ReduceError(Reason.RESULTS_DIFFER, me, received.shard.reducer, "reducers average different contributions")
+    if contribution is not None and contribution not in first:
+        raise ReduceError(Reason.RESULTS_DIFFER, me, plan.shards[0].reducer, "this peer's contribution is not in the average")
+    averages = Averages(first, tuple(received.result for received in shards if received.result is not None))
+    if plan.finishes not in (None, averages):
+        raise ReduceError(Reason.RESULTS_DIFFER, me, plan.shards[0].reducer, "these are not the averages to be finished")
+    return averages, came_to
+
+
+async def give_locally(reducing: Reducing, me: str, contribution: Contribution | None, up: Iterable[memoryview]) -> None:
+    """This peer's own part of a shard that it reduces itself. Raises BadMessageError, or the ReduceError that came before."""
+    reducing.open(me, contribution)
+    for chunk in up:
+        await reducing.room(me)
+        reducing.feed(me, chunk)
+        await asyncio.sleep(0)  # let heartbeats through between two
+
+
+class _Abreast:
+    """Keeps the uploads of one contribution, one a shard, at about the same share of their lengths."""
+
+    def __init__(self, totals: Sequence[int]) -> None:
+        """`totals`: chunks of each shard."""
+        self._totals = totals
+        self._given = [0] * len(totals)
+        self._remote: set[int] = set()  # under way
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def begin(self, index: int) -> None:
+        self._remote.add(index)
+
+    async def turn(self, index: int) -> None:
+        """Until this shard's next chunk may go."""
+        while self._is_ahead(index):
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def gave(self, index: int) -> None:
+        self._given[index] += 1
+        if self._given[index] == self._totals[index]:
+            self._remote.discard(index)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _is_ahead(self, index: int) -> bool:
+        least = min(self._given[other] / self._totals[other] for other in self._remote)
+        return self._given[index] - AHEAD_CHUNKS > (least + AHEAD_SHARE) * self._totals[index]
+
+
+class _Received:
+    """A shard as it comes down, checked against what its reducer says at the end."""
+
+    def __init__(self, shard: Shard, codec: Codec, into: Iterable[memoryview]) -> None:
+        """`into`: where each chunk belongs."""
+        self.shard = shard
+        self.contributions: tuple[Contribution, ...] = ()
+        self.result: ShardResult | None = None
+        self._codec = codec
+        self._into = list(into)
+        self._averaged = codec.encoded_bytes(shard.stop - shard.start)  # bytes of them that are still to come
+        self._digest = hashlib.sha256()
+        self._next = 0
+
+    def place(self, size: int) -> memoryview:
+        """Where the next chunk, of `size` bytes, goes."""
+        if self._next == len(self._into) or size != len(self._into[self._next]):
+            raise BadMessageError(f"a chunk of {size} bytes, which the shard does not have")
+        return self._into[self._next]
+
+    def took(self) -> None:
+        """The next chunk is in its place. Raises BadMessageError when a value is not finite."""
+        chunk = self._into[self._next]
+        self._next += 1
+        self._digest.update(chunk)
+        if self._averaged:
+            self._codec.decode(chunk)
+            self._averaged -= len(chunk)
+
+    def finish(self, result: ShardResult, *, ours: bool = False) -> None:
+        if self._next != len(self._into) or (result.start, result.stop) != (self.shard.start, self.shard.stop):
+            raise BadMessageError("the averaged shard is short, or another one")
+        if not ours and self._digest.hexdigest() != result.sha256:
+            raise BadMessageError("the averaged shard does not match its digest")
+        self.result = result
+
+    def take_own(self, item: tuple[Contribution, ...] | bytes | ShardResult) -> None:
+        """From this peer's own reduction, which needs no check."""
+        if isinstance(item, tuple):
+            self.contributions = item
+        elif isinstance(item, ShardResult):
+            self.finish(item, ours=True)
+        else:
+            self.place(len(item))[:] = item
+            self._next += 1
+
+
+async def _exchange_locally(
+    reducing: Reducing, me: str, contribution: Contribution | None, up: list[memoryview], received: _Received
+) -> _Received:
+    async def take() -> None:
+        async for item in reducing.averages():
+            received.take_own(item)
+
+    try:
+        if up:
+            await asyncio.gather(give_locally(reducing, me, contribution, up), take())
+        else:
+            await take()
+    except BadMessageError as error:
+        raise ReduceError(Reason.BAD_CHUNK, received.shard.reducer, received.shard.reducer, str(error)) from error
+    return received
+
+
+async def _exchange_remotely(
+    plan: Plan,
+    index: int,
+    me: str,
+    contribution: Contribution | None,
+    up: list[memoryview],
+    abreast: _Abreast,
+    received: _Received,
+    links: BulkLinks,
+) -> _Received:
+    shard = plan.shards[index]
+    opened = pb.ReduceOpen(plan_digest=plan.digest, shard=index)
+    if contribution is not None:
+        opened.contribution.CopyFrom(to_wire(contribution))
+    if up:
+        abreast.begin(index)
+    try:
+        async with links.to(shard.reducer, shard.address) as stream:
+            await stream.send_record(Kind.OPEN, opened)
+            giving = asyncio.create_task(_give(stream, index, up, abreast))
+            try:
+                await _take(stream, received)
+                await giving
+            finally:
+                giving.cancel()
+                await asyncio.gather(giving, return_exceptions=True)
+    except RefusedError as error:
+        # The reducer gave up because of some contributor: pass on whom it names, so that all members tell the lead the same.
+        named = error.reason in (Reason.BAD_CHUNK.value, Reason.CONTRIBUTOR_LOST.value)
+        reason, whom = (Reason(error.reason), error.sentence) if named else (Reason.REDUCER_LOST, me)
+        raise ReduceError(reason, whom, shard.reducer, str(error)) from error
+    except RemoteError as error:
+        raise ReduceError(Reason.REDUCER_LOST, me, shard.reducer, str(error)) from error
+    return received
+
+
+async def _give(stream: BulkStream, index: int, up: list[memoryview], abreast: _Abreast) -> None:
+    for chunk in up:
+        await abreast.turn(index)
+        await stream.write(chunk)
+        abreast.gave(index)
+
+
+async def _take(stream: BulkStream, received: _Received) -> None:
+    while received.result is None:
+        kind, length = await stream.header()
+        if kind is Kind.CHUNK:
+            await stream.receive_into(received.place(length))
+            received.took()
+        elif kind is Kind.AVERAGED:
+            averaged = await stream.record(pb.Averaged, length)
+            received.contributions = tuple(from_wire(Contribution, item) for item in averaged.contributions)
+        elif kind is Kind.DONE:
+            received.finish(from_wire(ShardResult, await stream.record(pb.ShardResult, length)))
+        else:
+            raise BadMessageError(f"{kind.name} where averages belong")

@@ -1,0 +1,406 @@
+"""Bulk traffic beside gRPC: frames over mutual TLS sockets, which the network thread's loop reads into place and writes from it.
+
+A frame is a kind (1 byte), a length (4 bytes, little-endian) and as many bytes. A connection opens with HELLO and is kept for the
+next request. What is large travels as views: nothing is copied between a vector and its socket. One stream of this moves two to
+three times what one of grpc.aio's does (benchmarks/README.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import ssl
+import struct
+import tempfile
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from enum import IntEnum
+from pathlib import Path
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.message import DecodeError, Message
+
+from protocols.errors import BadMessageError, PortInUseError, RefusedError, RemoteError, UnreachableError
+from protocols.identity import Credentials, peer_id_of, server_name
+from protocols.reasons import Reason
+from protocols.transport.links import PROTOCOL_VERSION
+from protocols.transport.traffic import Traffic
+from protocols.wire import dugnad_pb2 as pb
+
+# One write: OpenSSL encrypts it whole, so that it is also how far progress is known.
+BURST_BYTES = 64 << 10
+# What one stream moves before the loop's other work gets its turn.
+TURN_BYTES = 512 << 10
+# What lies in the kernel without being on its way: little, so that a contribution does not queue before somebody's averages.
+UNSENT_BYTES = 256 << 10
+RECORD_BYTES = 16 << 10  # TLS's own unit
+DIAL_S = 10.0
+# A refused caller is listened to for so long, since closing at once would take the refusal back from it.
+DRAIN_S = 5.0
+MAX_RECORD_BYTES = 8 << 20
+KEEPALIVE_S = 20
+_HEADER = struct.Struct("<BI")
+_log = logging.getLogger(__name__)
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+
+class Kind(IntEnum):
+    HELLO = 1  # first on every connection, once
+    OPEN = 2  # a request, with the contribution's chunks behind it unframed; its answer is AVERAGED, CHUNK..., DONE
+    CHUNK = 3
+    AVERAGED = 4
+    DONE = 5
+    REFUSED = 6  # instead of anything else; then the connection ends
+    PROBE = 7  # a request: how fast is the line?
+
+
+class BulkStream:
+    """One connection. One task may send while another receives. Raises UnreachableError when it breaks, BadMessageError when the
+    other side breaks the protocol, RefusedError when it says no."""
+
+    def __init__(self, connection: ssl.SSLSocket, peer: str, traffic: Traffic) -> None:
+        self.peer = peer
+        self._connection = connection
+        self._traffic = traffic
+        self._loop = asyncio.get_running_loop()
+        self._in_turn = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Still open, and nothing unexpected came: fit for another request."""
+        try:
+            self._connection.recv(1)  # whatever it gives, even the end, nobody asked for
+        except ssl.SSLWantReadError:
+            return True
+        except (OSError, ValueError):
+            pass
+        return False
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._loop.remove_reader(self._connection)
+            self._loop.remove_writer(self._connection)
+        self._connection.close()
+
+    async def handshake(self) -> None:
+        await self._until_done(self._connection.do_handshake)
+
+    async def send(self, kind: Kind, payload: bytes | bytearray | memoryview = b"") -> None:
+        """One frame. Its header rides in one TLS record with the payload's beginning."""
+        view = memoryview(payload).cast("B")
+        first = RECORD_BYTES - _HEADER.size
+        await self.write(memoryview(_HEADER.pack(kind, len(view)) + view[:first]))
+        if len(view) > first:
+            await self.write(view[first:])
+
+    async def send_record(self, kind: Kind, record: Message) -> None:
+        await self.send(kind, record.SerializeToString())
+
+    async def header(self) -> tuple[Kind, int]:
+        """The next frame's kind and length. Raises RefusedError for a refusal."""
+        header = bytearray(_HEADER.size)
+        await self.receive_into(memoryview(header))
+        number, length = _HEADER.unpack(header)
+        try:
+            kind = Kind(number)
+        except ValueError as error:
+            raise BadMessageError(f"a frame of an unknown kind {number}") from error
+        if kind is Kind.REFUSED:
+            refused = await self.record(pb.Refused, length)
+            raise RefusedError(f"{self.peer[:8]} refused: {refused.sentence}", reason=refused.reason, sentence=refused.sentence)
+        return kind, length
+
+    async def record(self, kind: type[M], length: int) -> M:
+        if length > MAX_RECORD_BYTES:
+            raise BadMessageError(f"a record of {length} bytes")
+        data = bytearray(length)
+        await self.receive_into(memoryview(data))
+        try:
+            return kind.FromString(bytes(data))
+        except DecodeError as error:
+            raise BadMessageError(f"a {kind.__name__} cannot be decoded") from error
+
+    async def expect(self, expected: Kind, record: type[M]) -> M:
+        kind, length = await self.header()
+        if kind is not expected:
+            raise BadMessageError(f"{kind.name} where {expected.name} belongs")
+        return await self.record(record, length)
+
+    async def receive_into(self, view: memoryview) -> None:
+        """Fills `view`."""
+        while view:
+            view = view[await self._read_into(view) :]
+
+    async def drain(self) -> None:
+        """Read and forget until the other side closes."""
+        scratch = memoryview(bytearray(BURST_BYTES))
+        with contextlib.suppress(RemoteError, asyncio.TimeoutError):
+            while True:
+                await asyncio.wait_for(self._read_into(scratch), DRAIN_S)
+
+    async def _read_into(self, view: memoryview) -> int:
+        size = await self._until_done(lambda: self._read_some(view[:BURST_BYTES]))
+        self._traffic.down.moved(size)
+        await self._traffic.down.turn(size)
+        await self._moved(size)
+        return size
+
+    def _read_some(self, view: memoryview) -> int:
+        """What is there of `view`, which comes a TLS record at a time. Raises SSLWantReadError when nothing is."""
+        at = 0
+        while at < len(view):
+            try:
+                size = self._connection.recv_into(view[at:])
+            except ssl.SSLWantReadError:
+                if at:
+                    break
+                raise
+            if not size:
+                raise UnreachableError(f"{self.peer[:8]} closed the connection")
+            at += size
+        return at
+
+    async def write(self, view: memoryview) -> None:
+        """Bytes without a frame, of which the other side knows how many come."""
+        while view:
+            burst = view[:BURST_BYTES]
+            await self._traffic.up.turn(len(burst))
+            size: int = await self._until_done(lambda burst=burst: self._connection.send(burst))  # type: ignore[misc]
+            self._traffic.up.moved(size)
+            view = view[size:]
+            await self._moved(size)
+
+    async def _moved(self, size: int) -> None:
+        self._in_turn += size
+        if self._in_turn >= TURN_BYTES:
+            self._in_turn = 0
+            await asyncio.sleep(0)
+
+    async def _until_done(self, act: Callable[[], T]) -> T:
+        while True:
+            try:
+                return act()
+            except ssl.SSLWantReadError:
+                await self._wait(self._loop.add_reader, self._loop.remove_reader)
+            except ssl.SSLWantWriteError:
+                await self._wait(self._loop.add_writer, self._loop.remove_writer)
+            except (OSError, ValueError) as error:  # ValueError: closed meanwhile
+                raise UnreachableError(f"the connection to {self.peer[:8]} broke ({error})") from error
+
+    async def _wait(self, add: Callable[..., None], remove: Callable[..., object]) -> None:
+        self._in_turn = 0
+        ready = self._loop.create_future()
+        add(self._connection, _wake, ready)
+        try:
+            await ready
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                remove(self._connection)
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+class BulkLinks:
+    """This process's connections to other peers, kept open between requests."""
+
+    def __init__(self, credentials: Credentials, run_digest: str, traffic: Traffic) -> None:
+        self.traffic = traffic
+        self._tls = _context(credentials, ssl.PROTOCOL_TLS_CLIENT)
+        self._hello = pb.BulkHello(protocol=PROTOCOL_VERSION, run_digest=run_digest)
+        self._idle: dict[tuple[str, str], list[BulkStream]] = defaultdict(list)
+
+    @contextlib.asynccontextmanager
+    async def to(self, peer: str, address: str) -> AsyncIterator[BulkStream]:
+        """A connection of one's own, to whoever holds the certificate of `peer` at `address`. It is kept for the next request
+        when the block ends well, and closed when it does not. Raises UnreachableError."""
+        stream = await self._stream(peer, address)
+        try:
+            yield stream
+        except BaseException:
+            stream.close()
+            raise
+        self._idle[peer, address].append(stream)
+
+    async def _stream(self, peer: str, address: str) -> BulkStream:
+        idle = self._idle[peer, address]
+        while idle:
+            stream = idle.pop()
+            if stream.is_idle:
+                return stream
+            stream.close()
+        try:
+            return await asyncio.wait_for(self._dial(peer, address), DIAL_S)
+        except asyncio.TimeoutError as error:
+            raise UnreachableError(f"{peer[:8]} at {address} does not answer within {DIAL_S:g} s") from error
+
+    async def _dial(self, peer: str, address: str) -> BulkStream:
+        host, _, port = address.rpartition(":")
+        plain = None
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+            family, kind, protocol, _, where = found[0]
+            plain = socket.socket(family, kind, protocol)
+            plain.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(plain, where)
+            _tune(plain)
+            connection = self._tls.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=server_name(peer))
+        except (OSError, ValueError) as error:
+            if plain is not None:
+                plain.close()
+            raise UnreachableError(f"{peer[:8]} cannot be reached at {address} ({error})") from error
+        except BaseException:
+            if plain is not None:
+                plain.close()
+            raise
+        stream = BulkStream(connection, peer, self.traffic)
+        try:
+            await stream.handshake()
+            await stream.send_record(Kind.HELLO, self._hello)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def close(self) -> None:
+        for streams in self._idle.values():
+            for stream in streams:
+                stream.close()
+        self._idle.clear()
+
+
+Serve = Callable[[BulkStream, Kind, int], Awaitable[None]]  # (stream, request's kind, its length)
+
+
+class BulkServer:
+    """Listens for other peers' connections, and answers one request after another on each."""
+
+    def __init__(self, credentials: Credentials, run_digest: str, traffic: Traffic) -> None:
+        self._tls = _context(credentials, ssl.PROTOCOL_TLS_SERVER)
+        self._run_digest = run_digest
+        self._traffic = traffic
+        self._listener: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def listen(self, host: str, port: int) -> int:
+        """The port that was bound (`port` unless that was 0). Raises PortInUseError."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._listener = socket.create_server((host, port), family=family, backlog=128)
+        except OSError as error:
+            raise PortInUseError(f"cannot listen on {host}:{port}: {error.strerror}", remedy="Choose another --port.") from error
+        self._listener.setblocking(False)
+        bound: int = self._listener.getsockname()[1]
+        return bound
+
+    def start(self, serve: Serve) -> None:
+        self._spawn(self._accept(serve))
+
+    async def aclose(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("serving a bulk connection failed", exc_info=error)
+
+    async def _accept(self, serve: Serve) -> None:
+        assert self._listener is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                plain, _ = await loop.sock_accept(self._listener)
+            except OSError as error:  # out of file descriptors, or the caller is gone already
+                _log.warning("a bulk connection could not be accepted: %s", error)
+                await asyncio.sleep(1.0)
+                continue
+            self._spawn(self._connected(plain, serve))
+
+    async def _connected(self, plain: socket.socket, serve: Serve) -> None:
+        try:
+            _tune(plain)
+            connection = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+        except OSError:
+            plain.close()
+            return
+        stream = BulkStream(connection, "", self._traffic)
+        try:
+            await asyncio.wait_for(self._greeted(stream, connection), DIAL_S)
+            while True:
+                kind, length = await stream.header()
+                await serve(stream, kind, length)
+        except RefusedError:
+            pass  # refusals are answers: callers make none
+        except BadMessageError as error:
+            _log.warning("%s breaks the protocol on a bulk connection: %s", stream.peer[:8], error)
+        except (RemoteError, asyncio.TimeoutError):
+            pass  # it is gone; whoever waited for its bytes has been told
+        finally:
+            stream.close()
+
+    async def _greeted(self, stream: BulkStream, connection: ssl.SSLSocket) -> None:
+        await stream.handshake()
+        certificate = connection.getpeercert(binary_form=True)
+        public = x509.load_der_x509_certificate(certificate or b"").public_key()
+        assert isinstance(public, ec.EllipticCurvePublicKey)  # the authority admits no other key
+        stream.peer = peer_id_of(public)
+        hello = await stream.expect(Kind.HELLO, pb.BulkHello)
+        if hello.protocol != PROTOCOL_VERSION:
+            await refuse(stream, Reason.OTHER_VERSION, f"this peer speaks protocol {PROTOCOL_VERSION}")
+        if hello.run_digest != self._run_digest:
+            await refuse(stream, Reason.OTHER_RUN, f"this peer trains run {self._run_digest[:12]}, not {hello.run_digest[:12]}")
+
+
+async def refuse(stream: BulkStream, reason: Reason, sentence: str) -> None:
+    """Say no, and end the connection once the other side has heard. Raises UnreachableError always."""
+    await stream.send_record(Kind.REFUSED, pb.Refused(reason=reason.value, sentence=sentence))
+    await stream.drain()
+    raise UnreachableError(f"{stream.peer[:8]} was refused: {sentence}")
+
+
+def _tune(plain: socket.socket) -> None:
+    plain.setblocking(False)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", KEEPALIVE_S), ("TCP_KEEPINTVL", 5), ("TCP_NOTSENT_LOWAT", UNSENT_BYTES)):
+        if hasattr(socket, name):
+            plain.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _context(credentials: Credentials, protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=credentials.authority.decode())
+    with _as_file(credentials.certificate + credentials.key.pem) as path:
+        context.load_cert_chain(path)
+    return context
+
+
+@contextlib.contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """A file that only this user may read, for as long as OpenSSL needs one: it takes keys from nowhere else."""
+    handle, path = tempfile.mkstemp()
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        yield path
+    finally:
+        Path(path).unlink()

@@ -1,0 +1,107 @@
+"""What this machine's bulk traffic comes to: bytes moved, rates estimated from them, and the limits that a volunteer set."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+
+# A rate is taken over windows of this length at least: shorter ones show the system's buffers rather than the line.
+WINDOW_S = 1.0
+# A transfer that went faster than the estimate moves it by this share of the difference, a slower one by that: a line that is not
+# the round's bottleneck is used below its rate, which says little about it.
+RISE_SHARE, FALL_SHARE = 0.5, 0.1
+# What a limit lets pass at once after a pause.
+BURST_S = 0.05
+
+
+class Flow:
+    """One direction."""
+
+    def __init__(self, most_bytes_s: float | None, clock: Callable[[], float]) -> None:
+        """`most_bytes_s`: what the volunteer allows; None for no limit."""
+        self.moved_bytes = 0  # since the start
+        self._most_bytes_s = most_bytes_s
+        self._clock = clock
+        self._estimate = 0.0
+        self._began: tuple[float, int] | None = None  # of the transfer under way: when, and moved_bytes then
+        self._window = (0.0, 0)
+        self._peak = 0.0
+        self._free_at = -math.inf
+
+    @property
+    def bytes_s(self) -> float:
+        """The moving estimate, within the limit; 0 before the first transfer."""
+        return min(self._estimate, self._most_bytes_s or math.inf)
+
+    def moved(self, size: int) -> None:
+        self.moved_bytes += size
+        if self._began is not None and (now := self._clock()) - self._window[0] >= WINDOW_S:
+            self._close(now)
+
+    def begin(self) -> None:
+        """A transfer begins for which this direction is busy as long as it can be."""
+        now = self._clock()
+        self._began = self._window = (now, self.moved_bytes)
+        self._peak = 0.0
+
+    def end(self) -> None:
+        """The transfer was completed."""
+        if self._began is None:
+            return
+        now, (began_at, began_bytes) = self._clock(), self._began
+        self._began = None
+        seconds, size = now - began_at, self.moved_bytes - began_bytes
+        if not size or seconds <= 0:
+            return
+        newest = max(self._peak, size / seconds)
+        share = 1.0 if not self._estimate else RISE_SHARE if newest > self._estimate else FALL_SHARE
+        self._estimate += share * (newest - self._estimate)
+
+    def measured(self, bytes_s: float) -> None:
+        """A probe found this rate: what was estimated before is forgotten."""
+        self._estimate = bytes_s
+
+    async def turn(self, size: int) -> None:
+        """Returns when `size` more bytes may pass."""
+        if self._most_bytes_s is None:
+            return
+        now = self._clock()
+        self._free_at = max(self._free_at, now - BURST_S) + size / self._most_bytes_s
+        if self._free_at > now:
+            await asyncio.sleep(self._free_at - now)
+
+    def _close(self, now: float) -> None:
+        at, moved_bytes = self._window
+        self._peak = max(self._peak, (self.moved_bytes - moved_bytes) / (now - at))
+        self._window = (now, self.moved_bytes)
+
+
+class Traffic:
+    """Both directions of this machine's line, whoever is at the other end."""
+
+    def __init__(
+        self,
+        *,
+        max_upload_bytes_s: float | None = None,
+        max_download_bytes_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.up = Flow(max_upload_bytes_s, clock)
+        self.down = Flow(max_download_bytes_s, clock)
+
+    def begin(self) -> None:
+        """A transfer begins for which the line is busy as long as it can be."""
+        self.up.begin()
+        self.down.begin()
+
+    def end(self) -> None:
+        """It was completed."""
+        self.up.end()
+        self.down.end()
+
+    @property
+    def moved_bytes(self) -> int:
+        """A round is alive while this grows."""
+        return self.up.moved_bytes + self.down.moved_bytes

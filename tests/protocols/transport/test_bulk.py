@@ -1,0 +1,257 @@
+"""Bulk connections over real TLS sockets on loopback: what arrives, who is let in, and what a broken or lying side comes to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocols.errors import BadMessageError, PortInUseError, RefusedError, UnreachableError
+from protocols.identity import Authority, Credentials, Key
+from protocols.reasons import Reason
+from protocols.transport import bulk
+from protocols.transport.bulk import BulkLinks, BulkServer, BulkStream, Kind
+from protocols.transport.traffic import Traffic
+from protocols.wire import dugnad_pb2 as pb
+
+RUN = "ab" * 32
+LIMIT_S = 30.0
+
+
+def credentials(folder: Path, authority: str = "ours") -> Credentials:
+    (folder / authority).mkdir(exist_ok=True)
+    admitted_by = Authority.load_or_create(folder / authority)
+    key = Key.generate()
+    return Credentials(key, admitted_by.admit(key.request()), admitted_by.pem)
+
+
+@dataclass
+class Pair:
+    links: BulkLinks
+    server: BulkServer
+    here: Traffic
+    there: Traffic
+    peer: str
+    address: str
+    served: list[BulkStream]
+
+    def to(self) -> Any:
+        return self.links.to(self.peer, self.address)
+
+
+async def echo(stream: BulkStream, kind: Kind, length: int) -> None:
+    data = bytearray(length)
+    await stream.receive_into(memoryview(data))
+    await stream.send(Kind.DONE, data)
+
+
+@asynccontextmanager
+async def pair(
+    folder: Path,
+    serve: Callable[[BulkStream, Kind, int], Awaitable[None]] = echo,
+    *,
+    client: str = "ours",
+    run: str = RUN,
+    here: Traffic | None = None,
+) -> AsyncIterator[Pair]:
+    mine, theirs = credentials(folder, client), credentials(folder)
+    here, there, served = here or Traffic(), Traffic(), list[BulkStream]()
+
+    async def serving(stream: BulkStream, kind: Kind, length: int) -> None:
+        served.append(stream)
+        await serve(stream, kind, length)
+
+    server, links = BulkServer(theirs, RUN, there), BulkLinks(mine, run, here)
+    port = server.listen("127.0.0.1", 0)
+    server.start(serving)
+    try:
+        yield Pair(links, server, here, there, theirs.peer_id, f"127.0.0.1:{port}", served)
+    finally:
+        links.close()
+        await server.aclose()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, LIMIT_S))
+
+
+@pytest.mark.parametrize("size", [0, 1, 16 << 10, (16 << 10) + 1, 3_000_001])
+def test_a_frame_arrives_as_it_went_and_both_sides_count_it(tmp_path: Path, size: int) -> None:
+    payload = os.urandom(size)
+
+    async def work() -> None:
+        async with pair(tmp_path) as two, two.to() as stream:
+            await stream.send(Kind.PROBE, payload)
+            kind, length = await stream.header()
+            back = bytearray(length)
+            await stream.receive_into(memoryview(back))
+            assert (kind, bytes(back)) == (Kind.DONE, payload)
+            assert two.here.up.moved_bytes == two.there.down.moved_bytes
+            assert two.here.down.moved_bytes == two.there.up.moved_bytes == size + 5
+
+    run(work())
+
+
+def test_large_frames_both_ways_at_once_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    size = 8 << 20
+
+    async def both(stream: BulkStream, kind: Kind, length: int) -> None:
+        await asyncio.gather(stream.send(Kind.DONE, bytes(size)), stream.receive_into(memoryview(bytearray(length))))
+
+    async def work() -> None:
+        async with pair(tmp_path, both) as two, two.to() as stream:
+            sending = asyncio.create_task(stream.send(Kind.PROBE, bytes(size)))
+            kind, length = await stream.header()
+            await stream.receive_into(memoryview(bytearray(length)))
+            await sending
+            assert (kind, length) == (Kind.DONE, size)
+
+    run(work())
+
+
+def test_a_connection_is_used_again_and_one_that_broke_is_not(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path) as two:
+            for _ in range(3):
+                async with two.to() as stream:
+                    await stream.send(Kind.PROBE, b"x")
+                    _, length = await stream.header()
+                    await stream.receive_into(memoryview(bytearray(length)))
+            assert len(set(map(id, two.served))) == 1
+            two.served[0].close()
+            await asyncio.sleep(0.05)  # for the end to arrive: what is idle is looked at when it is taken
+            async with two.to() as again:
+                await again.send(Kind.PROBE, b"x")
+                await again.header()
+            assert len(set(map(id, two.served))) == 2
+
+    run(work())
+
+
+def test_only_the_peer_that_was_meant_is_talked_to(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path) as two:
+            with pytest.raises(UnreachableError):
+                async with two.links.to(credentials(tmp_path).peer_id, two.address):
+                    pass
+
+    run(work())
+
+
+def test_who_was_not_admitted_to_the_run_gets_nothing(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, client="strangers") as two:
+            with pytest.raises(UnreachableError):
+                async with two.to() as stream:
+                    await stream.send(Kind.PROBE, b"x")
+                    await stream.header()
+            assert two.served == []
+
+    run(work())
+
+
+def test_a_peer_of_another_run_is_told_so(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, run="cd" * 32) as two:
+            with pytest.raises(RefusedError) as refused:
+                async with two.to() as stream:
+                    await stream.header()
+            assert refused.value.reason == Reason.OTHER_RUN.value
+
+    run(work())
+
+
+def test_a_refusal_reaches_a_caller_that_is_still_sending(tmp_path: Path) -> None:
+    async def refusing(stream: BulkStream, kind: Kind, length: int) -> None:
+        await bulk.refuse(stream, Reason.SUPERSEDED, "too late")
+
+    async def work() -> None:
+        async with pair(tmp_path, refusing) as two:
+            with pytest.raises(RefusedError, match="too late"):
+                async with two.to() as stream:
+                    sending = asyncio.create_task(stream.send(Kind.PROBE, bytes(32 << 20)))
+                    try:
+                        await stream.header()
+                    finally:
+                        sending.cancel()
+                        await asyncio.gather(sending, return_exceptions=True)
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(struct.pack("<BI", 99, 0), id="an unknown kind"),
+        pytest.param(struct.pack("<BI", Kind.AVERAGED, 1 << 30), id="a record too large to be one"),
+        pytest.param(struct.pack("<BI", Kind.AVERAGED, 3) + b"\xff\xff\xff", id="a record that is none"),
+    ],
+)
+def test_what_breaks_the_protocol_is_refused_before_it_is_read(tmp_path: Path, sent: bytes) -> None:
+    async def lying(stream: BulkStream, kind: Kind, length: int) -> None:
+        await stream.write(memoryview(sent))
+        await stream.drain()
+
+    async def work() -> None:
+        async with pair(tmp_path, lying) as two:
+            with pytest.raises(BadMessageError):
+                async with two.to() as stream:
+                    await stream.send(Kind.PROBE)
+                    _, length = await stream.header()
+                    await stream.record(pb.Averaged, length)
+
+    run(work())
+
+
+def test_a_side_that_goes_away_ends_the_wait_of_the_other(tmp_path: Path) -> None:
+    async def leaving(stream: BulkStream, kind: Kind, length: int) -> None:
+        stream.close()
+
+    async def work() -> None:
+        async with pair(tmp_path, leaving) as two:
+            with pytest.raises(UnreachableError):
+                async with two.to() as stream:
+                    await stream.send(Kind.PROBE)
+                    await stream.header()
+
+    run(work())
+
+
+def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
+    async def work() -> None:
+        links = BulkLinks(credentials(tmp_path), RUN, Traffic())
+        for address in ("127.0.0.1:1", "127.0.0.1:none", "nowhere.invalid:80"):
+            with pytest.raises(UnreachableError):
+                async with links.to("bob", address):
+                    pass
+
+    run(work())
+
+
+def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+    async def work() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(PortInUseError):
+            BulkServer(credentials(tmp_path), RUN, Traffic()).listen("127.0.0.1", other.getsockname()[1])
+
+    run(work())
+
+
+def test_who_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "DIAL_S", 0.1)
+
+    async def work() -> None:
+        async with pair(tmp_path) as two:
+            host, port = two.address.split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            assert await reader.read() == b"", "the server closes"
+            writer.close()
+
+    run(work())
