@@ -267,8 +267,8 @@ def main() -> None:
     engines = result["engines"]
     columns = ["engine", "codec", "median s", "MB/s a peer", "CPU s/GB", "peak MB", "cores busy"]
     columns += ["bound s", "of bound"] if options.shaped else []
-    names = ("codec", "median_s", "mb_per_s", "cpu_s_per_gb", "peak_memory_mb", "cores_busy")
-    names += ("bound_s", "ratio_bound") if options.shaped else ()
+    names = ["codec", "median_s", "mb_per_s", "cpu_s_per_gb", "peak_memory_mb", "cores_busy"]
+    names += ["bound_s", "ratio_bound"] if options.shaped else []
     rows = [[engine, *(str(it[name]) for name in names)] for engine, it in engines.items()]
     ratios = ", ".join(f"{key} {result[key]}" for key in ("ratio_hivemind", "ratio_gloo") if key in result)
     title = f"{result['peers']} peers, {options.params:,} parameters, split {options.split}"

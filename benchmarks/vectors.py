@@ -39,8 +39,13 @@ def contribution(noise: Path, elements: int, rank: int, turn: int, start: int, s
     return np.concatenate(parts)
 
 
-def largest_excess(result: Vector, noise: Path, rank: int, contributors: Sequence[int], turn: int, codec: str) -> float:
-    """How far `result` is off the exact mean anywhere, as a multiple of what `codec` may have done to it: sound up to 1."""
+def largest_excess(
+    result: Vector, noise: Path, contributors: Sequence[int], turn: int, codec: str, *, added_to: int | None = None
+) -> float:
+    """How far `result` is off the exact mean anywhere, as a multiple of what `codec` may have done to it: sound up to 1.
+
+    `added_to`: the rank to whose values an encoded difference was added; hivemind works so.
+    """
     elements, worst = len(result), 0.0
     for start in range(0, elements, _CHUNK):
         stop = min(elements, start + _CHUNK)
@@ -52,8 +57,7 @@ def largest_excess(result: Vector, noise: Path, rank: int, contributors: Sequenc
             magnitude += np.abs(theirs)
         exact /= len(contributors)
         magnitude /= len(contributors)
-        # hivemind encodes the difference to a peer's own values, so these may be rounded, too
-        own = np.abs(contribution(noise, elements, rank, turn, start, stop))
+        own = 0.0 if added_to is None else 2 * np.abs(contribution(noise, elements, added_to, turn, start, stop))
         if codec in _RELATIVE:
             # and the sum itself is rounded once for each contributor
             allowed = (_RELATIVE[codec] * (magnitude + np.abs(exact) + own)) + (len(contributors) + 2) * 2.0**-24 * magnitude

@@ -1,4 +1,4 @@
-"""One peer of one engine: a process that does what lines of JSON on standard input say, and answers each with one on standard output.
+"""One peer of one engine: a process that does what lines of JSON on standard input say, and answers each with a line.
 
 It ends, with all that it started, when standard input ends: so nothing outlives the benchmark, however that ended.
 """
@@ -80,6 +80,7 @@ def _memory(pid: int) -> dict[str, int]:
 
 class Worker:
     def __init__(self, engine: str, seat: Seat) -> None:
+        self._name = engine
         self._seat = seat
         self._family = Family()
         self._cpu_s = 0.0
@@ -118,7 +119,10 @@ class Worker:
         cost = {"cpu_s": self._family.cpu_s() - self._cpu_s, "peak_bytes": self._family.peak_bytes}
         result = self._engine.result()
         seat = self._seat
-        excess = 0.0 if result is None else largest_excess(result, seat.noise, seat.rank, seat.contributors, turn, codec)
+        if result is None:
+            return {**cost, "excess": 0.0}
+        added_to = seat.rank if self._name == "hivemind" else None
+        excess = largest_excess(result, seat.noise, seat.contributors, turn, codec, added_to=added_to)
         return {**cost, "excess": excess}
 
 

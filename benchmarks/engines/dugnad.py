@@ -22,7 +22,7 @@ from peer.observers import Observers
 from peer.reducing import ReduceError
 from peer.replica import Replica
 from peer.service import PeerService
-from peer.trainer import Progressed, Trainer
+from peer.trainer import Trainer
 from peer.training_side import Settings
 from protocols.codecs import CODECS
 from protocols.identity import Authority, Credentials, Key
@@ -241,7 +241,7 @@ class Dugnad:
         averages = await averaging.exchanges.run(plan, contribution, frozen.encoded if frozen is not None else b"")
         came_to = averaging.exchanges.averaged(averages)
         averaged = memoryview(came_to)[: member.replica.outcome(1).averaged_bytes]
-        vector: Vector = await member.handover.run(lambda: member.codec.decode(averaged))
+        vector = cast(Vector, await member.handover.run(lambda: member.codec.decode(averaged)))
         averaging.exchanges.committed(plan.digest)
         return vector
 

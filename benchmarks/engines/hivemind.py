@@ -6,7 +6,7 @@ import functools
 import time
 from typing import Any
 
-import scipy.optimize
+import scipy.optimize  # type: ignore[import-untyped]
 import torch
 
 from benchmarks.engines.base import Greeting, NotAveragedError, Seat
@@ -30,7 +30,7 @@ class Hivemind:
 
     def start(self, first: Greeting | None) -> Greeting:
         """Here everything forks: the DHT, its daemon, and the averager."""
-        seat, hivemind = self._seat, self._hivemind
+        seat, hivemind, compression = self._seat, self._hivemind, self._hivemind.compression
         dht = hivemind.DHT(
             initial_peers=first["maddrs"] if first else None,
             host_maddrs=[f"/ip4/{seat.address}/tcp/0"],
@@ -50,7 +50,7 @@ class Hivemind:
             min_matchmaking_time=5.0,
             request_timeout=3.0,
             part_size_bytes=PART_BYTES,
-            compression=hivemind.compression.NoCompression() if fp32 else hivemind.Float16Compression(),
+            compression=compression.NoCompression() if fp32 else compression.Float16Compression(),
             bandwidth=rate or None,
             auxiliary=seat.link.auxiliary,
             client_mode=seat.link.client_mode,
@@ -81,7 +81,7 @@ class Hivemind:
         self._step.allow_allreduce()
         try:
             group = self._step.result(600.0)
-        except Exception as error:  # noqa: BLE001  it raises many kinds; the round is not counted, and the report says why
+        except Exception as error:  # it raises many kinds; the round is not counted, and the report says why
             raise NotAveragedError(repr(error)) from error
         if group is None or len(group) != self._seat.peers:
             raise NotAveragedError(f"a group of {len(group or ())} instead of {self._seat.peers}")
