@@ -8,11 +8,12 @@ import numpy as np
 from scipy.optimize import linprog  # type: ignore[import-untyped]
 
 from benchmarks.links import Link
-from protocols.codecs import CODECS
 
 
 def encoded_bytes(codec: str, elements: int) -> int:
-    return CODECS[codec].bytes_per_element * elements
+    from protocols.codecs import CODECS  # torch comes with it
+
+    return CODECS[codec].encoded_bytes(elements)
 
 
 def loads(vector_bytes: int, links: Sequence[Link], fractions: Sequence[float]) -> list[float]:

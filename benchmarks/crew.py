@@ -72,6 +72,11 @@ class Hand:
         lines = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
         return CrewError("\n".join([f"{self.name}: {problem}", *(f"    {line}" for line in lines)]))
 
+    def complaint(self) -> str:
+        """The last line that it wrote on standard error."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return lines[-1].strip() if lines else ""
+
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # its own session: it leads its group
@@ -111,6 +116,11 @@ class Crew:
     def end(self) -> None:
         for hand in self.hands:
             hand.end()
+
+    @property
+    def complaint(self) -> str:
+        """What one of them said last, if any said anything."""
+        return next((f" ({complaint})" for hand in self.hands if (complaint := hand.complaint())), "")
 
     def all(self, command: str, *arguments: Any, limit_s: float = 120.0) -> list[Any]:
         """Everybody at once; the answers by rank. Raises CrewError."""
