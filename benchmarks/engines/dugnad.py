@@ -1,0 +1,253 @@
+"""dugnad's own production path: mutual TLS, replica, handover to a training thread, a planner's plan, every check.
+
+Everything that a benchmark must know of how a peer is put together stands in this file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from benchmarks.engines.base import Greeting, NotAveragedError, Seat
+from benchmarks.vectors import Vector
+from peer.averaging import Averaging
+from peer.exchanges import DriftedError
+from peer.handover import Handover
+from peer.observers import Observers
+from peer.reducing import ReduceError
+from peer.replica import Replica
+from peer.service import PeerService
+from peer.trainer import Trainer
+from peer.training_side import Settings
+from protocols.codecs import CODECS
+from protocols.identity import Authority, Credentials, Key
+from protocols.optimization import build_optimizer, build_scheduler
+from protocols.round import planner
+from protocols.round.records import Ballot, Candidate, Contribution, Hello, Plan, Tip
+from protocols.run_spec import RunSpec
+from protocols.tasks.base import Batches, Task
+from protocols.transport.discovery import Discovery
+from protocols.transport.links import Links, listen, peer_server
+from protocols.transport.network_thread import NetworkThread
+from protocols.wire.dugnad_pb2_grpc import add_PeerServicer_to_server
+
+RUN = "ab" * 32
+GENESIS = "cd" * 32
+INCARNATION = 1
+PATIENCE_S = 30.0
+SPLITS = ("ours", "equal")
+SPEC = """
+[run]
+name = "benchmark"
+[model]
+model_type = "gpt2"
+n_embd = 64
+n_layer = 1
+n_head = 1
+[optimizer]
+name = "sgd"
+[training]
+target_batch_size = 1024
+sequence_length = 64
+"""
+
+
+def model_of(params: int) -> nn.Module:
+    """`params` parameters in tensors of at most a million."""
+    sizes = [1 << 20] * (params >> 20) + [params % (1 << 20)]
+    return nn.ParameterList([nn.Parameter(torch.zeros(size)) for size in sizes if size])
+
+
+class Sleeper:
+    """A task whose micro-batches of `samples` take a fixed time and no compute."""
+
+    def __init__(self, samples: int, samples_per_second: float) -> None:
+        self._samples = samples
+        self._step_s = samples / samples_per_second
+        self._pause = threading.Event().wait
+
+    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self._pause(self._step_s)
+        return next(model.parameters())[:1].sum() * 0.0 + float(self._samples)
+
+    def samples_in(self, batch: dict[str, torch.Tensor]) -> int:
+        return self._samples
+
+
+class NoDiscovery:
+    """Everybody is known from the start."""
+
+    addresses = ()
+
+    async def announce(self, me: str, signed: Any) -> None:
+        pass
+
+    async def peers(self) -> list[Any]:
+        return []
+
+
+class Member:
+    """A whole peer but for the DHT and the coordinator, with its training loop on a thread of its own."""
+
+    def __init__(
+        self,
+        seat: Seat,
+        *,
+        task: Sleeper | None = None,
+        target_batch: int = 1024,
+        events: Callable[..., None] = lambda event, /, **fields: None,
+    ) -> None:
+        """With a `task` it draws samples; without, it only does what the network's thread hands over."""
+        authority = Authority.load_or_create(seat.folder)
+        key = Key.generate()
+        self.credentials = Credentials(key, authority.admit(key.request()), authority.pem)
+        self.seat = seat
+        self.codec = CODECS[seat.codec]
+        spec = RunSpec.from_toml(SPEC)
+        model = model_of(seat.params)
+        optimizer = build_optimizer(spec, model)
+        self.replica = Replica(
+            model,
+            optimizer,
+            build_scheduler(spec, optimizer),
+            codec=self.codec,
+            max_grad_norm=1.0,
+            run_digest=RUN,
+            authority=authority.pem,
+            genesis=Tip(0, GENESIS, 0, Candidate(self.credentials.peer_id, "")),
+            genesis_sha256="",
+        )
+        self.handover = Handover()
+        self.network = NetworkThread()
+        self.network.__enter__()
+        self.trainer = Trainer(
+            self.replica,
+            self.handover,
+            task=cast(Task, task),
+            batches=cast(Batches, itertools.repeat({"nothing": torch.zeros(1)})) if task is not None else None,
+            device=torch.device("cpu"),
+            progressed=self._progressed,
+        )
+        self._target_batch = target_batch
+        self._events = events
+        self.averaging: Averaging | None = None
+        self.server, self._tls = self.network.call(self._make_server())
+
+    async def _make_server(self) -> Any:
+        return peer_server(self.credentials)
+
+    def listen(self) -> str:
+        """Binds the port: the address that others dial, '' in client mode."""
+        port = listen(self.server, self._tls, self.seat.address, 0)
+        return "" if self.seat.link.client_mode else f"{self.seat.address}:{port}"
+
+    def meet(self, everybody: Sequence[tuple[str, str]]) -> None:
+        """`everybody`: (peer id, address) by rank. Serves from now on; the first who can be dialled leads."""
+        candidates = [Candidate(peer, address) for peer, address in everybody if address]
+        self.replica.tip = Tip(0, GENESIS, 0, candidates[0], tuple(candidates[1:]))
+        self.averaging = self.network.call(self._serve(candidates, dict(everybody)[self.credentials.peer_id]))
+        threading.Thread(target=self.trainer.run, name="training", daemon=True).start()
+
+    async def _serve(self, candidates: list[Candidate], address: str) -> Averaging:
+        link = self.seat.link
+        averaging = Averaging(
+            hello=Hello(INCARNATION, link.auxiliary, address, f"rank {self.seat.rank}"),
+            links=Links(self.credentials, RUN),
+            discovery=cast(Discovery, NoDiscovery()),
+            bootstrap=tuple(candidate for candidate in candidates if candidate.peer != self.credentials.peer_id),
+            coordinator="127.0.0.1:1",
+            settings=Settings(RUN, self._target_batch, None, self.codec),
+            training=self.trainer,
+            handover=self.handover,
+            events=self._events,
+        )
+        averaging.succession.know(candidates)
+        assert self.replica.tip is not None
+        averaging.succession.follow(self.replica.tip)
+        add_PeerServicer_to_server(PeerService(averaging, Observers(averaging)), self.server)
+        await self.server.start()
+        return averaging
+
+    def _progressed(self, samples: int, samples_per_second: float, step_s: float) -> None:
+        if self.averaging is not None:
+            self.network.loop.call_soon_threadsafe(self.averaging.progressed, samples, samples_per_second, step_s)
+
+
+class Dugnad:
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+        self._member = Member(seat)
+        self._present: dict[str, planner.Present] = {}
+        self._lead = ""
+        self._turn = 0
+        self._averaged: Vector | None = None
+
+    def start(self, first: Greeting | None) -> Greeting:
+        return {"peer": self._member.credentials.peer_id, "address": self._member.listen()}
+
+    def connect(self, greetings: list[Greeting]) -> None:
+        everybody = [(greeting["peer"], greeting["address"]) for greeting in greetings]
+        self._present = {
+            peer: planner.Present(address, 0 if link.auxiliary else 1, link.upload_bytes_s, link.download_bytes_s)
+            for (peer, address), link in zip(everybody, self._seat.links, strict=True)
+        }
+        self._lead = next(peer for peer, address in everybody if address)
+        self._member.meet(everybody)
+
+    def prepare(self, turn: int, vector: Vector) -> None:
+        self._turn, self._averaged = turn, None
+        if not self._seat.link.auxiliary:
+            self._member.handover.put(lambda: self._accumulate(vector)).result()
+
+    def _accumulate(self, vector: Vector) -> None:
+        accumulator = self._member.replica.accumulator
+        accumulator.restart()
+        accumulator.flat.copy_(torch.from_numpy(vector))
+        accumulator.add(1, 0.0)
+
+    def prepared(self) -> bool:
+        return True
+
+    def run(self) -> None:
+        try:
+            self._averaged = self._member.network.call(self._round(self._plan()))
+        except (ReduceError, DriftedError) as error:
+            raise NotAveragedError(str(error)) from error
+
+    def _plan(self) -> Plan:
+        layout = planner.fresh(self._present, self._lead, self._seat.params)
+        assert layout is not None
+        shards = layout.shards
+        if self._seat.split == "equal":
+            shards = planner.equal_shards(self._seat.params, _reachable(self._present.items()))
+        ballot = Ballot(1, GENESIS, self._turn + 1, self._lead)
+        codec = self._member.codec.name
+        return Plan(RUN, ballot, layout.contributors, layout.members, shards, codec, PATIENCE_S, INCARNATION)
+
+    async def _round(self, plan: Plan) -> Vector:
+        """As Averaging does it: freeze, exchange, and the first half of applying."""
+        member, averaging = self._member, self._member.averaging
+        assert averaging is not None
+        frozen = await member.handover.run(member.trainer.freeze)
+        contribution = None
+        if frozen is not None:
+            me = member.credentials.peer_id
+            contribution = Contribution(me, INCARNATION, frozen.first, frozen.end, frozen.base, frozen.loss)
+        averages = await averaging.exchanges.run(plan, contribution, frozen.encoded if frozen is not None else b"")
+        came_to = averaging.exchanges.averaged(averages)
+        averaged = memoryview(came_to)[: member.replica.outcome(1).averaged_bytes]
+        vector = cast(Vector, await member.handover.run(lambda: member.codec.decode(averaged)))
+        averaging.exchanges.committed(plan.digest)
+        return vector
+
+    def result(self) -> Vector | None:
+        return self._averaged
+
+
+def _reachable(present: Iterable[tuple[str, planner.Present]]) -> list[Candidate]:
+    return [Candidate(peer, it.address) for peer, it in sorted(present) if it.address]

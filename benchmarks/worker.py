@@ -1,0 +1,176 @@
+"""One peer of one engine: a process that does what lines of JSON on standard input say, and answers each with a line.
+
+It ends, with all that it started, when standard input ends: so nothing outlives the benchmark, however that ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from benchmarks.engines.base import Engine, NotAveragedError, Seat
+from benchmarks.vectors import contribution, largest_excess
+
+
+def engine_of(name: str, seat: Seat) -> Engine:
+    # Imported here, since each brings seconds of imports with it that the others can do without.
+    if name == "dugnad":
+        from benchmarks.engines.dugnad import Dugnad
+
+        return Dugnad(seat)
+    if name == "hivemind":
+        from benchmarks.engines.hivemind import Hivemind
+
+        return Hivemind(seat)
+    from benchmarks.engines.gloo import Gloo
+
+    return Gloo(seat)
+
+
+class Family:
+    """This process and its children: what they use of the machine."""
+
+    def __init__(self) -> None:
+        self._processes = [psutil.Process()]
+        self._before: dict[int, dict[str, int]] = {}
+        self._peak_bytes = 0
+
+    def settle(self) -> None:
+        """All children are there now, and what memory they have is where counting starts."""
+        self._processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        self._before = {process.pid: _memory(process.pid) for process in self._processes}
+
+    def begin(self) -> None:
+        """Peaks are counted from now on."""
+        for process in self._processes:
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+    def end(self) -> None:
+        self._peak_bytes = max(self._peak_bytes, sum(self._above(process.pid) for process in self._processes))
+
+    def _above(self, pid: int) -> int:
+        # Shared memory is what the engine was given to average: that a child maps it, too, costs nothing.
+        before, now = self._before[pid], _memory(pid)
+        return max(0, now["VmHWM"] - before["VmRSS"] - max(0, now["RssShmem"] - before["RssShmem"]))
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest that each process has been, above where it was when things settled, summed."""
+        return self._peak_bytes
+
+    def cpu_s(self) -> float:
+        return sum(times.user + times.system for process in self._processes for times in [process.cpu_times()])
+
+
+def _memory(pid: int) -> dict[str, int]:
+    """The figures in bytes of /proc/PID/status."""
+    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {fields[0].rstrip(":"): int(fields[1]) * 1024 for fields in lines if fields[-1] == "kB"}
+
+
+class Worker:
+    def __init__(self, engine: str, seat: Seat) -> None:
+        self._name = engine
+        self._seat = seat
+        self._family = Family()
+        self._cpu_s = 0.0
+        self._engine = engine_of(engine, seat)
+
+    def start(self, first: dict[str, Any] | None) -> dict[str, Any]:
+        return self._engine.start(first)
+
+    def connect(self, greetings: list[dict[str, Any]]) -> None:
+        self._engine.connect(greetings)
+
+    def settle(self) -> None:
+        self._family.settle()
+
+    def prepare(self, turn: int) -> None:
+        seat = self._seat
+        self._engine.prepare(turn, contribution(seat.noise, seat.params, seat.rank, turn, 0, seat.params))
+
+    def prepared(self) -> bool:
+        return self._engine.prepared()
+
+    def run(self) -> dict[str, Any]:
+        """When it began and ended, by the machine's monotonic clock, which all processes share."""
+        self._family.begin()
+        self._cpu_s = self._family.cpu_s()
+        problem, began = "", time.monotonic()
+        try:
+            self._engine.run()
+        except NotAveragedError as error:
+            problem = str(error) or "not averaged"
+        return {"began": began, "ended": time.monotonic(), "problem": problem}
+
+    def check(self, turn: int, codec: str) -> dict[str, Any]:
+        """Everybody has ended: what it cost, and whether the averages are right."""
+        self._family.end()
+        cost = {"cpu_s": self._family.cpu_s() - self._cpu_s, "peak_bytes": self._family.peak_bytes}
+        result = self._engine.result()
+        seat = self._seat
+        if result is None:
+            return {**cost, "excess": 0.0}
+        added_to = seat.rank if self._name == "hivemind" else None
+        excess = largest_excess(result, seat.noise, seat.contributors, turn, codec, added_to=added_to)
+        return {**cost, "excess": excess}
+
+
+def listen(lines: queue.SimpleQueue[str]) -> None:
+    # Not through sys.stdin: whoever forks while a thread waits there inherits its lock, and hivemind's children close it.
+    rest = b""
+    while data := os.read(0, 1 << 16):
+        *whole, rest = (rest + data).split(b"\n")
+        for line in whole:
+            lines.put(line.decode())
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def serve(worker: Worker, lines: queue.SimpleQueue[str], answers: TextIO) -> None:
+    while True:
+        command, arguments = json.loads(lines.get())
+        try:
+            answer = {"answer": getattr(worker, command)(*arguments)}
+        except Exception as error:  # noqa: BLE001  whatever an engine raises: it is shown to whoever runs the benchmark
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def private_stdout() -> TextIO:
+    """The stream for answers; whatever a library prints goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def main() -> None:
+    answers = private_stdout()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark ends it
+    import torch
+
+    torch.set_num_threads(1)  # as many peers as cores, or more, share the machine
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    engine, seat = sys.argv[1], Seat.from_json(sys.argv[2])
+    threading.Thread(target=listen, args=(lines,), daemon=True).start()
+    try:
+        worker = Worker(engine, seat)
+    except Exception as error:  # noqa: BLE001  as in serve
+        traceback.print_exc()
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers, flush=True)
+        return
+    serve(worker, lines, answers)
+
+
+if __name__ == "__main__":
+    main()
