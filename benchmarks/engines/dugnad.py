@@ -31,9 +31,11 @@ from protocols.round import planner
 from protocols.round.records import Ballot, Candidate, Contribution, Hello, Plan, Tip
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Batches, Task
+from protocols.transport.bulk import BulkLinks, BulkServer
 from protocols.transport.discovery import Discovery
 from protocols.transport.links import Links, listen, peer_server
 from protocols.transport.network_thread import NetworkThread
+from protocols.transport.traffic import Traffic
 from protocols.wire.dugnad_pb2_grpc import add_PeerServicer_to_server
 
 RUN = "ab" * 32
@@ -125,6 +127,7 @@ class Member:
         self.handover = Handover()
         self.network = NetworkThread()
         self.network.__enter__()
+        self.traffic = Traffic()
         self.trainer = Trainer(
             self.replica,
             self.handover,
@@ -137,27 +140,33 @@ class Member:
         self._events = events
         self.averaging: Averaging | None = None
         self.server, self._tls = self.network.call(self._make_server())
+        self.bulk_server = BulkServer(self.credentials, RUN, self.traffic)
+        self.address = self.bulk_address = ""
 
     async def _make_server(self) -> Any:
         return peer_server(self.credentials)
 
-    def listen(self) -> str:
-        """Binds the port: the address that others dial, '' in client mode."""
-        port = listen(self.server, self._tls, self.seat.address, 0)
-        return "" if self.seat.link.client_mode else f"{self.seat.address}:{port}"
+    def listen(self) -> Greeting:
+        """Binds the ports. Says who this is and where, '' in client mode."""
+        host = self.seat.address
+        ports = listen(self.server, self._tls, host, 0), self.bulk_server.listen(host, 0)
+        if not self.seat.link.client_mode:
+            self.address, self.bulk_address = (f"{host}:{port}" for port in ports)
+        return {"peer": self.credentials.peer_id, "address": self.address, "bulk_address": self.bulk_address}
 
-    def meet(self, everybody: Sequence[tuple[str, str]]) -> None:
-        """`everybody`: (peer id, address) by rank. Serves from now on; the first who can be dialled leads."""
-        candidates = [Candidate(peer, address) for peer, address in everybody if address]
+    def meet(self, everybody: Sequence[Greeting]) -> None:
+        """By rank. Serves from now on; the first who can be dialled leads."""
+        candidates = [Candidate(it["peer"], it["address"]) for it in everybody if it["address"]]
         self.replica.tip = Tip(0, GENESIS, 0, candidates[0], tuple(candidates[1:]))
-        self.averaging = self.network.call(self._serve(candidates, dict(everybody)[self.credentials.peer_id]))
+        self.averaging = self.network.call(self._serve(candidates))
         threading.Thread(target=self.trainer.run, name="training", daemon=True).start()
 
-    async def _serve(self, candidates: list[Candidate], address: str) -> Averaging:
+    async def _serve(self, candidates: list[Candidate]) -> Averaging:
         link = self.seat.link
         averaging = Averaging(
-            hello=Hello(INCARNATION, link.auxiliary, address, f"rank {self.seat.rank}"),
+            hello=Hello(INCARNATION, link.auxiliary, self.address, self.bulk_address, f"rank {self.seat.rank}"),
             links=Links(self.credentials, RUN),
+            bulk=BulkLinks(self.credentials, RUN, self.traffic),
             discovery=cast(Discovery, NoDiscovery()),
             bootstrap=tuple(candidate for candidate in candidates if candidate.peer != self.credentials.peer_id),
             coordinator="127.0.0.1:1",
@@ -169,8 +178,10 @@ class Member:
         averaging.succession.know(candidates)
         assert self.replica.tip is not None
         averaging.succession.follow(self.replica.tip)
-        add_PeerServicer_to_server(PeerService(averaging, Observers(averaging)), self.server)
+        service = PeerService(averaging, Observers(averaging))
+        add_PeerServicer_to_server(service, self.server)
         await self.server.start()
+        self.bulk_server.start(service.bulk)
         return averaging
 
     def _progressed(self, samples: int, samples_per_second: float, step_s: float) -> None:
@@ -188,16 +199,17 @@ class Dugnad:
         self._averaged: Vector | None = None
 
     def start(self, first: Greeting | None) -> Greeting:
-        return {"peer": self._member.credentials.peer_id, "address": self._member.listen()}
+        return self._member.listen()
 
     def connect(self, greetings: list[Greeting]) -> None:
-        everybody = [(greeting["peer"], greeting["address"]) for greeting in greetings]
         self._present = {
-            peer: planner.Present(address, 0 if link.auxiliary else 1, link.upload_bytes_s, link.download_bytes_s)
-            for (peer, address), link in zip(everybody, self._seat.links, strict=True)
+            it["peer"]: planner.Present(
+                it["bulk_address"], 0 if link.auxiliary else 1, link.upload_bytes_s, link.download_bytes_s
+            )
+            for it, link in zip(greetings, self._seat.links, strict=True)
         }
-        self._lead = next(peer for peer, address in everybody if address)
-        self._member.meet(everybody)
+        self._lead = next(it["peer"] for it in greetings if it["address"])
+        self._member.meet(greetings)
 
     def prepare(self, turn: int, vector: Vector) -> None:
         self._turn, self._averaged = turn, None
