@@ -125,7 +125,7 @@ class _Received:
         self.result: ShardResult | None = None
         self._codec = codec
         self._into = list(into)
-        self._averaged = codec.encoded_bytes(shard.stop - shard.start)  # bytes of them that are still to come
+        self._averaged = shard.stop - shard.start  # elements of them that are still to come
         self._digest = hashlib.sha256()
         self._next = 0
 
@@ -141,8 +141,9 @@ class _Received:
         self._next += 1
         self._digest.update(chunk)
         if self._averaged:
-            self._codec.decode(chunk)
-            self._averaged -= len(chunk)
+            elements = min(CHUNK_ELEMENTS, self._averaged)
+            self._codec.check(chunk, elements)
+            self._averaged -= elements
 
     def finish(self, result: ShardResult, *, ours: bool = False) -> None:
         if self._next != len(self._into) or (result.start, result.stop) != (self.shard.start, self.shard.stop):

@@ -132,7 +132,7 @@ class Replica:
         excess = self._state.excess(ranges, canonical, self.slices.age(epoch))
         if excess > 1:
             raise DriftError(f"this peer's state is {excess:.3g} times as far off as rounding allows at epoch {self.tip.epoch}")
-        gradient = torch.from_numpy(self.codec.decode(averaged))
+        gradient = torch.from_numpy(self.codec.decode(averaged, self.elements))
         self.tip = None
         self._state.write(ranges, canonical)
         norm = commit.gradient_norm  # from the commit, never computed here: everybody must clip by the same number

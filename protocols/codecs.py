@@ -4,11 +4,12 @@ Every codec is elementwise or works on blocks that `planner.GRID` is a multiple 
 depend on where a plan cuts the vector: a vector is encoded once and every shard of every plan is a slice of those bytes.
 
 torch does the work, on views of the caller's memory: its conversions and reductions are vectorised, numpy's are not (of halves
-fifty times slower).
+fifty times slower). Only operations that round each element once are used, so that results do not depend on where chunks end.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -21,56 +22,217 @@ from protocols.errors import BadMessageError
 FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Bytes = bytes | bytearray | memoryview
 
+BLOCK = 128  # elements that share a scale
+SCALE_BYTES = 2
+LEAST_SCALE, MOST_SCALE = 2.0**-100, 2.0**100  # no product underflows, overflows, or is slow
+# Encoded at a time: temporaries stay in the processor's cache, and small beside the vector.
+PIECE_ELEMENTS = 256 * 1024
+
 
 @dataclass(frozen=True)
-class Codec:
-    """A vector as little-endian floats; averages are computed in `working` precision.
+class Codec(ABC):
+    """A vector of n floats as `encoded_bytes(n)` little-endian bytes, rounded to nearest; equal values have equal bytes.
 
-    Errors: fp64 and fp32 lose nothing of a vector of their own precision; fp16 rounds to nearest, relative error at most
-    2^-11 (absolute 2^-25 below 2^-14), and values beyond ±65504 saturate. What is not finite stays so, and is
-    refused where it is decoded.
+    What is not finite is never turned into a value: it is encoded as something that `check` refuses.
     """
 
     name: str
+
+    @property
+    def working(self) -> type[np.float32] | type[np.float64]:
+        """In what precision vectors are taken, averaged and given back."""
+        return np.float32
+
+    @abstractmethod
+    def encoded_bytes(self, elements: int) -> int:
+        """Size of the encoding of a vector's first `elements` elements: on the grid, where element `elements` begins."""
+
+    @abstractmethod
+    def most_error(self, values: FloatArray) -> npt.NDArray[np.float64]:
+        """(n,) values -> (n,) how far from each its decoded encoding may be, unless it saturates."""
+
+    @abstractmethod
+    def encode(self, values: FloatArray) -> bytes:
+        """(n,) floats -> encoded_bytes(n) bytes."""
+
+    def check(self, data: Bytes, elements: int) -> None:
+        """Raises BadMessageError unless `data` are so many elements, all finite. Reads the data once at most."""
+        if len(data) != self.encoded_bytes(elements):
+            raise BadMessageError(f"{len(data)} bytes are not {elements} {self.name} values")
+        if not self._is_sound(_tensor(np.frombuffer(data, np.uint8)), elements):
+            raise BadMessageError(f"a {self.name} value is not finite, or not encoded as it should be")
+
+    def decode(self, data: Bytes, elements: int) -> FloatArray:
+        """(elements,) floats in `working` precision, the caller's own. Raises BadMessageError as `check` does."""
+        self.check(data, elements)
+        values: FloatArray = self._values(_tensor(np.frombuffer(data, np.uint8)), elements).numpy()
+        return values
+
+    @abstractmethod
+    def _is_sound(self, data: torch.Tensor, elements: int) -> bool:
+        """`data`: (encoded_bytes(elements),) uint8."""
+
+    @abstractmethod
+    def _values(self, data: torch.Tensor, elements: int) -> torch.Tensor:
+        """(encoded_bytes(elements),) sound uint8 -> (elements,) in new memory."""
+
+
+@dataclass(frozen=True)
+class FloatCodec(Codec):
+    """Each element as a float of its own.
+
+    fp64 and fp32 lose nothing of a vector of their own precision. fp16: relative error at most 2^-11 (absolute 2^-25 below
+    2^-14), and values beyond ±65504 saturate. bf16: relative error at most 2^-8 (absolute 2^-134 below 2^-126), and the range of
+    fp32.
+    """
+
     wire: torch.dtype
 
     @property
     def working(self) -> type[np.float32] | type[np.float64]:
         return np.float64 if self.wire is torch.float64 else np.float32
 
-    @property
-    def _bits(self) -> torch.dtype:
-        """As numpy may see them: it has no bfloat16."""
-        return {2: torch.int16, 4: torch.int32, 8: torch.int64}[self.wire.itemsize]
-
     def encoded_bytes(self, elements: int) -> int:
-        """Size of the encoding of a vector's first `elements` elements: on the grid, where element `elements` begins."""
         return elements * self.wire.itemsize
 
+    def most_error(self, values: FloatArray) -> npt.NDArray[np.float64]:
+        size = np.abs(np.asarray(values, np.float64))
+        if self.wire.itemsize >= 4:
+            return size * 0
+        about = torch.finfo(self.wire)
+        bound: npt.NDArray[np.float64] = np.maximum(size, about.tiny) * (about.eps / 2)
+        return bound
+
     def encode(self, values: FloatArray) -> bytes:
-        """(n,) floats -> encoded_bytes(n) bytes."""
         exact = _tensor(np.ascontiguousarray(values, self.working))
         narrow = exact.to(self.wire)
         if narrow is not exact and not _is_finite(narrow):
             most = torch.finfo(self.wire).max
             narrow = torch.where(exact.isfinite(), exact.clamp(-most, most), exact).to(self.wire)
-        return narrow.view(self._bits).numpy().tobytes()
+        bits = torch.int16 if self.wire.itemsize == 2 else self.wire  # numpy has no bfloat16
+        return narrow.view(bits).numpy().tobytes()
 
-    def decode(self, data: Bytes) -> FloatArray:
-        """(n,) floats in `working` precision, the caller's own. Raises BadMessageError unless `data` is a whole number of
-        elements, all finite."""
-        if len(data) % self.wire.itemsize:
-            raise BadMessageError(f"{len(data)} bytes are no whole number of {self.name} values")
-        wide = max(self.wire, torch.float32, key=lambda dtype: dtype.itemsize)
-        values = _tensor(np.frombuffer(data, f"<i{self.wire.itemsize}")).view(self.wire).to(wide, copy=True)
-        if not _is_finite(values):
-            raise BadMessageError("a value is not finite")
-        decoded: FloatArray = values.numpy()
-        return decoded
+    def _is_sound(self, data: torch.Tensor, elements: int) -> bool:
+        return _is_finite(data.view(self.wire))
+
+    def _values(self, data: torch.Tensor, elements: int) -> torch.Tensor:
+        return data.view(self.wire).to(max(self.wire, torch.float32, key=lambda dtype: dtype.itemsize), copy=True)
+
+
+@dataclass(frozen=True)
+class BlockCodec(Codec):
+    """Blocks of 128 elements, each as its scale (bfloat16) followed by a whole number of `bits` bits for each element.
+
+    A value is its number times the scale, which is the block's largest magnitude divided by 127 (int8) or 7 (int4). The error is
+    at most half a scale: 0.3952 % of the block's largest magnitude for int8 (1/254, and 2^-8 of that for rounding), 7.171 % for
+    int4 (1/14, likewise). Blocks whose scale would be below 2^-100 become zero; values saturate where it would be above 2^100.
+    Products of number and scale are exact, and encoding again what was decoded changes no byte.
+
+    Two int4 numbers share a byte: element i of the first half of a block has the low bits, the one half a block on the high
+    bits. The vector's last block may be short; when it has an odd number of elements, its last four bits are zero.
+    """
+
+    bits: int
+
+    @property
+    def _most(self) -> int:
+        return (1 << self.bits - 1) - 1
+
+    def encoded_bytes(self, elements: int) -> int:
+        return -(-elements // BLOCK) * SCALE_BYTES + -(-elements * self.bits // 8)
+
+    def most_error(self, values: FloatArray) -> npt.NDArray[np.float64]:
+        size = np.abs(np.asarray(values, np.float64))
+        blocks = np.pad(size, (0, -len(size) % BLOCK)).reshape(-1, BLOCK).max(axis=1)
+        error = blocks / (2 * self._most) * (1 + 2.0**-8) + (self._most + 1) * LEAST_SCALE
+        bound: npt.NDArray[np.float64] = np.repeat(error, BLOCK)[: len(size)]
+        return bound
+
+    def encode(self, values: FloatArray) -> bytes:
+        exact = _tensor(np.ascontiguousarray(values, self.working))
+        encoded = torch.empty(self.encoded_bytes(len(exact)), dtype=torch.uint8)
+        whole = len(exact) - len(exact) % BLOCK
+        for at in range(0, whole, PIECE_ELEMENTS):
+            end = min(at + PIECE_ELEMENTS, whole)
+            piece = encoded[self.encoded_bytes(at) : self.encoded_bytes(end)]
+            self._encode_blocks(exact[at:end].view(-1, BLOCK), piece.view(-1, self.encoded_bytes(BLOCK)))
+        if whole < len(exact):
+            short = torch.nn.functional.pad(exact[whole:], (0, len(exact) % 2))  # to an even number
+            piece = torch.empty(1, self.encoded_bytes(len(short)), dtype=torch.uint8)
+            self._encode_blocks(short.view(1, -1), piece)
+            encoded[self.encoded_bytes(whole) :] = piece[0, : len(encoded) - self.encoded_bytes(whole)]
+        return encoded.numpy().tobytes()
+
+    def _encode_blocks(self, blocks: torch.Tensor, encoded: torch.Tensor) -> None:
+        """(k, b) floats, b even -> (k, encoded_bytes(b)) uint8."""
+        peaks, most = blocks.abs().amax(dim=1, keepdim=True), self._most * MOST_SCALE
+        lowest, highest = (float(peak) for peak in peaks.aminmax())
+        ordinary = lowest >= 2 * self._most * LEAST_SCALE and highest <= most  # false of what is not a number
+        if not ordinary:
+            finite = peaks.isfinite()
+            blocks = torch.where(finite, blocks.clamp(-most, most), 0.0)
+            peaks = torch.where(finite, peaks.clamp(max=most), torch.nan)
+        scales = peaks.div_(self._most).to(torch.bfloat16)
+        inverse = scales.to(torch.float32).reciprocal_()
+        if not ordinary:
+            scales = torch.where(scales < LEAST_SCALE, 0.0, scales)
+            inverse = torch.where(scales > 0, inverse, 0.0)
+        # The scale is off by 2^-8 of itself at most, too little for a number beyond `_most`, or for a peak short of it.
+        numbers = (blocks * inverse).round_()
+        encoded[:, :SCALE_BYTES] = scales.view(torch.uint8)
+        target = encoded[:, SCALE_BYTES:]
+        if self.bits == 8:
+            target.view(torch.int8).copy_(numbers)
+        else:
+            nibbles, half = numbers.to(torch.int8), target.shape[1]
+            target.view(torch.int8).copy_((nibbles[:, :half] & 15) | (nibbles[:, half:] << 4))
+
+    def _pieces(self, data: torch.Tensor, elements: int) -> list[torch.Tensor]:
+        """`data` as (k, encoded_bytes(BLOCK)) of whole blocks, and (1, n) of a short one; only those that there are."""
+        whole = self.encoded_bytes(elements - elements % BLOCK)
+        pieces = [data[:whole].view(-1, self.encoded_bytes(BLOCK)), data[whole:].view(1, -1)]
+        return [piece for piece in pieces if piece.numel()]
+
+    def _is_sound(self, data: torch.Tensor, elements: int) -> bool:
+        if elements % 2 and self.bits == 4 and int(data[-1]) > 15:
+            return False
+        for piece in self._pieces(data, elements):
+            scales = _scales(piece)
+            lowest, highest = (float(scale) for scale in scales.aminmax())
+            if lowest >= LEAST_SCALE and highest <= MOST_SCALE:
+                continue
+            zero = scales == 0
+            if not bool(((scales >= LEAST_SCALE) & (scales <= MOST_SCALE) | zero).all()):
+                return False
+            if bool(piece[zero[:, 0], :].any()):
+                return False  # a zero of another sign, or numbers that stand for nothing
+        return True
+
+    def _values(self, data: torch.Tensor, elements: int) -> torch.Tensor:
+        values = torch.empty(elements + elements % 2)
+        at = 0
+        for piece in self._pieces(data, elements):
+            numbers = piece[:, SCALE_BYTES:].view(torch.int8)
+            end = min(at + len(piece) * BLOCK, len(values))
+            target = values[at:end].view(len(piece), -1)
+            if self.bits == 8:
+                target[:, : numbers.shape[1]].copy_(numbers)
+            else:
+                half = numbers.shape[1]
+                target[:, :half].copy_(numbers << 4 >> 4)
+                target[:, half:].copy_(numbers >> 4)
+            target.mul_(_scales(piece))
+            at = end
+        return values[:elements]
+
+
+def _scales(blocks: torch.Tensor) -> torch.Tensor:
+    """(k, n) encoded blocks -> (k, 1) float32."""
+    return blocks[:, :SCALE_BYTES].clone(memory_format=torch.contiguous_format).view(torch.bfloat16).to(torch.float32)
 
 
 def _tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
-    """A view, not to be written to: torch has no tensors that cannot be, and complains of memory that cannot."""
+    """A view. torch knows no memory that must not be written to, and complains of it: so do not write to what came in."""
     if array.flags.writeable:
         return torch.from_numpy(array)
     interface = array.__array_interface__ | {"data": (array.__array_interface__["data"][0], False)}
@@ -83,8 +245,11 @@ def _is_finite(values: torch.Tensor) -> bool:
     return bool(total.isfinite()) or bool(values.isfinite().all())
 
 
-CODECS = {
-    "fp64": Codec("fp64", torch.float64),
-    "fp32": Codec("fp32", torch.float32),
-    "fp16": Codec("fp16", torch.float16),
+CODECS: dict[str, Codec] = {
+    "fp64": FloatCodec("fp64", torch.float64),
+    "fp32": FloatCodec("fp32", torch.float32),
+    "fp16": FloatCodec("fp16", torch.float16),
+    "bf16": FloatCodec("bf16", torch.bfloat16),
+    "int8": BlockCodec("int8", 8),
+    "int4": BlockCodec("int4", 4),
 }

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from protocols.codecs import Bytes, Codec, FloatArray
 from protocols.errors import BadMessageError
@@ -55,9 +56,9 @@ class ShardReduction:
         self.shard = shard
         self.codec = codec
         self.shard_bytes = codec.encoded_bytes(shard.stop - shard.start)
-        self._chunk_bytes = codec.encoded_bytes(chunk_elements or CHUNK_ELEMENTS)
+        self._chunk_elements = chunk_elements or CHUNK_ELEMENTS
         self._contributions: dict[str, Contribution] = {}
-        self._received = dict.fromkeys(plan.contributors, 0)
+        self._received = dict.fromkeys(plan.contributors, 0)  # elements
         self._pending: dict[str, deque[FloatArray]] = {peer: deque() for peer in plan.contributors}
         self._digest = hashlib.sha256()
         self._sum_of_squares = 0.0
@@ -90,7 +91,11 @@ class ShardReduction:
 
     def expects(self, peer: str) -> int:
         """Bytes of `peer`'s next chunk; 0 when all have come."""
-        return min(self._chunk_bytes, self.shard_bytes - self._received.get(peer, self.shard_bytes))
+        return self.codec.encoded_bytes(self._next_elements(peer))
+
+    def _next_elements(self, peer: str) -> int:
+        whole = self.shard.stop - self.shard.start
+        return min(self._chunk_elements, whole - self._received.get(peer, whole))
 
     def has_room(self, peer: str) -> bool:
         """Whether `peer`'s next chunk can be taken now: a faster contributor waits for the slowest."""
@@ -103,8 +108,9 @@ class ShardReduction:
             raise BadMessageError(f"{peer} sends before it opened")
         if len(data) != self.expects(peer) or not data:
             raise BadMessageError(f"{peer} sent a chunk of {len(data)} bytes, not {self.expects(peer)}")
-        self._pending[peer].append(self.codec.decode(data))
-        self._received[peer] += len(data)
+        elements = self._next_elements(peer)
+        self._pending[peer].append(self.codec.decode(data, elements))
+        self._received[peer] += elements
         while self.contributions is not None and all(self._pending.values()):
             self._average_next()
 
@@ -112,13 +118,15 @@ class ShardReduction:
         contributions = self.contributions
         assert contributions is not None
         parts = [self._pending[contribution.peer].popleft() for contribution in contributions]
-        encoded = self.codec.encode(weighted_mean(parts, [contribution.weight for contribution in contributions]))
-        decoded = self.codec.decode(encoded).astype(np.float64)
+        mean = weighted_mean(parts, [contribution.weight for contribution in contributions])
+        encoded = self.codec.encode(mean)
+        decoded = torch.from_numpy(self.codec.decode(encoded, len(mean))).to(torch.float64)
         self._sum_of_squares += float(decoded @ decoded)
         self._pass(encoded)
         if self.averaged_bytes == self.shard_bytes:
-            for at in range(0, len(self._canonical), self._chunk_bytes):
-                self._pass(self._canonical[at : at + self._chunk_bytes])
+            chunk_bytes = self.codec.encoded_bytes(self._chunk_elements)
+            for at in range(0, len(self._canonical), chunk_bytes):
+                self._pass(self._canonical[at : at + chunk_bytes])
 
     def _pass(self, data: bytes) -> None:
         self._digest.update(data)

@@ -253,7 +253,7 @@ class Dugnad:
         averages = await averaging.exchanges.run(plan, contribution, frozen.encoded if frozen is not None else b"")
         came_to = averaging.exchanges.averaged(averages)
         averaged = memoryview(came_to)[: member.replica.outcome(1).averaged_bytes]
-        vector = cast(Vector, await member.handover.run(lambda: member.codec.decode(averaged)))
+        vector = cast(Vector, await member.handover.run(lambda: member.codec.decode(averaged, member.replica.elements)))
         averaging.exchanges.committed(plan.digest)
         return vector
 

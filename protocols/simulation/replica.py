@@ -35,7 +35,7 @@ def sample_gradient(peer: str, incarnation: int, counter: int, base: str) -> Vec
 
 def stepped(state: Vector, averaged: bytes, codec: Codec) -> Vector:
     """One step: not commutative, so that an order of steps shows in the state."""
-    after: Vector = state * 0.5 + codec.decode(averaged)
+    after: Vector = state * 0.5 + codec.decode(averaged, ELEMENTS)
     after.setflags(write=False)
     return after
 

@@ -87,7 +87,7 @@ def averaged_of(it: Replica, seed: int, codec: Codec = CODECS["fp32"]) -> bytes:
 
 def commit_for(it: Replica, averaged: bytes, lead: Credentials, **change: Any) -> SignedCommit:
     assert it.tip is not None
-    values = it.codec.decode(averaged).astype(np.float64)
+    values = it.codec.decode(averaged, it.elements).astype(np.float64)
     came_to = averaged + it.slice_values(it.tip.lineage)
     shard = ShardResult(0, it.elements, hashlib.sha256(came_to).hexdigest(), float(values @ values))
     commit = Commit(
@@ -175,7 +175,7 @@ def test_clipping_goes_by_the_commits_sums_of_squares_alone(lead: Credentials, s
     half = clipped.elements // 2
     shards = (ShardResult(0, half, "c" * 64, said / 2), ShardResult(half, clipped.elements, "d" * 64, said / 2))
     clipped.apply(commit_for(clipped, averaged, lead, shards=shards), averaged)
-    scaled = (CODECS["fp32"].decode(averaged) * np.float32(factor)).astype("<f4").tobytes()
+    scaled = (CODECS["fp32"].decode(averaged, clipped.elements) * np.float32(factor)).astype("<f4").tobytes()
     plain.apply(commit_for(plain, averaged, lead), scaled)
     for mine, theirs in zip(clipped.optimizer.state.values(), plain.optimizer.state.values(), strict=True):
         assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
@@ -272,7 +272,7 @@ def test_what_is_frozen_is_the_mean_with_its_range_and_loss(lead: Credentials) -
     frozen = it.freeze()
     assert frozen is not None
     assert (frozen.first, frozen.end, frozen.loss) == (0, 4, 2.5)
-    assert CODECS["fp32"].decode(frozen.encoded).tolist() == (np.arange(it.elements) / 4).tolist()
+    assert CODECS["fp32"].decode(frozen.encoded, it.elements).tolist() == (np.arange(it.elements) / 4).tolist()
     assert it.freeze() == frozen, "freezing twice gives the same bytes"
 
 

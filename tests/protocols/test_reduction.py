@@ -78,12 +78,21 @@ IN_TURN = [peer for _ in range(3) for peer in WEIGHTS]
 @pytest.mark.parametrize(("codec", "tolerance"), [("fp64", 1e-15), ("fp32", 4e-7), ("fp16", 5e-3)])
 def test_the_average_is_the_mean_over_all_samples(codec: str, tolerance: float) -> None:
     it = run(IN_TURN, codec)
-    sent = {peer: CODECS[codec].decode(CODECS[codec].encode(values(peer))).astype(np.float64) for peer in WEIGHTS}
+    sent = {peer: CODECS[codec].decode(CODECS[codec].encode(values(peer)), ELEMENTS).astype(np.float64) for peer in WEIGHTS}
     exact = sum(weight * sent[peer] for peer, weight in WEIGHTS.items()) / sum(WEIGHTS.values())
-    averaged = CODECS[codec].decode(b"".join(it.averaged)).astype(np.float64)
+    averaged = CODECS[codec].decode(b"".join(it.averaged), ELEMENTS).astype(np.float64)
     assert np.abs(averaged - exact).max() <= tolerance
     equal = sum(sent.values()) / len(sent)
     assert np.abs(averaged - equal).max() > 100 * tolerance, "equal weights would be somewhere else"
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS.keys())
+def test_the_average_is_off_by_its_own_encoding_and_the_chunks_do_not_matter(codec: Codec) -> None:
+    sent = {peer: codec.decode(codec.encode(values(peer)), ELEMENTS) for peer in WEIGHTS}
+    exact = sum(weight * sent[peer].astype(np.float64) for peer, weight in WEIGHTS.items()) / sum(WEIGHTS.values())
+    averaged = b"".join(run(IN_TURN, codec.name).averaged)
+    assert bool((np.abs(codec.decode(averaged, ELEMENTS) - exact) <= codec.most_error(exact) + 4e-7).all())
+    assert averaged == codec.encode(weighted_mean(list(sent.values()), list(WEIGHTS.values())))
 
 
 @given(
@@ -98,8 +107,8 @@ def test_a_weighted_mean_is_exact_to_rounding_and_never_leaves_the_range_of_its_
     for name, unit in (("fp64", 2.0**-53), ("fp32", 2.0**-24)):
         codec = CODECS[name]
         parts = [codec.encode(vector.astype(codec.working)) for vector in vectors]
-        exact = np.average([codec.decode(part).astype(np.float64) for part in parts], axis=0, weights=weights)
-        mean = weighted_mean([codec.decode(part) for part in parts], weights).astype(np.float64)
+        exact = np.average([codec.decode(part, 9).astype(np.float64) for part in parts], axis=0, weights=weights)
+        mean = weighted_mean([codec.decode(part, 9) for part in parts], weights).astype(np.float64)
         assert np.abs(mean - exact).max() <= (len(weights) + 3) * unit * scale
 
 
@@ -247,7 +256,7 @@ def test_averaging_nothing_is_refused() -> None:
 def test_one_contributor_alone_gets_back_what_it_gave() -> None:
     for name, codec in CODECS.items():
         part = codec.encode(np.linspace(-3, 3, 50).astype(codec.working))
-        assert codec.encode(weighted_mean([codec.decode(part)], [13])) == part, name
+        assert codec.encode(weighted_mean([codec.decode(part, 50)], [13])) == part, name
 
 
 def test_large_runs_of_random_chunk_orders_agree() -> None:

@@ -107,7 +107,7 @@ class Arithmetic:
     def apply(self, signed: SignedCommit, averaged: bytes) -> None:
         if self.fails_to_apply:
             raise RuntimeError("the device failed")
-        self.state = self.state + self.codec.decode(averaged)
+        self.state = self.state + self.codec.decode(averaged, len(self.state))
         self.applied = (*self.applied, hashlib.sha256(averaged).hexdigest())
 
     def adopt(self, other: Arithmetic) -> None:
