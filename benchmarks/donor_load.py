@@ -42,6 +42,7 @@ from peer.uploads import most_snapshot_bytes
 from protocols.codecs import CODECS
 from protocols.identity import Authority, Credentials, Key
 from protocols.optimization import build_optimizer, build_scheduler
+from protocols.residual import Residual
 from protocols.round.records import Candidate, Hello, Tip
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Batches, Task
@@ -134,6 +135,7 @@ def donate(options: Options, folder: Path) -> None:
         authority=authority.pem,
         genesis=genesis,
         genesis_sha256="",
+        residual=Residual(credentials.peer_id, 1),
     )
     replica.tip = genesis
     handover = Handover()

@@ -16,6 +16,7 @@ from protocols.codecs import Codec
 from protocols.drift import SlicedState
 from protocols.errors import BadMessageError, DriftError
 from protocols.optimization import Schedule
+from protocols.residual import Residual
 from protocols.round.records import Plan, SignedCommit, Tip
 from protocols.signing import check_signed
 from protocols.slices import Outcome, Slices
@@ -47,6 +48,7 @@ class Replica:
         authority: bytes,
         genesis: Tip,
         genesis_sha256: str,
+        residual: Residual,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -57,6 +59,7 @@ class Replica:
         self.authority = authority
         self.genesis = genesis
         self.genesis_sha256 = genesis_sha256
+        self._residual = residual
         self.accumulator = Accumulator(model.parameters())
         self._state = SlicedState(self.accumulator.parameters, optimizer)
         self.slices = Slices.of(self.accumulator.elements)
@@ -78,7 +81,7 @@ class Replica:
         accumulator = self.accumulator
         if self.tip is None or not accumulator.samples or not self.gradients_finite or not math.isfinite(accumulator.loss_sum):
             return None
-        encoded = self.codec.encode(accumulator.mean().numpy())
+        encoded = self._residual.encode(self.codec, accumulator.mean(), accumulator.first, accumulator.end)
         loss = accumulator.loss_sum / accumulator.samples
         return Frozen(accumulator.first, accumulator.end, self.tip.lineage, loss, encoded)
 
@@ -144,6 +147,7 @@ class Replica:
         self.optimizer.step()
         self.accumulator.flat.zero_()
         self.schedule.set_epoch(commit.ballot.epoch)
+        self._residual.settle(commit.contributions)
         self.commit, self.tip = signed, Tip.after(commit)
         return self.tip
 
@@ -183,6 +187,7 @@ class Replica:
             raise BadMessageError("the snapshot's lineage is not that of its commit")
         restore(snapshot, self.model, self.optimizer)
         self.schedule.set_epoch(tip.epoch)
+        self._residual.forget()
         self.accumulator.restart()
         self.commit, self.tip = commit, tip
         return tip

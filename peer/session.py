@@ -31,6 +31,7 @@ from protocols.home import Home
 from protocols.identity import Key, Ticket, new_incarnation
 from protocols.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
 from protocols.optimization import build_optimizer, build_scheduler
+from protocols.residual import Residual
 from protocols.round.records import Hello
 from protocols.task import open_task, write_asset
 from protocols.tasks.base import Batches, Task, to_device
@@ -176,6 +177,7 @@ class _Session:
             authority=enrolment.credentials.authority,
             genesis=enrolment.genesis.tip(spec.digest),
             genesis_sha256=enrolment.genesis.parameters_sha256,
+            residual=Residual(enrolment.credentials.peer_id, self._incarnation),
         )
         if config.start_from is not None:
             try:

@@ -39,6 +39,11 @@ class Codec(ABC):
     name: str
 
     @property
+    def error_feedback(self) -> bool:
+        """Whether contributors give what an encoding lost with their next contribution (residual.py)."""
+        return False
+
+    @property
     def working(self) -> type[np.float32] | type[np.float64]:
         """In what precision vectors are taken, averaged and given back."""
         return np.float32
@@ -133,6 +138,10 @@ class BlockCodec(Codec):
     """
 
     bits: int
+
+    @property
+    def error_feedback(self) -> bool:
+        return True
 
     @property
     def _most(self) -> int:

@@ -20,6 +20,7 @@ from protocols.codecs import CODECS, Codec, FloatArray
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.reasons import Reason
 from protocols.reduction import weighted_mean
+from protocols.residual import Residual
 from protocols.round.member import Phase
 from protocols.round.planner import GRID
 from protocols.round.records import Candidate, Commit, Plan, SignedCommit, Tip
@@ -139,6 +140,7 @@ def swarm_of(codec: Codec, dtype: torch.dtype, optimizer: dict[str, Any], max_gr
             authority=b"",
             genesis=swarm.genesis or Tip.genesis(RUN, "00" * 32, Candidate("ann", address_of("ann"))),
             genesis_sha256="00" * 32,
+            residual=Residual(name, 1),
         )
         replica.tip = replica.genesis
         swarm.add(name, Learner(name, replica, data), reachable=name != "dag", auxiliary=name == "eve")

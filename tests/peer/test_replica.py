@@ -15,6 +15,7 @@ from protocols.codecs import CODECS, Codec
 from protocols.errors import BadMessageError, DriftError
 from protocols.identity import Authority, Credentials, Key
 from protocols.optimization import build_optimizer, build_scheduler
+from protocols.residual import Residual
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
 from protocols.run_spec import RunSpec
 from protocols.signing import sign_commit
@@ -74,6 +75,7 @@ def replica(
         "authority": lead.authority,
         "genesis": Tip.genesis(RUN, genesis_sha256(), Candidate(lead.peer_id, "")),
         "genesis_sha256": genesis_sha256(),
+        "residual": Residual("ann", 1),
     }
     it = Replica(model, optimizer, build_scheduler(spec(), optimizer), **{**options, **change})
     if at_genesis:
@@ -274,6 +276,39 @@ def test_what_is_frozen_is_the_mean_with_its_range_and_loss(lead: Credentials) -
     assert (frozen.first, frozen.end, frozen.loss) == (0, 4, 2.5)
     assert CODECS["fp32"].decode(frozen.encoded, it.elements).tolist() == (np.arange(it.elements) / 4).tolist()
     assert it.freeze() == frozen, "freezing twice gives the same bytes"
+
+
+def gives(it: Replica, seed: int) -> bytes:
+    """Freezes the next 8 samples, with a gradient of this seed."""
+    it.accumulator.restart()
+    it.accumulator.flat.copy_(torch.randn(it.elements, generator=torch.Generator().manual_seed(seed)))
+    it.accumulator.add(8, 8.0)
+    frozen = it.freeze()
+    assert frozen is not None
+    return frozen.encoded
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "not named"])
+def test_what_an_encoding_lost_is_given_once_a_commit_names_it(lead: Credentials, named: bool) -> None:
+    it, fresh = replica(lead, codec=CODECS["int8"]), replica(lead, codec=CODECS["int8"])
+    for one in (it, fresh):
+        one.accumulator.end = 0 if one is it else 8
+    gives(it, 1)
+    averaged = averaged_of(it, 3, it.codec)
+    change = {} if named else {"contributions": (Contribution("bob", 1, 0, 8, it.genesis.lineage, 1.0),), "members": ("bob",)}
+    signed = commit_for(it, averaged, lead, **change)
+    it.apply(signed, averaged + it.slice_values(it.genesis.lineage))
+    assert (gives(it, 2) == gives(fresh, 2)) is not named
+
+
+def test_whoever_restores_gives_nothing_of_what_was_lost_before(lead: Credentials) -> None:
+    it, fresh = replica(lead, codec=CODECS["int8"]), replica(lead, codec=CODECS["int8"])
+    gives(it, 1)
+    averaged = averaged_of(it, 3, it.codec)
+    it.apply(commit_for(it, averaged, lead), averaged + it.slice_values(it.genesis.lineage))
+    gives(it, 2)
+    it.restore(it.capture()[0])
+    assert gives(it, 3) == gives(fresh, 3)
 
 
 @pytest.mark.parametrize(
