@@ -50,8 +50,8 @@ class Residual:
         for at in range(0, len(mean), PIECE_ELEMENTS):
             piece = mean[at : at + PIECE_ELEMENTS]
             data = memoryview(encoded)[codec.encoded_bytes(at) : codec.encoded_bytes(at + len(piece))]
-            codec.accumulate(piece.numpy(), data, -1.0)
-            lost[at : at + len(piece)] = piece.mul_(samples)
+            decoded = torch.from_numpy(codec.decode(data, len(piece)))
+            lost[at : at + len(piece)] = piece.sub_(decoded).mul_(samples)
         lowest, highest = (float(value) for value in lost.aminmax())
         return lost if lowest >= -MOST and highest <= MOST else None
 

@@ -27,6 +27,7 @@ from peer.training_side import Settings
 from protocols.codecs import CODECS
 from protocols.identity import Authority, Credentials, Key
 from protocols.optimization import build_optimizer, build_scheduler
+from protocols.residual import Residual
 from protocols.round import planner
 from protocols.round.records import Ballot, Candidate, Contribution, Hello, Plan, Tip
 from protocols.run_spec import RunSpec
@@ -123,6 +124,7 @@ class Member:
             authority=authority.pem,
             genesis=Tip(0, GENESIS, 0, Candidate(self.credentials.peer_id, "")),
             genesis_sha256="",
+            residual=Residual(self.credentials.peer_id, INCARNATION),
         )
         self.handover = Handover()
         self.network = NetworkThread()
