@@ -6,8 +6,9 @@ One connection a shard; a shard that this peer reduces itself takes the same way
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Iterable, Sequence
+
+from blake3 import blake3
 
 from peer.reducing import ReduceError, Reducing
 from protocols.codecs import Codec
@@ -126,7 +127,7 @@ class _Received:
         self._codec = codec
         self._into = list(into)
         self._averaged = shard.stop - shard.start  # elements of them that are still to come
-        self._digest = hashlib.sha256()
+        self._digest = blake3()
         self._next = 0
 
     def place(self, size: int) -> memoryview:
@@ -148,7 +149,7 @@ class _Received:
     def finish(self, result: ShardResult, *, ours: bool = False) -> None:
         if self._next != len(self._into) or (result.start, result.stop) != (self.shard.start, self.shard.stop):
             raise BadMessageError("the averaged shard is short, or another one")
-        if not ours and self._digest.hexdigest() != result.sha256:
+        if not ours and self._digest.hexdigest() != result.digest:
             raise BadMessageError("the averaged shard does not match its digest")
         self.result = result
 

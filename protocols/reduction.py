@@ -7,12 +7,12 @@ contributor ids, so that the bytes do not depend on who was faster. What comes o
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from blake3 import blake3
 
 from protocols.codecs import Bytes, Codec, FloatArray
 from protocols.errors import BadMessageError
@@ -60,7 +60,7 @@ class ShardReduction:
         self._contributions: dict[str, Contribution] = {}
         self._received = dict.fromkeys(plan.contributors, 0)  # elements
         self._pending: dict[str, deque[FloatArray]] = {peer: deque() for peer in plan.contributors}
-        self._digest = hashlib.sha256()
+        self._digest = blake3()
         self._sum_of_squares = 0.0
         self.averaged: list[bytes] = []
         self.averaged_bytes = 0
@@ -152,7 +152,7 @@ class ShardRelay:
         self.result: ShardResult | None = None
         self._chunk_bytes = codec.encoded_bytes(chunk_elements or CHUNK_ELEMENTS)
         self._expected = plan.finishes.shards[shard_index]
-        self._digest = hashlib.sha256()
+        self._digest = blake3()
         self._received = 0
         self._from = ""
 
@@ -177,7 +177,7 @@ class ShardRelay:
             raise BadMessageError(f"{peer} sent a chunk of {len(data)} bytes, not {self.expects(peer)}")
         self._digest.update(data)
         self._received += len(data)
-        if self._received == self.shard_bytes and self._digest.hexdigest() != self._expected.sha256:
+        if self._received == self.shard_bytes and self._digest.hexdigest() != self._expected.digest:
             raise BadMessageError(f"{peer} brought other averages than those to be finished")
         self.averaged.append(bytes(data))
         if self._received == self.shard_bytes:

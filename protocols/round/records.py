@@ -89,17 +89,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """The averaged shard: SHA-256 of its encoded bytes and the canonical values behind them (slices.py), and the sum of squares
+    """The averaged shard: BLAKE3 of its encoded bytes and the canonical values behind them (slices.py), and the sum of squares
     of its decoded values (float64, for clipping)."""
 
     start: int
     stop: int
-    sha256: str
+    digest: str
     sum_of_squares: float
 
     def __post_init__(self) -> None:
         _require(0 <= self.start < self.stop, "a shard is not empty")
-        _require_digest(self.sha256, "a shard's digest")
+        _require_digest(self.digest, "a shard's digest")
         _require(math.isfinite(self.sum_of_squares) and self.sum_of_squares >= 0, "a shard's sum of squares is finite")
 
 

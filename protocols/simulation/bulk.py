@@ -5,9 +5,10 @@ The averaging itself is production's ShardReduction, on real vectors.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from blake3 import blake3
 
 from protocols.codecs import Codec
 from protocols.errors import BadMessageError
@@ -153,7 +154,7 @@ class Exchange:
         elif isinstance(item, Refused):
             named = item.reason in (Reason.BAD_CHUNK, Reason.CONTRIBUTOR_LOST)
             self._fail(item.reason if named else Reason.REDUCER_LOST, item.whom if named else self.process.name, shard.reducer)
-        elif hashlib.sha256(received.data).hexdigest() != item.sha256 or (item.start, item.stop) != (shard.start, shard.stop):
+        elif blake3(received.data).hexdigest() != item.digest or (item.start, item.stop) != (shard.start, shard.stop):
             self._fail(Reason.REDUCER_LOST, self.process.name, shard.reducer)
         else:
             received.result = item

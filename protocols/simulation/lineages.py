@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+from blake3 import blake3
 
 from protocols.codecs import Codec
 from protocols.round.records import Commit, Contribution
@@ -76,7 +77,7 @@ class Lineages:
         outcome = layout(commit.ballot.epoch, self._codec)
         for shard in commit.shards:
             averaged, canonical = outcome.parts(shard.start, shard.stop)
-            if hashlib.sha256(came_to[averaged] + came_to[canonical]).hexdigest() != shard.sha256:
+            if blake3(came_to[averaged] + came_to[canonical]).hexdigest() != shard.digest:
                 self._world.violated("1 bytes", f"the bytes of {commit.digest[:8]} are not those that it names")
         return came_to[: outcome.averaged_bytes]
 

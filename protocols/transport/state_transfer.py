@@ -6,11 +6,12 @@ Fetching a snapshot, which takes many donors, is in fetching.py.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from blake3 import blake3
 
 from protocols.chunks import Manifest
 from protocols.errors import BadMessageError, RefusedError, RemoteError
@@ -126,10 +127,10 @@ def check_averaged(signed: SignedCommit, averaged: bytes | bytearray, outcome: O
         raise BadMessageError(f"a commit of {shards[-1].stop} elements, not {outcome.slices.elements}")
     view = memoryview(averaged)
     for shard in shards:
-        digest = hashlib.sha256()
+        digest = blake3()
         for part in outcome.parts(shard.start, shard.stop):
             digest.update(view[part])
-        if digest.hexdigest() != shard.sha256:
+        if digest.hexdigest() != shard.digest:
             raise BadMessageError(f"the averages of elements {shard.start} to {shard.stop} do not match the commit")
 
 

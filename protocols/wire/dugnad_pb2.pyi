@@ -55,16 +55,16 @@ class Shard(_message.Message):
     def __init__(self, reducer: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class ShardResult(_message.Message):
-    __slots__ = ("start", "stop", "sha256", "sum_of_squares")
+    __slots__ = ("start", "stop", "digest", "sum_of_squares")
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
-    SHA256_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     SUM_OF_SQUARES_FIELD_NUMBER: _ClassVar[int]
     start: int
     stop: int
-    sha256: str
+    digest: str
     sum_of_squares: float
-    def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ..., sha256: _Optional[str] = ..., sum_of_squares: _Optional[float] = ...) -> None: ...
+    def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ..., digest: _Optional[str] = ..., sum_of_squares: _Optional[float] = ...) -> None: ...
 
 class Standing(_message.Message):
     __slots__ = ("epoch", "lineage", "total_samples")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 from torch import nn
 
 from peer.replica import Replica
@@ -91,7 +91,7 @@ def commit_for(it: Replica, averaged: bytes, lead: Credentials, **change: Any) -
     assert it.tip is not None
     values = it.codec.decode(averaged, it.elements).astype(np.float64)
     came_to = averaged + it.slice_values(it.tip.lineage)
-    shard = ShardResult(0, it.elements, hashlib.sha256(came_to).hexdigest(), float(values @ values))
+    shard = ShardResult(0, it.elements, blake3(came_to).hexdigest(), float(values @ values))
     commit = Commit(
         ballot=Ballot(it.tip.epoch + 1, it.tip.lineage, 1, lead.peer_id),
         plan_digest="b" * 64,

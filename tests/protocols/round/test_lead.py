@@ -167,7 +167,7 @@ def test_a_straggler_that_fails_after_the_majority_does_not_stop_the_commit(how:
 
 
 def another(result: Result, digit: str) -> Result:
-    return replace(result, shards=(replace(result.shards[0], sha256=digit * 64), *result.shards[1:]))
+    return replace(result, shards=(replace(result.shards[0], digest=digit * 64), *result.shards[1:]))
 
 
 def test_results_of_which_none_has_a_majority_are_never_committed() -> None:
