@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,10 +19,7 @@ class Accumulator:
         self.elements = sum(parameter.numel() for parameter in self.parameters)
         like = self.parameters[0]
         self.flat = torch.zeros(self.elements, dtype=like.dtype, device=like.device)
-        at = 0
-        for parameter in self.parameters:
-            parameter.grad = self.flat[at : at + parameter.numel()].view_as(parameter)
-            at += parameter.numel()
+        self._point_to(self.flat)
         self.first = self.end = 0
         self.loss_sum = 0.0
 
@@ -37,6 +35,28 @@ class Accumulator:
     def mean(self) -> torch.Tensor:
         """(elements,) gradient averaged over the accumulated samples, on the CPU. A copy."""
         return (self.flat / self.samples).to("cpu")
+
+    @contextmanager
+    def lending(self, gradient: torch.Tensor) -> Iterator[None]:
+        """Within, the parameters' gradients are `gradient`, (elements,), for a step; a sum that was begun is not touched. While
+        none is, its buffer holds them, and no memory is taken."""
+        if self.samples:
+            self._point_to(gradient.to(self.flat))
+        else:
+            self.flat.copy_(gradient)
+        try:
+            yield
+        finally:
+            if self.samples:
+                self._point_to(self.flat)
+            else:
+                self.flat.zero_()
+
+    def _point_to(self, gradient: torch.Tensor) -> None:
+        at = 0
+        for parameter in self.parameters:
+            parameter.grad = gradient[at : at + parameter.numel()].view_as(parameter)
+            at += parameter.numel()
 
     def restart(self) -> None:
         """Forget the sum; the counter goes on, so that no sample is ever counted twice."""

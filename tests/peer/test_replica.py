@@ -273,7 +273,9 @@ def test_what_is_frozen_is_the_mean_with_its_range_and_loss(lead: Credentials) -
     assert frozen is not None
     assert (frozen.first, frozen.end, frozen.loss) == (0, 4, 2.5)
     assert CODECS["fp32"].decode(frozen.encoded).tolist() == (np.arange(it.elements) / 4).tolist()
-    assert it.freeze() == frozen, "freezing twice gives the same bytes"
+    assert it.freeze() is None, "it is frozen once"
+    assert (it.accumulator.first, it.accumulator.end, it.accumulator.loss_sum) == (4, 4, 0.0)
+    assert not it.accumulator.flat.any()
 
 
 @pytest.mark.parametrize(
