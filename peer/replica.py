@@ -138,8 +138,9 @@ class Replica:
 
     def apply(self, signed: SignedCommit, came_to: bytes | bytearray) -> Tip:
         """Take the canonical values of the epoch's slice, clip, step, advance. `came_to`: averages and canonical values as
-        `outcome` lays them out, whose digests the commit names (checked by the caller). If the run overlaps, what accumulates goes on
-        at the parameters that it began with; else it is forgotten.
+        `outcome` lays them out, whose digests the commit names (checked by the caller).
+
+        If the run overlaps, what accumulates goes on at the parameters that it began with; else it is forgotten.
 
         Raises BadMessageError when the commit does not follow, and DriftError when this state is further off the canonical
         values than rounding allows, with the state untouched; or whatever a failing device raises, and then the state is of no
