@@ -144,7 +144,7 @@ def test_a_plan_that_finishes_averages_of_another_base_is_refused(base: str, acc
     assert accepts or answer.reason is Reason.OTHER_LINEAGE
 
 
-# -- the lead ----------------------------------------------------------------------------------------------------------------------
+# -- the lead --------------------------------------------------------------------------------------------------------------------
 
 
 def table(*, overlap: bool = True, **change: Any) -> Table:
@@ -157,7 +157,13 @@ def table(*, overlap: bool = True, **change: Any) -> Table:
 
 @pytest.mark.parametrize(
     ("base", "overlap", "problem"),
-    [(BEFORE, True, False), ("a" * 64, True, False), ("8" * 64, True, True), (BEFORE, False, True), ("a" * 64, False, False)],
+    [
+        (BEFORE, True, False),
+        ("a" * 64, True, False),
+        ("8" * 64, True, True),
+        (BEFORE, False, True),
+        ("a" * 64, False, False),
+    ],
 )
 def test_a_lead_takes_contributions_of_the_tip_and_with_overlap_of_its_parent(base: str, overlap: bool, problem: bool) -> None:
     it = table(overlap=overlap)
