@@ -141,8 +141,8 @@ def donate(options: Options, folder: Path) -> None:
     handover = Handover()
     with NetworkThread() as network:
 
-        def progressed(samples: int, samples_per_second: float, step_s: float) -> None:
-            network.loop.call_soon_threadsafe(averaging.progressed, samples, samples_per_second, step_s)
+        def progressed(first: int, end: int, samples_per_second: float, step_s: float) -> None:
+            network.loop.call_soon_threadsafe(averaging.progressed, first, end, samples_per_second, step_s)
 
         trainer = Trainer(
             replica,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,10 +19,7 @@ class Accumulator:
         self.elements = sum(parameter.numel() for parameter in self.parameters)
         like = self.parameters[0]
         self.flat = torch.zeros(self.elements, dtype=like.dtype, device=like.device)
-        at = 0
-        for parameter in self.parameters:
-            parameter.grad = self.flat[at : at + parameter.numel()].view_as(parameter)
-            at += parameter.numel()
+        self._point_to(self.flat)
         self.first = self.end = 0
         self.loss_sum = 0.0
 
@@ -34,9 +32,29 @@ class Accumulator:
         self.end += samples
         self.loss_sum += loss_sum
 
-    def mean(self) -> torch.Tensor:
-        """(elements,) gradient averaged over the accumulated samples, on the CPU. A copy."""
-        return (self.flat / self.samples).to("cpu")
+    def mean(self, at: int, stop: int) -> torch.Tensor:
+        """(stop - at,) of the gradient averaged over the accumulated samples, on the CPU. A copy."""
+        return (self.flat[at:stop] / self.samples).to("cpu")
+
+    @contextmanager
+    def lending(self) -> Iterator[torch.Tensor]:
+        """Within, the parameters' gradients are what this gives, (elements,), to be filled in for a step; a sum that was begun is
+        not touched. While none is, its buffer holds them, and no memory is taken."""
+        gradient = torch.empty_like(self.flat) if self.samples else self.flat
+        self._point_to(gradient)
+        try:
+            yield gradient
+        finally:
+            if gradient is self.flat:
+                self.flat.zero_()
+            else:
+                self._point_to(self.flat)
+
+    def _point_to(self, gradient: torch.Tensor) -> None:
+        at = 0
+        for parameter in self.parameters:
+            parameter.grad = gradient[at : at + parameter.numel()].view_as(parameter)
+            at += parameter.numel()
 
     def restart(self) -> None:
         """Forget the sum; the counter goes on, so that no sample is ever counted twice."""

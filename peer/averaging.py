@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
 import time
@@ -30,6 +31,7 @@ from peer.neighbours import Neighbours
 from peer.reducing import ReduceError
 from peer.training_side import Settings, TrainingSide
 from peer.uploads import Uploads, most_snapshot_bytes
+from protocols.codecs import Bytes
 from protocols.errors import BadMessageError, RemoteError
 from protocols.reasons import Reason
 from protocols.round import lead_actions
@@ -85,7 +87,7 @@ class Averaging:
         self.donor = Donor(replica, handover)
         self.exchanges = Exchanges(me, bulk, replica, handover)
         self.traffic = bulk.traffic
-        self.member = Member(me, hello.incarnation)
+        self.member = Member(me, hello.incarnation, overlap=settings.overlap)
         candidate = Candidate(me, hello.address)
         self.succession = Succession(candidate)
         self.lead = Lead(
@@ -96,6 +98,7 @@ class Averaging:
             codec=settings.codec.name,
             vector_bytes=settings.codec.encoded_bytes(replica.elements),
             max_epochs=settings.max_epochs,
+            overlap=settings.overlap,
         )
         self.status = SwarmStatus(0, 0.0, 0)
         self.desk = LeadDesk()
@@ -114,8 +117,8 @@ class Averaging:
         self._forks = Forks(me, self.commits, links, donors, events)
         self._following = Following(self, self.succession)
         self._neighbours = Neighbours(discovery, links, hello, coordinator, found=self._found, heard=self.heard_standing)
-        self._encoded = b""  # this epoch's contribution, as every attempt sends it
-        self.samples = 0
+        self._encoded: Bytes = b""  # this epoch's contribution, as every attempt sends it
+        self._accumulating = (0, 0)  # counters of what is drawn and not frozen
         self.samples_per_second = self._step_s = 0.0
         self._queue: deque[Any] = deque()
         self._performing = False
@@ -138,20 +141,45 @@ class Averaging:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def progressed(self, samples: int, samples_per_second: float, step_s: float) -> None:
-        """The training thread finished a micro-batch; `samples` are accumulated now. Call on the network's thread."""
+    def progressed(self, first: int, end: int, samples_per_second: float, step_s: float) -> None:
+        """The training thread finished a micro-batch; samples [first, end) are accumulated now. Call on the network's thread."""
         if self.member.phase is not Phase.CATCHING_UP:
-            self.samples = samples
+            self._accumulates(first, end)
         self.samples_per_second, self._step_s = samples_per_second, step_s
         self.report()
+
+    def _accumulates(self, first: int, end: int) -> None:
+        """Counters only grow: what was told before samples were frozen or forgotten may come after that is known here."""
+        first = max(first, self._accumulating[0])
+        self._accumulating = (first, max(first, end, self._accumulating[1]))
+
+    def _forget_accumulated(self) -> None:
+        self._accumulating = (self._accumulating[1], self._accumulating[1])
+
+    @property
+    def accumulated(self) -> int:
+        """Samples drawn and not frozen."""
+        return self._accumulating[1] - self._accumulating[0]
+
+    @property
+    def samples(self) -> int:
+        """What this peer can give to the epoch that is averaged now or next."""
+        return self.member.samples(self.accumulated)
+
+    @property
+    def doing(self) -> str:
+        """For a person. In a run that overlaps, training stops for catching up alone."""
+        phase = self.member.phase
+        averages = phase not in (Phase.CATCHING_UP, Phase.TRAINING)
+        return "training and averaging" if averages and self.settings.overlap else phase.value
 
     async def leave(self) -> None:
         """Finish the round under way, if any, and tell the lead."""
         self._leaving = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._round_over(), timeout=30)
-        if self.member.tip is not None and self.samples and self.member.phase is Phase.TRAINING:
-            self.events("given_up", reason=Reason.LEFT, samples=self.samples)
+        if self.accumulated and self.member.phase is not Phase.CATCHING_UP:
+            self.events("given_up", reason=Reason.LEFT, samples=self.accumulated)
         await self._following.say_goodbye()
 
     @property
@@ -238,7 +266,7 @@ class Averaging:
     def report(self) -> None:
         report = self.member.report(
             self._lead_id,
-            samples=self.samples,
+            accumulated=self.accumulated,
             samples_per_second=self.samples_per_second,
             step_s=self._step_s,
             moved_bytes=self.traffic.moved_bytes,
@@ -247,6 +275,8 @@ class Averaging:
         )
         if report is None:
             return
+        if self._leaving:
+            report = dataclasses.replace(report, caught_up=False)  # no lead is to plan the next epoch with this peer
         if self.lead.active:
             self.perform(self.lead.reported(self.me, report, time.monotonic()))
         else:
@@ -278,17 +308,18 @@ class Averaging:
                 self._answer(to, answer)
             case member_actions.Apply(signed):
                 self._spawn(self._apply(signed))
-            case member_actions.Resume():
-                self.samples = 0
-                self._handover.put(self._training.resume)
+            case member_actions.Resume(keep):
+                if not keep:
+                    self._forget_accumulated()
+                    self._handover.put(self._training.resume)
                 self.report()
             case member_actions.GiveUp(reason, contribution):
-                samples = contribution.weight if contribution is not None else self.samples
+                samples = contribution.weight if contribution is not None else self.accumulated
                 if samples:
                     self.events("given_up", reason=reason, samples=samples)
             case member_actions.CatchUp(reason):
                 self._handover.put(self._training.pause)
-                self.samples = 0
+                self._forget_accumulated()
                 self.report()  # a lead, this one included, must not plan with what was reported before
                 self._spawn(self._catch_up(reason))
             case lead_actions.Ask(peers):
@@ -322,6 +353,8 @@ class Averaging:
             self.perform(here())
 
     def _answer(self, to: str, answer: member_actions.Answer) -> None:
+        if isinstance(answer, member_actions.Accept):
+            self.report()  # the lead checks the weight against it
         if to == self.me:
             self.perform(self.lead.answer(self.me, answer, time.monotonic()))
         else:
@@ -343,15 +376,15 @@ class Averaging:
     # -- a round ---------------------------------------------------------------------------------------------------------------
 
     async def _freeze(self) -> None:
+        first = self._accumulating[0]
         frozen = await self._handover.run(self._training.freeze)
-        contribution = None
+        contribution, end = None, self._replica.accumulator.first
         if frozen is not None:
             contribution = Contribution(self.me, self.hello.incarnation, frozen.first, frozen.end, frozen.base, frozen.loss)
             self._encoded = frozen.encoded
-        elif self.samples and not self._replica.gradients_finite:
-            self.events("given_up", reason=Reason.NOT_FINITE, samples=self.samples)
-        self.samples = contribution.weight if contribution is not None else 0
-        self.report()  # before Accept: the lead checks the weight against the report
+        elif end > first and self.member.phase is not Phase.CATCHING_UP:
+            self.events("given_up", reason=Reason.NOT_FINITE, samples=end - first)
+        self._accumulates(end, end)
         self.perform(self.member.frozen(contribution))
 
     async def _reduce(self, plan: Plan, contribution: Contribution | None) -> None:
@@ -373,10 +406,10 @@ class Averaging:
             _log.exception("applying epoch %d failed", signed.commit.ballot.epoch)
             self.perform(self.member.apply_failed())
             return
-        self._advanced(signed, tip, bytes(averaged))
+        self._advanced(signed, tip, averaged)
         self.perform(self.member.applied())
 
-    def _advanced(self, signed: SignedCommit, tip: Tip, averaged: bytes) -> None:
+    def _advanced(self, signed: SignedCommit, tip: Tip, averaged: Bytes) -> None:
         commit = signed.commit
         self.exchanges.committed(commit.plan_digest)
         self.donor.keep(signed, averaged)

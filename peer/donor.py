@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from peer.handover import Handover
 from peer.replica import Replica
 from protocols.chunks import Manifest
+from protocols.codecs import Bytes
 from protocols.errors import BadMessageError, RemoteError
 from protocols.round.records import Candidate, SignedCommit, Standing, Tip
 from protocols.state import StateHeader, manifest_of
@@ -41,7 +42,7 @@ _Captured = concurrent.futures.Future[tuple[bytes, StateHeader, Tip]]
 @dataclass(frozen=True)
 class KeptCommit:
     signed: SignedCommit
-    averaged: bytes
+    averaged: Bytes
 
 
 @dataclass(eq=False)
@@ -71,7 +72,7 @@ class Donor:
 
     # -- commits ---------------------------------------------------------------------------------------------------------------
 
-    def keep(self, signed: SignedCommit, averaged: bytes) -> None:
+    def keep(self, signed: SignedCommit, averaged: Bytes) -> None:
         """The newest commit, just applied; older ones go when there are too many. At least the newest stays, however large."""
         self._commits.append(KeptCommit(signed, averaged))
         while len(self._commits) > 1 and self._too_many():

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from blake3 import blake3
 
 from peer.reducing import ReduceError, Reducing
-from protocols.codecs import Codec
+from protocols.codecs import Bytes, Codec
 from protocols.errors import BadMessageError, RefusedError, RemoteError
 from protocols.reasons import Reason
 from protocols.reduction import CHUNK_ELEMENTS
@@ -31,20 +32,20 @@ async def exchange(
     plan: Plan,
     me: str,
     contribution: Contribution | None,
-    encoded: bytes | bytearray,
+    encoded: Bytes,
     own: dict[int, Reducing],
     *,
     outcome: Outcome,
     codec: Codec,
     links: BulkLinks,
-) -> tuple[Averages, bytearray]:
+) -> tuple[Averages, memoryview]:
     """Take part in a plan: returns what it averages, and the bytes that it comes to, as `outcome` lays them out.
 
     `encoded` is the whole vector that this member gives (empty when it gives nothing; with the canonical values behind it when
     it brings what the plan finishes), `own` this peer's reductions by shard index. Raises ReduceError for the first shard that
     cannot be finished; the others are given up.
     """
-    came_to = bytearray(outcome.total_bytes)
+    came_to = np.empty(outcome.total_bytes, np.uint8).data  # numpy's memory comes in large pages, unwritten
     ups = [list(outcome.chunks(encoded, shard.start, shard.stop, CHUNK_ELEMENTS)) for shard in plan.shards]
     abreast = _Abreast([len(up) for up in ups])
     tasks = []

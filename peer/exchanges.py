@@ -12,6 +12,7 @@ from peer.exchange import exchange, give_locally
 from peer.handover import Handover
 from peer.reducing import ReduceError, Reducing
 from peer.replica import Replica
+from protocols.codecs import Bytes
 from protocols.errors import BadMessageError, DugnadError
 from protocols.reasons import Reason
 from protocols.reduction import CHUNK_ELEMENTS
@@ -43,9 +44,9 @@ class Exchanges:
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._reducing: dict[tuple[str, int], Reducing] = {}
         self._planned = asyncio.Condition()
-        self._held: tuple[Averages | None, bytearray] = (None, bytearray())  # of the last plan that came to averages
+        self._held: tuple[Averages | None, memoryview] = (None, memoryview(b""))  # of the last plan that came to averages
 
-    async def run(self, plan: Plan, contribution: Contribution | None, encoded: bytes) -> Averages:
+    async def run(self, plan: Plan, contribution: Contribution | None, encoded: Bytes) -> Averages:
         """Take part in `plan`, reducing this peer's own shards of it; what it averages. Raises ReduceError, or DriftedError;
         cancelled by stop(). The plan has been accepted, so that this peer's state stays at its parent.
 
@@ -61,7 +62,7 @@ class Exchanges:
         outcome = self._replica.outcome(plan.ballot.epoch)
         averages = await self._come_to(plan, contribution, encoded, outcome, values)
         came_to = self._held[1]
-        if memoryview(came_to)[outcome.averaged_bytes :] == values:
+        if came_to[outcome.averaged_bytes :] == values:
             return averages  # nothing has drifted
         excess = await self._handover.run(functools.partial(self._replica.refused, plan, came_to))
         if excess:
@@ -69,7 +70,7 @@ class Exchanges:
         return averages
 
     async def _come_to(
-        self, plan: Plan, contribution: Contribution | None, encoded: bytes, outcome: Outcome, values: bytes
+        self, plan: Plan, contribution: Contribution | None, encoded: Bytes, outcome: Outcome, values: bytes
     ) -> Averages:
         me = self._me
         behind = outcome.averaged_bytes
@@ -82,7 +83,7 @@ class Exchanges:
             self._reducing.update({(plan.digest, index): reducing for index, reducing in own.items()})
             self._planned.notify_all()
         averages, averaged = self._held
-        gives: bytes | bytearray = encoded
+        gives: Bytes = encoded
         if plan.finishes is not None and plan.finishes == averages:
             if not plan.contributors:
                 await self._pass_on(own, averaged, outcome)
@@ -96,14 +97,14 @@ class Exchanges:
         assert self._held[0] is not None
         return self._held[0]
 
-    async def _pass_on(self, own: dict[int, Reducing], averaged: bytearray, outcome: Outcome) -> None:
+    async def _pass_on(self, own: dict[int, Reducing], averaged: memoryview, outcome: Outcome) -> None:
         """To whoever fetches: all is here already."""
         for reducing in own.values():
             shard = reducing.reduction.shard
             up = outcome.chunks(averaged, shard.start, shard.stop, CHUNK_ELEMENTS)
             await give_locally(reducing, self._me, None, up)
 
-    def averaged(self, averages: Averages) -> bytearray:
+    def averaged(self, averages: Averages) -> memoryview:
         """The averaged vector, encoded, and the canonical values that this peer was last ready for."""
         held, averaged = self._held
         if held != averages:

@@ -1,5 +1,8 @@
 """This peer's copy of the training state: parameters, optimizer, learning rate, and the commit that led to them.
 
+In a run that overlaps, the parameters that gradients are computed at change at a freeze only, and the state goes ahead of them by
+one commit.
+
 Everything here runs on the thread that trains. State changes in two ways only: `apply` (one whole commit) and `restore` (one
 whole snapshot).
 """
@@ -9,10 +12,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from peer.accumulator import Accumulator
-from protocols.codecs import Codec
+from peer.base_parameters import BaseParameters
+from protocols.codecs import PIECE_ELEMENTS, Bytes, Codec
 from protocols.drift import SlicedState
 from protocols.errors import BadMessageError, DriftError
 from protocols.optimization import Schedule
@@ -32,7 +37,7 @@ class Frozen:
     end: int
     base: str  # the lineage at whose parameters the gradient was computed
     loss: float
-    encoded: bytes
+    encoded: memoryview
 
 
 class Replica:
@@ -49,6 +54,7 @@ class Replica:
         genesis: Tip,
         genesis_sha256: str,
         residual: Residual,
+        overlap: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -61,6 +67,9 @@ class Replica:
         self.genesis_sha256 = genesis_sha256
         self._residual = residual
         self.accumulator = Accumulator(model.parameters())
+        self.overlap = overlap
+        self._encoded = np.empty(0, np.uint8)  # the contribution that is out
+        self._base = BaseParameters(self.accumulator.parameters)
         self._state = SlicedState(self.accumulator.parameters, optimizer)
         self.slices = Slices.of(self.accumulator.elements)
         self.tip: Tip | None = (
@@ -73,17 +82,29 @@ class Replica:
         return self.accumulator.elements
 
     @property
-    def gradients_finite(self) -> bool:
-        return bool(torch.isfinite(self.accumulator.flat.sum(dtype=torch.float64)))
+    def base(self) -> str:
+        """The lineage at whose parameters gradients are computed; '' when there is none."""
+        return self._base.lineage or (self.tip.lineage if self.tip is not None else "")
+
+    def restart(self) -> None:
+        """Accumulate from nothing, at the parameters of the tip."""
+        self.accumulator.restart()
+        self._base.release()
 
     def freeze(self) -> Frozen | None:
-        """The accumulated samples, encoded once and for all; None when there are none, or their gradient overflowed."""
-        accumulator = self.accumulator
-        if self.tip is None or not accumulator.samples or not self.gradients_finite or not math.isfinite(accumulator.loss_sum):
-            return None
-        encoded = self._residual.encode(self.codec, accumulator.mean(), accumulator.first, accumulator.end)
-        loss = accumulator.loss_sum / accumulator.samples
-        return Frozen(accumulator.first, accumulator.end, self.tip.lineage, loss, encoded)
+        """The accumulated samples, encoded once and for all; None when there are none, or their gradient overflowed. Either way,
+        the next begin at the tip. What `encoded` views is written to by the next freeze."""
+        accumulator, frozen = self.accumulator, None
+        if self.tip is not None and accumulator.samples and math.isfinite(accumulator.loss_sum):
+            size = self.codec.encoded_bytes(self.elements)
+            if len(self._encoded) != size:
+                self._encoded = np.empty(size, np.uint8)
+            encoded = self._encoded.data
+            if self._residual.encode(self.codec, accumulator, encoded):
+                loss = accumulator.loss_sum / accumulator.samples
+                frozen = Frozen(accumulator.first, accumulator.end, self.base, loss, encoded)
+        self.restart()
+        return frozen
 
     def outcome(self, epoch: int) -> Outcome:
         """How the bytes lie that the round of `epoch` comes to, once this replica is at its parent."""
@@ -93,7 +114,8 @@ class Replica:
         """What this replica holds, at lineage `parent`, of the next epoch's slice. Raises BadMessageError elsewhere."""
         if self.tip is None or self.tip.lineage != parent:
             raise BadMessageError("this peer's state is not at the plan's parent")
-        return self._state.read(self.slices.at(self.tip.epoch + 1))
+        with self._base.at_tip():
+            return self._state.read(self.slices.at(self.tip.epoch + 1))
 
     def drift(self, parent: str, start: int, stop: int, canonical: bytes | memoryview) -> float:
         """How far this replica is off `canonical`, the part of that slice in elements [start, stop), as a multiple of what
@@ -101,9 +123,10 @@ class Replica:
         if self.tip is None or self.tip.lineage != parent:
             raise BadMessageError("this peer's state is not at the plan's parent")
         epoch = self.tip.epoch + 1
-        return self._state.excess(self.slices.at(epoch, start, stop), bytes(canonical), self.slices.age(epoch))
+        with self._base.at_tip():
+            return self._state.excess(self.slices.at(epoch, start, stop), bytes(canonical), self.slices.age(epoch))
 
-    def refused(self, plan: Plan, came_to: bytes | bytearray) -> dict[str, float]:
+    def refused(self, plan: Plan, came_to: Bytes) -> dict[str, float]:
         """The reducers from whose canonical values this replica is further off than rounding allows, and how much further."""
         outcome, whole = self.outcome(plan.ballot.epoch), memoryview(came_to)
         excess: dict[str, float] = {}
@@ -118,16 +141,22 @@ class Replica:
         """This state is not to be used any more."""
         self.tip = None
 
-    def apply(self, signed: SignedCommit, came_to: bytes | bytearray) -> Tip:
+    def apply(self, signed: SignedCommit, came_to: Bytes) -> Tip:
         """Take the canonical values of the epoch's slice, clip, step, advance. `came_to`: averages and canonical values as
         `outcome` lays them out, whose digests the commit names (checked by the caller).
+
+        If the run overlaps, what accumulates goes on at the parameters that it began with; else it is forgotten.
 
         Raises BadMessageError when the commit does not follow, and DriftError when this state is further off the canonical
         values than rounding allows, with the state untouched; or whatever a failing device raises, and then the state is of no
         lineage and must be restored.
         """
+        with self._base.at_tip():
+            return self._apply(signed, came_to)
+
+    def _apply(self, signed: SignedCommit, came_to: Bytes) -> Tip:
         commit, epoch = signed.commit, signed.commit.ballot.epoch
-        if self.tip is None or not self.tip.leads_to(commit):
+        if self.tip is None or not self.tip.leads_to(commit, overlap=self.overlap):
             raise BadMessageError("the commit does not follow this replica's state")
         averaged_bytes = self.outcome(epoch).averaged_bytes
         averaged, canonical = memoryview(came_to)[:averaged_bytes], bytes(memoryview(came_to)[averaged_bytes:])
@@ -135,21 +164,31 @@ class Replica:
         excess = self._state.excess(ranges, canonical, self.slices.age(epoch))
         if excess > 1:
             raise DriftError(f"this peer's state is {excess:.3g} times as far off as rounding allows at epoch {self.tip.epoch}")
-        gradient = torch.from_numpy(self.codec.decode(averaged, self.elements))
-        self.tip = None
-        self._state.write(ranges, canonical)
-        norm = commit.gradient_norm  # from the commit, never computed here: everybody must clip by the same number
-        if self.max_grad_norm and norm > self.max_grad_norm:
-            gradient *= self.max_grad_norm / norm
-        self.accumulator.restart()
-        self.accumulator.flat.copy_(gradient)
-        self.schedule.set_epoch(commit.ballot.epoch - 1)
-        self.optimizer.step()
-        self.accumulator.flat.zero_()
+        keeps_base = self.overlap and self.accumulator.samples > 0
+        if not keeps_base:
+            self.restart()
+        with self.accumulator.lending() as gradient:
+            self._decode(averaged, gradient)
+            if keeps_base:
+                self._base.keep(self.tip.lineage)
+            self.tip = None
+            self._state.write(ranges, canonical)
+            norm = commit.gradient_norm  # from the commit, never computed here: everybody must clip by the same number
+            if self.max_grad_norm and norm > self.max_grad_norm:
+                gradient *= self.max_grad_norm / norm
+            self.schedule.set_epoch(commit.ballot.epoch - 1)
+            self.optimizer.step()
         self.schedule.set_epoch(commit.ballot.epoch)
         self._residual.settle(commit.contributions)
         self.commit, self.tip = signed, Tip.after(commit)
         return self.tip
+
+    def _decode(self, averaged: memoryview, into: torch.Tensor) -> None:
+        """Piece by piece, so that no second vector is needed. Raises BadMessageError."""
+        for at in range(0, self.elements, PIECE_ELEMENTS):
+            end = min(at + PIECE_ELEMENTS, self.elements)
+            data = averaged[self.codec.encoded_bytes(at) : self.codec.encoded_bytes(end)]
+            into[at:end] = torch.from_numpy(self.codec.decode(data, end - at))
 
     def capture(self) -> tuple[bytes, StateHeader, Tip]:
         """A snapshot of the state as it stands. Raises BadMessageError when the state is of no lineage."""
@@ -164,7 +203,8 @@ class Replica:
             commit=commit,
             scheduler=self.schedule.state_dict(),
         )
-        return capture(self.model, self.optimizer, header), header, self.tip
+        with self._base.at_tip():
+            return capture(self.model, self.optimizer, header), header, self.tip
 
     def restore(self, snapshot: bytes) -> Tip:
         """Take over a snapshot after checking run, lineage, signature, shapes and finiteness. Raises BadMessageError, with
@@ -185,9 +225,10 @@ class Replica:
                 raise BadMessageError("the snapshot's parameters are not those that the run started from")
         if (header.lineage, header.epoch) != (tip.lineage, tip.epoch):
             raise BadMessageError("the snapshot's lineage is not that of its commit")
-        restore(snapshot, self.model, self.optimizer)
+        with self._base.at_tip():
+            restore(snapshot, self.model, self.optimizer)
         self.schedule.set_epoch(tip.epoch)
         self._residual.forget()
-        self.accumulator.restart()
+        self.restart()
         self.commit, self.tip = commit, tip
         return tip

@@ -186,7 +186,7 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
         for item in kept:
             yield pb.CommitPart(signed_commit=to_wire(item.signed))
             chunks = (
-                pb.Chunk(offset=at, data=item.averaged[at : at + _CHUNK_BYTES])
+                pb.Chunk(offset=at, data=bytes(item.averaged[at : at + _CHUNK_BYTES]))
                 for at in range(0, len(item.averaged), _CHUNK_BYTES)
             )
             async for chunk in self._pace.parts(chunks, _CHUNK_BYTES, waits_for_rounds=False):

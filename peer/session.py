@@ -125,9 +125,9 @@ class _Session:
         handover = Handover()
         averaging: Averaging | None = None
 
-        def progressed(samples: int, samples_per_second: float, step_s: float) -> None:
+        def progressed(first: int, end: int, samples_per_second: float, step_s: float) -> None:
             if averaging is not None:
-                self._network.loop.call_soon_threadsafe(averaging.progressed, samples, samples_per_second, step_s)
+                self._network.loop.call_soon_threadsafe(averaging.progressed, first, end, samples_per_second, step_s)
 
         trainer = Trainer(work.replica, handover, task=work.task, batches=work.batches, device=work.device, progressed=progressed)
         with contextlib.ExitStack() as stack:
@@ -178,6 +178,7 @@ class _Session:
             genesis=enrolment.genesis.tip(spec.digest),
             genesis_sha256=enrolment.genesis.parameters_sha256,
             residual=Residual(enrolment.credentials.peer_id, self._incarnation),
+            overlap=spec.averaging.overlap,
         )
         if config.start_from is not None:
             try:
@@ -234,6 +235,7 @@ class _Session:
                     target_batch_size=spec.training.target_batch_size,
                     max_epochs=spec.training.max_epochs,
                     codec=CODECS[spec.averaging.codec],
+                    overlap=spec.averaging.overlap,
                 ),
                 training=trainer,
                 handover=handover,
@@ -285,7 +287,7 @@ class _Session:
                         lead=averaging.following.peer if averaging.following is not None else "",
                         contributions=self._events.contributions,
                         contributed_samples=self._events.contributed_samples,
-                        phase=averaging.member.phase.value,
+                        phase=averaging.doing,
                     )
                 )
             await asyncio.sleep(SCREEN_S)

@@ -2,9 +2,8 @@
 
 Draw a micro-batch, add its gradient to the epoch's sum, tell the network's thread, and do what that thread hands over in
 between: freeze the
-sum when the lead plans, apply the averaged gradient when the epoch is committed, capture or restore a snapshot. The swarm
-decides nothing
-here, and no tensor is touched anywhere else.
+sum when the lead plans, apply the averaged gradient when the epoch is committed, capture or restore a snapshot. From the freeze
+to the commit it waits, unless the run overlaps. The swarm decides nothing here, and no tensor is touched anywhere else.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from peer.handover import Handover
 from peer.replica import Frozen, Replica
 from protocols.tasks.base import Batches, Task, to_device
 
-Progressed = Callable[[int, float, float], None]  # (samples accumulated, samples/s, seconds of the last micro-batch)
+Progressed = Callable[[int, int, float, float], None]  # (first, end of what accumulates; samples/s; seconds of a micro-batch)
 IDLE_WAIT_S = 0.1
 # The share of the newest micro-batch in the moving average of the speed.
 RATE_SHARE = 0.2
@@ -64,15 +63,15 @@ class Trainer:
     # -- handed over by the network's thread -----------------------------------------------------------------------------------
 
     def freeze(self) -> Frozen | None:
-        self._drawing = False
+        self._drawing = self._drawing and self.replica.overlap
         return self.replica.freeze()
 
     def resume(self) -> None:
-        self.replica.accumulator.restart()
+        self.replica.restart()
         self._drawing = self._batches is not None
 
     def pause(self) -> None:
-        self.replica.accumulator.restart()
+        self.replica.restart()
         self._drawing = False
 
     # -- training --------------------------------------------------------------------------------------------------------------
@@ -92,4 +91,5 @@ class Trainer:
         self._seconds_per_sample = (
             newest if not self._seconds_per_sample else (RATE_SHARE * newest + (1 - RATE_SHARE) * self._seconds_per_sample)
         )
-        self._progressed(self.replica.accumulator.samples, 1 / self._seconds_per_sample, seconds)
+        accumulator = self.replica.accumulator
+        self._progressed(accumulator.first, accumulator.end, 1 / self._seconds_per_sample, seconds)

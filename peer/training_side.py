@@ -15,10 +15,10 @@ class TrainingSide(Protocol):
     replica: Replica
 
     def freeze(self) -> Frozen | None:
-        """Stop drawing samples; the contribution, or None when there is nothing to give."""
+        """The contribution, or None when there is nothing to give. Stop drawing samples, unless the run overlaps."""
 
     def resume(self) -> None:
-        """Draw samples again, from an empty accumulator."""
+        """Draw samples, from an empty accumulator, at the parameters of the tip."""
 
     def pause(self) -> None:
         """Stop drawing samples and forget those accumulated."""
@@ -30,3 +30,4 @@ class Settings:
     target_batch_size: int
     max_epochs: int | None
     codec: Codec
+    overlap: bool = False

@@ -9,6 +9,7 @@ fifty times slower). Only operations that round each element once are used, so t
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -251,7 +252,7 @@ def _tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
 def _is_finite(values: torch.Tensor) -> bool:
     """One pass when they are: then a sum is finite too, unless it overflows by itself."""
     total = values.to(torch.float32).sum() if values.itemsize < 4 else values.sum()
-    return bool(total.isfinite()) or bool(values.isfinite().all())
+    return math.isfinite(float(total)) or bool(values.isfinite().all())
 
 
 CODECS: dict[str, Codec] = {

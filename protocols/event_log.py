@@ -100,7 +100,7 @@ def commit_fields(commit: Commit) -> dict[str, Any]:
         "loss": commit.loss,
         "grad_norm": commit.gradient_norm,
         "contributors": [
-            {"peer": c.peer, "incarnation": c.incarnation, "first": c.first, "end": c.end, "loss": c.loss}
+            {"peer": c.peer, "incarnation": c.incarnation, "first": c.first, "end": c.end, "base": c.base, "loss": c.loss}
             for c in commit.contributions
         ],
         "members": list(commit.members),

@@ -83,8 +83,6 @@ class ShardReduction:
         else."""
         if peer not in self._received or contribution is None or contribution.peer != peer:
             raise BadMessageError(f"{peer} is no contributor of this plan")
-        if contribution.base != self.plan.ballot.parent:
-            raise BadMessageError(f"{peer}'s contribution is of another lineage")
         if peer in self._contributions:
             raise BadMessageError(f"{peer} contributes twice")
         self._contributions[peer] = contribution

@@ -5,7 +5,9 @@ So a codec that rounds coarsely delays parts of a gradient instead of losing the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 
@@ -14,6 +16,17 @@ from protocols.round.records import Contribution
 
 # Beyond this a residual is a symptom of something else, and given up: adding it to a finite gradient never overflows.
 MOST = 2.0**100
+
+
+class Sums(Protocol):
+    """Gradients of samples [first, end), added up."""
+
+    elements: int
+    first: int
+    end: int
+
+    def mean(self, at: int, stop: int) -> torch.Tensor:
+        """(stop - at,) of their mean, on the CPU; the caller's own."""
 
 
 class Residual:
@@ -30,30 +43,29 @@ class Residual:
         self._pending: torch.Tensor | None = None
         self._given: tuple[int, int] | None = None  # counter range of the contribution that `_pending` comes of
 
-    def encode(self, codec: Codec, mean: torch.Tensor, first: int, end: int) -> bytes:
-        """The contribution of samples [first, end) as it goes out: `mean` and what was lost before.
-
-        `mean` is (elements,) on the CPU, and is used up.
-        """
-        samples = end - first
-        if self._kept is not None:
-            mean.add_(self._kept, alpha=1 / samples)
-        encoded = codec.encode(mean.numpy())
-        self._given, self._pending = (first, end), None
-        if codec.error_feedback:
-            self._pending = self._lost(codec, mean, encoded, samples)
-        return encoded
-
-    @staticmethod
-    def _lost(codec: Codec, mean: torch.Tensor, encoded: bytes, samples: int) -> torch.Tensor | None:
-        lost = torch.empty(len(mean), dtype=torch.bfloat16)
-        for at in range(0, len(mean), PIECE_ELEMENTS):
-            piece = mean[at : at + PIECE_ELEMENTS]
-            data = memoryview(encoded)[codec.encoded_bytes(at) : codec.encoded_bytes(at + len(piece))]
-            decoded = torch.from_numpy(codec.decode(data, len(piece)))
-            lost[at : at + len(piece)] = piece.sub_(decoded).mul_(samples)
-        lowest, highest = (float(value) for value in lost.aminmax())
-        return lost if lowest >= -MOST and highest <= MOST else None
+    def encode(self, codec: Codec, sums: Sums, out: memoryview) -> bool:
+        """The contribution as it goes out, the mean gradient and what was lost before, into `out`, which has
+        codec.encoded_bytes(elements) bytes. False, and nothing is kept of it, when a value is not finite."""
+        samples = sums.end - sums.first
+        self._given, self._pending = None, None
+        lost = torch.empty(sums.elements, dtype=torch.bfloat16) if codec.error_feedback else None
+        for at in range(0, sums.elements, PIECE_ELEMENTS):
+            stop = min(at + PIECE_ELEMENTS, sums.elements)
+            mean = sums.mean(at, stop)
+            if not math.isfinite(float(mean.sum())) and not bool(mean.isfinite().all()):
+                return False
+            if self._kept is not None:
+                mean.add_(self._kept[at:stop], alpha=1 / samples)
+            encoded = codec.encode(mean.numpy())
+            out[codec.encoded_bytes(at) : codec.encoded_bytes(stop)] = encoded
+            if lost is not None:
+                decoded = torch.from_numpy(codec.decode(encoded, stop - at))
+                lost[at:stop] = mean.sub_(decoded).mul_(samples)
+        self._given = (sums.first, sums.end)
+        if lost is not None:
+            lowest, highest = (float(value) for value in lost.aminmax())
+            self._pending = lost if lowest >= -MOST and highest <= MOST else None
+        return True
 
     def settle(self, contributions: Iterable[Contribution]) -> None:
         """A commit is applied that averages these: what is out was given with it, or never will be."""

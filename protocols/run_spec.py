@@ -231,6 +231,10 @@ class AveragingSpec(_Section):
     codec: Literal["fp32", "fp16"] = "fp32"
     """How gradients travel. fp16 halves the traffic."""
 
+    overlap: bool = False
+    """Go on training while an epoch is averaged, with the parameters from before it: each gradient is one step stale, and no
+    round makes a contributor wait. Costs it the memory of one more copy of the parameters."""
+
 
 class CheckpointSpec(_Section):
     every_epochs: int = Field(default=10, ge=1)

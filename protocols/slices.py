@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from protocols.codecs import Codec
+from protocols.codecs import Bytes, Codec
 from protocols.round.planner import GRID
 
 LONGEST_PERIOD = 1024  # epochs
@@ -78,7 +78,7 @@ class Outcome:
             slice(at, at + self.canonical_bytes(start, stop)),
         )
 
-    def chunks(self, data: bytes | bytearray, start: int, stop: int, chunk_elements: int) -> Iterator[memoryview]:
+    def chunks(self, data: Bytes, start: int, stop: int, chunk_elements: int) -> Iterator[memoryview]:
         """What `data` has of elements [start, stop), as it travels: averages, then canonical values, in views no longer than
         `chunk_elements` encoded. A contribution has no canonical values: of it the first part alone."""
         step, view = self.codec.encoded_bytes(chunk_elements), memoryview(data)

@@ -186,9 +186,9 @@ class Member:
         self.bulk_server.start(service.bulk)
         return averaging
 
-    def _progressed(self, samples: int, samples_per_second: float, step_s: float) -> None:
+    def _progressed(self, first: int, end: int, samples_per_second: float, step_s: float) -> None:
         if self.averaging is not None:
-            self.network.loop.call_soon_threadsafe(self.averaging.progressed, samples, samples_per_second, step_s)
+            self.network.loop.call_soon_threadsafe(self.averaging.progressed, first, end, samples_per_second, step_s)
 
 
 class Dugnad:

@@ -54,8 +54,10 @@ class Lead:
         codec: str,
         vector_bytes: int,
         max_epochs: int | None,
+        overlap: bool = False,
     ) -> None:
-        """`vector_bytes`: of a whole vector of `elements`, encoded by `codec`."""
+        """`vector_bytes`: of a whole vector of `elements`, encoded by `codec`. `overlap`: members go on drawing while an epoch is
+        averaged."""
         self.me = me
         self.run_digest = run_digest
         self.target_batch_size = target_batch_size
@@ -63,6 +65,7 @@ class Lead:
         self.codec = codec
         self.vector_bytes = vector_bytes
         self.max_epochs = max_epochs
+        self.overlap = overlap
         self.active = False
         self.seats: dict[str, Seat] = {}
         self.tip: Tip | None = None
@@ -72,6 +75,7 @@ class Lead:
         self._asked: set[str] = set()  # at this tip, because plans reported here name them
         self._highest_attempt = 0
         self._committed = False
+        self._followed_at = 0.0
         self._awake_at = 0.0
         self._failed_pairs: set[tuple[str, str]] = set()
         self._absences = Absences()
@@ -109,6 +113,7 @@ class Lead:
                 seat.ready_for = None
                 seat.has_commit = seat.has_commit and commit is not None and commit.ballot.lead == self.me.peer
             self._parent = commit.ballot.parent if commit is not None else ""
+            self._followed_at = self._awake_at
         self.tip = tip
         self._committed = False
         if commit is not None:
@@ -276,7 +281,7 @@ class Lead:
             return []
         samples = self.gathered_samples
         # Once an attempt was made, this lead's or another's, its contributors are frozen: waiting would bring few samples.
-        if samples < self.target_batch_size and self._highest_attempt == 0:
+        if self._highest_attempt == 0 and (samples < self.target_batch_size or self._awaits_reports(now)):
             return []
         present = self._present(tip)
         plan = self._plan(tip, present)
@@ -287,6 +292,13 @@ class Lead:
         slowest = {member: pace / doubled(attempt) for member, pace in paces.items()}
         self.attempt = Attempt(plan, now, Deadline(plan.members, now, plan.patience_s, slowest))
         return [SendPlan(plan.members, plan, self._absences.from_plan(plan, tip, self.seats))]
+
+    def _awaits_reports(self, now: float) -> bool:
+        """With overlap, the next batch may be there as soon as the first members have applied a commit. What the others drew for
+        it would be lost, were it planned without them; they apply at about the same time."""
+        reports = [seat.report for seat in self.seats.values() if seat.report is not None and seat.report.caught_up]
+        applying = any(report.standing.lineage == self._parent for report in reports)
+        return self.overlap and applying and now - self._followed_at <= DETECTION_S
 
     def _plan(self, tip: Tip, present: dict[str, Present]) -> Plan | None:
         if self.me.peer not in present:
@@ -327,11 +339,10 @@ class Lead:
         """What a member reports that it was ready for, if it can be committed at this tip."""
         if ready is None or ready.ballot.parent != tip.lineage or ready.averages.elements != self.elements:
             return None
-        uncounted = all(
-            c.base == tip.lineage and c.first >= self._counted.get((c.peer, c.incarnation), 0)
-            for c in ready.averages.contributions
-        )
-        theirs = all(self._may_be_of(c) for c in ready.averages.contributions)
+        contributions = ready.averages.contributions
+        uncounted = all(c.first >= self._counted.get((c.peer, c.incarnation), 0) for c in contributions)
+        uncounted = uncounted and tip.may_average(contributions, overlap=self.overlap)
+        theirs = all(self._may_be_of(c) for c in contributions)
         return ready if uncounted and theirs and ready.averages not in self._disowned else None
 
     def _may_be_of(self, contribution: Contribution) -> bool:
@@ -356,7 +367,7 @@ class Lead:
             return Reason.BAD_CHUNK
         if contribution.incarnation != seat.hello.incarnation:
             return Reason.OTHER_INCARNATION
-        if contribution.base != attempt.plan.ballot.parent:
+        if self.tip is None or not self.tip.may_average([contribution], overlap=self.overlap):
             return Reason.OTHER_LINEAGE
         if contribution.first < self._counted.get((peer, contribution.incarnation), 0):
             return Reason.COUNTED

@@ -1,8 +1,7 @@
 """A member's part in rounds, as a pure state machine: events in, actions out.
 
-Rule 1: nothing here touches a socket, a clock, a thread or a tensor. The driver feeds events in the order in which they
-happened and carries
-out the returned actions in order.
+Rule 1: nothing here touches a socket, a clock, a thread or a tensor. The driver feeds events in the order in which they happened
+and carries out the returned actions in order.
 
     phase        what the peer does                      leaves it by
     CATCHING_UP  fetches state, contributes nothing      adopted()
@@ -11,6 +10,8 @@ out the returned actions in order.
     REDUCING     an attempt runs                         reduced() -> READY, abort -> FROZEN
     READY        holds every averaged shard              commit -> APPLYING, abort -> FROZEN
     APPLYING     the commit is being applied             applied() -> TRAINING, apply_failed() -> CATCHING_UP
+
+In a run that overlaps the peer draws in all phases but the first: from a freeze on for the next epoch, at that moment's tip.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Phase(str, Enum):
 
 @dataclass(frozen=True)
 class Freeze:
-    """Stop drawing samples and answer with frozen(): the contribution, encoded, or None if nothing was accumulated."""
+    """Answer with frozen(): the contribution, encoded, or None if there is none. Draw no more; with overlap, go on anew."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,14 @@ class Apply:
 
 @dataclass(frozen=True)
 class Resume:
-    """Draw samples again. The accumulator starts empty unless `keep`."""
+    """Draw samples, from an empty accumulator at the tip's parameters; with `keep`, go on drawing as it is."""
+
+    keep: bool = False
 
 
 @dataclass(frozen=True)
 class GiveUp:
-    """The samples accumulated or frozen here will never be committed; log them with the reason."""
+    """These samples (without a contribution: those accumulated, not frozen) will never be committed; log them with the reason."""
 
     reason: Reason
     contribution: Contribution | None
@@ -154,9 +157,10 @@ MemberAction = Freeze | Reduce | StopReducing | Send | Apply | Resume | GiveUp |
 class Member:
     """One peer's view of the epoch under way. See the table at the top for the phases."""
 
-    def __init__(self, me: str, incarnation: int) -> None:
+    def __init__(self, me: str, incarnation: int, *, overlap: bool = False) -> None:
         self.me = me
         self.incarnation = incarnation
+        self.overlap = overlap
         self.phase = Phase.CATCHING_UP
         self.tip: Tip | None = None
         self.promised: Ballot | None = None
@@ -166,6 +170,7 @@ class Member:
         self.contribution: Contribution | None = None
         self.ready_for: ReadyFor | None = None  # kept when its attempt ends, so that another can finish it
         self._moved = (0, 0.0)  # bytes of rounds, and since when it is so many
+        self._base = ""  # the lineage at which what accumulates is computed
         self._frozen = False  # whether the accumulator of this epoch is fixed (perhaps as "nothing")
         self._freezing = False
         self._commit: SignedCommit | None = None
@@ -177,7 +182,7 @@ class Member:
     def adopted(self, tip: Tip) -> list[MemberAction]:
         """State of `tip` is in place, from a donor or from the disk."""
         actions = [*self._drop_plan(Reason.SUPERSEDED), *self._settle_named(tip)]
-        self._start_epoch(tip)
+        self._start_epoch(tip, tip.lineage)
         self.phase = Phase.TRAINING
         return [*actions, Resume()]
 
@@ -199,23 +204,27 @@ class Member:
         """Members of the highest attempt accepted at this epoch, for any other lead than its own: it must ask them all."""
         return self._planned_with if self.promised is not None and self.promised.lead != lead else ()
 
+    def samples(self, accumulated: int) -> int:
+        """What can be given to the epoch that is averaged now or next: what is frozen for it, else what has accumulated."""
+        return self.contribution.weight if self.contribution is not None else accumulated
+
     def report(
         self,
         following: str,
         *,
-        samples: int,
+        accumulated: int,
         samples_per_second: float,
         step_s: float,
         moved_bytes: int,
         upload_bytes_s: float,
         download_bytes_s: float,
     ) -> Report | None:
-        """For the lead `following` ('' while there is none); None before the first state."""
+        """For the lead `following` ('' while there is none); None before the first state. `accumulated`: samples not frozen."""
         if self.tip is None:
             return None
         return Report(
             standing=self.tip.standing,
-            samples=samples,
+            samples=self.samples(accumulated),
             samples_per_second=samples_per_second,
             step_s=step_s,
             promised_attempt=self.promised.attempt if self.promised is not None else 0,
@@ -268,8 +277,7 @@ class Member:
         return self._fall_behind(reason) if reason is Reason.DRIFT else self._drop_plan(reason)
 
     def on_commit(self, signed: SignedCommit) -> list[MemberAction]:
-        """`signed`'s signature was checked. A commit of a promised-away ballot is ignored, one whose shards are here is
-        applied."""
+        """`signed`'s signature was checked. One of a promised-away ballot is ignored, one whose shards are here is applied."""
         commit, tip = signed.commit, self.tip
         if tip is None or self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or commit.digest == tip.lineage:
             return []
@@ -277,7 +285,7 @@ class Member:
             return self._fall_behind(Reason.BEHIND) if Tip.after(commit).standing.heavier_than(tip.standing) else []
         if self.promised is not None and commit.ballot.rank < self.promised.rank:
             return []
-        if not tip.leads_to(commit):
+        if not tip.leads_to(commit, overlap=self.overlap):
             return self._fall_behind(Reason.RESULTS_DIFFER)
         if self.plan is None or self.plan.digest != commit.plan_digest:
             if not self._holds(commit):
@@ -296,12 +304,12 @@ class Member:
     # -- the driver's answers ----------------------------------------------------------------------------------------------
 
     def frozen(self, contribution: Contribution | None) -> list[MemberAction]:
-        if contribution is not None and (self.tip is None or contribution.base != self.tip.lineage):
-            return []  # of an epoch that is over
-        if not self._freezing:
+        given = () if contribution is None else (contribution,)
+        if self.tip is None or not self._freezing or not self.tip.may_average(given, overlap=self.overlap):
             return []  # the epoch closed while the accumulator was being frozen
         self._freezing = False
         self._frozen = True
+        self._base = self.tip.lineage
         self.contribution = contribution
         if self.plan is None:
             self.phase = Phase.FROZEN
@@ -334,15 +342,13 @@ class Member:
 
     def applied(self) -> list[MemberAction]:
         assert self._commit is not None, "applied() answers an Apply"
-        signed = self._commit
-        actions: list[MemberAction] = []
-        if self.contribution is not None and self.contribution not in signed.commit.contributions:
-            actions.append(GiveUp(Reason.MISSED, self.contribution))
-        elif self.contribution is None:
-            actions.append(GiveUp(Reason.MISSED, None))  # what was drawn during the round
-        self._start_epoch(Tip.after(signed.commit))
+        commit = self._commit.commit
+        tip = Tip.after(commit)
+        keep = self._base in tip.bases(self.overlap)
+        actions = self._give_up(Reason.MISSED, commit, accumulated=not keep)
+        self._start_epoch(tip, self._base if keep else tip.lineage)
         self.phase = Phase.TRAINING
-        return [*actions, Resume()]
+        return [*actions, Resume(keep)]
 
     def apply_failed(self) -> list[MemberAction]:
         commit = self._commit.commit if self._commit is not None else None
@@ -362,6 +368,8 @@ class Member:
         if self.promised is not None and plan.ballot.rank <= self.promised.rank:
             return Reason.PROMISED_HIGHER
         if plan.finishes is not None:
+            if not self.tip.may_average(plan.finishes.contributions, overlap=self.overlap):
+                return Reason.OTHER_LINEAGE
             mine = [c for c in plan.finishes.contributions if (c.peer, c.incarnation) == (self.me, self.incarnation)]
             return Reason.RESULTS_DIFFER if mine and mine != [self.contribution] else None
         if self._frozen and self.me in plan.contributors and self.contribution is None:
@@ -378,7 +386,7 @@ class Member:
             self._forget_contribution()
             self.phase = Phase.TRAINING
             refusal = Refuse(plan.digest, Reason.NOTHING_TO_GIVE, plan.ballot.attempt)
-            return [*actions, Send(plan.ballot.lead, refusal), Resume()]
+            return [*actions, Send(plan.ballot.lead, refusal), Resume(keep=self.overlap)]
         given = self.contribution if gives else None
         self.phase = Phase.REDUCING
         return [Send(plan.ballot.lead, Accept(plan.digest, given)), Reduce(plan, given)]
@@ -408,23 +416,31 @@ class Member:
     def _fall_behind(self, reason: Reason, commit: Commit | None = None) -> list[MemberAction]:
         """`commit`: the one whose state is not here; samples that it names are not given up."""
         actions = self._drop_plan(reason)
-        given_up = Reason.MISSED if reason in (Reason.BEHIND, Reason.MISSED_RESULTS) else reason
-        if commit is None or self.contribution is None or self.contribution not in commit.contributions:
-            actions.append(GiveUp(given_up, self.contribution))
-        else:
+        if commit is not None and self.contribution is not None and self.contribution in commit.contributions:
             self._named = (commit, self.contribution)
+        given_up = Reason.MISSED if reason in (Reason.BEHIND, Reason.MISSED_RESULTS) else reason
+        actions += self._give_up(given_up, commit, accumulated=True)
         self._forget_contribution()
         self.phase = Phase.CATCHING_UP
         return [*actions, CatchUp(reason)]
 
-    def _start_epoch(self, tip: Tip) -> None:
+    def _give_up(self, reason: Reason, commit: Commit | None, *, accumulated: bool) -> list[MemberAction]:
+        """What is frozen, unless `commit` names it; and what has `accumulated`, which is nothing beside it without overlap."""
+        actions: list[MemberAction] = []
+        if self.contribution is not None and (commit is None or self.contribution not in commit.contributions):
+            actions.append(GiveUp(reason, self.contribution))
+        if accumulated and (self.contribution is None or self.overlap):
+            actions.append(GiveUp(reason, None))
+        return actions
+
+    def _start_epoch(self, tip: Tip, base: str) -> None:
         if self.tip is None or tip.lineage != self.tip.lineage:
             if self.promised is not None:
                 self._kept_promises[self.promised.parent] = self.promised
                 for oldest in list(self._kept_promises)[:-KEPT_PROMISES]:
                     del self._kept_promises[oldest]
             self.promised = self._kept_promises.get(tip.lineage)
-        self.tip = tip
+        self.tip, self._base = tip, base
         self.plan = self._commit = None
         self._drifted = False
         self._forget_contribution()

@@ -202,8 +202,6 @@ class Plan:
         if self.finishes is not None:
             held = [(shard.start, shard.stop) for shard in self.finishes.shards]
             _require([(s.start, s.stop) for s in self.shards] == held, "a plan that finishes another has the same shards")
-            base = {contribution.base for contribution in self.finishes.contributions}
-            _require(base == {self.ballot.parent}, "a plan finishes averages that build on its parent")
         object.__setattr__(self, "patience_s", float(self.patience_s))
 
     @property
@@ -245,10 +243,7 @@ class Commit:
     def __post_init__(self) -> None:
         _require(self.lead.peer == self.ballot.lead, "a commit is led by its ballot's lead")
         _require_digest(self.plan_digest, "a commit's plan")
-        _require(
-            all(c.base == self.ballot.parent for c in self.averages.contributions), "a commit's contributions build on its parent"
-        )
-        _require(self.total_samples >= self.samples, "a lineage's weight includes the commit's samples")
+        _require(self.total_samples >= self.averages.samples, "a lineage's weight includes the commit's samples")
 
     @cached_property
     def averages(self) -> Averages:
@@ -314,6 +309,7 @@ class Tip:
     lead: Candidate
     succession: tuple[Candidate, ...] = ()
     members: tuple[str, ...] = ()
+    parent: str = ""  # the lineage that its last commit builds on; '' at genesis
 
     @classmethod
     def genesis(cls, run_digest: str, parameters_sha256: str, lead: Candidate) -> Tip:
@@ -322,12 +318,30 @@ class Tip:
 
     @classmethod
     def after(cls, commit: Commit) -> Tip:
-        return cls(commit.ballot.epoch, commit.digest, commit.total_samples, commit.lead, commit.succession, commit.members)
+        return cls(
+            commit.ballot.epoch,
+            commit.digest,
+            commit.total_samples,
+            commit.lead,
+            commit.succession,
+            commit.members,
+            commit.ballot.parent,
+        )
 
-    def leads_to(self, commit: Commit) -> bool:
-        """Whether `commit` is the next on this lineage, and its numbers are right."""
+    def bases(self, overlap: bool) -> tuple[str, ...]:
+        """Lineages at which gradients that the next commit averages may have been computed. In a run that overlaps, samples were
+        drawn while the commit that led here was still being averaged."""
+        return (self.lineage, self.parent) if overlap and self.parent else (self.lineage,)
+
+    def leads_to(self, commit: Commit, *, overlap: bool) -> bool:
+        """Whether `commit` is the next on this lineage, its numbers are right, and so is every contribution's base."""
         ballot, total = commit.ballot, self.total_samples + commit.samples
-        return (ballot.parent, ballot.epoch, commit.total_samples) == (self.lineage, self.epoch + 1, total)
+        follows = (ballot.parent, ballot.epoch, commit.total_samples) == (self.lineage, self.epoch + 1, total)
+        return follows and self.may_average(commit.contributions, overlap=overlap)
+
+    def may_average(self, contributions: Iterable[Contribution], *, overlap: bool) -> bool:
+        """Whether the next commit may name these, as far as their bases go."""
+        return {contribution.base for contribution in contributions} <= set(self.bases(overlap))
 
     @property
     def standing(self) -> Standing:

@@ -35,8 +35,8 @@ class Lineage:
 
 
 class Lineages:
-    def __init__(self, world: World, codec: Codec, genesis: str) -> None:
-        self._world, self._codec = world, codec
+    def __init__(self, world: World, codec: Codec, genesis: str, *, overlap: bool) -> None:
+        self._world, self._codec, self._overlap = world, codec, overlap
         self._known = {genesis: Lineage(genesis, 0, 0, genesis_state(), {})}
         self.times: dict[str, float] = {}  # when each was first applied by anybody
 
@@ -58,7 +58,12 @@ class Lineages:
     def _first_applied(self, commit: Commit, came_to: bytes) -> Lineage:
         parent = self._known[commit.ballot.parent]
         samples = dict(parent.samples)
+        bases = {parent.digest, parent.parent} if self._overlap else {parent.digest}
         for c in commit.contributions:
+            if c.base not in bases:
+                self._world.violated(
+                    "2 base", f"{range_of(c)} of {c.peer} was drawn at {c.base[:8]}, {parent.digest[:8]} is next"
+                )
             ranges = samples.get((c.peer, c.incarnation), ())
             if any(c.first < end and first < c.end for first, end in ranges):
                 self._world.violated("2 once", f"samples {range_of(c)} of {c.peer} enter a second commit of one lineage")

@@ -48,9 +48,9 @@ class _Seen:
 
 
 class Observer:
-    def __init__(self, world: World, codec: Codec, genesis: str) -> None:
+    def __init__(self, world: World, codec: Codec, genesis: str, *, overlap: bool = False) -> None:
         self.world = world
-        self.lineages = Lineages(world, codec, genesis)
+        self.lineages = Lineages(world, codec, genesis, overlap=overlap)
         self.members: dict[str, tuple[str, ...]] = {}  # lineage -> members of the commit that led there
         self.commits: dict[str, Commit] = {}  # all that a lead announced
         self.retries = 0

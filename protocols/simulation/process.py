@@ -60,6 +60,7 @@ class SimulatedPeer:
         incarnation: int,
         *,
         codec: Codec,
+        overlap: bool,
         target_batch_size: int,
         micro_batch: int,
         step_s: float,
@@ -70,7 +71,7 @@ class SimulatedPeer:
         self.alive, self.stopped_until, self.died_at = True, 0.0, None
         self.candidate = Candidate(self.name, f"{self.name}:1" if machine.reachable else "")
         self.hello = Hello(incarnation, micro_batch == 0, self.candidate.address, self.candidate.address, self.name)
-        self.member = Member(self.name, incarnation)
+        self.member = Member(self.name, incarnation, overlap=overlap)
         self.succession = Succession(self.candidate)
         self.lead = Lead(
             self.candidate,
@@ -80,8 +81,9 @@ class SimulatedPeer:
             codec=codec.name,
             vector_bytes=codec.encoded_bytes(ELEMENTS),
             max_epochs=None,
+            overlap=overlap,
         )
-        self.replica = Replica(self.name, incarnation, codec, lambda state: observer.wrote(self, state))
+        self.replica = Replica(self.name, incarnation, codec, lambda state: observer.wrote(self, state), overlap=overlap)
         self.donor, self.uploads, self.sought = Donor(self), Uploads(self), Sought()
         self.exchanges = Exchanges(self)
         self.trainer = Trainer(self, micro_batch, step_s)
@@ -90,7 +92,7 @@ class SimulatedPeer:
         self.desk: dict[str, Stream] = {}
         self.stranded = False
         self.seating = Seating(self)
-        self.samples = 0
+        self.accumulated = 0
         self.at_phase: Callable[[SimulatedPeer, str], None] = lambda process, phase: None
         self.give_up: Callable[[SimulatedPeer], None] = lambda process: None
         self.look: Callable[[SimulatedPeer], list[Candidate]] = lambda process: []
@@ -151,7 +153,7 @@ class SimulatedPeer:
 
     def progressed(self) -> None:
         if self.member.phase is not Phase.CATCHING_UP:
-            self.samples = self.replica.samples
+            self.accumulated = self.replica.samples
         self.report()
 
     @property
@@ -169,7 +171,7 @@ class SimulatedPeer:
     def report(self) -> None:
         report = self.member.report(
             self._lead_id,
-            samples=self.samples,
+            accumulated=self.accumulated,
             samples_per_second=self.trainer.micro_batch / self.trainer.step_s,
             step_s=self.trainer.step_s,
             moved_bytes=self.exchanges.moved_bytes,
@@ -284,6 +286,8 @@ class SimulatedPeer:
                 self.exchanges.stop(plan_digest)
             case member_actions.Send(to, answer):
                 self.observer.answered(self, answer)
+                if isinstance(answer, member_actions.Accept):
+                    self.report()  # the lead checks the weight against it
                 if to == self.name:
                     self.perform(self.lead.answer(self.name, answer, self.now))
                 else:
@@ -291,16 +295,17 @@ class SimulatedPeer:
             case member_actions.Apply(signed):
                 seconds = self.world.random.uniform(0.005, 0.05) * self.trainer.slowness
                 self.trainer.job(seconds, lambda: self._apply(signed))
-            case member_actions.Resume():
-                self.samples = 0
+            case member_actions.Resume(keep):
                 self.observer.resumed(self)
-                self.trainer.job(0.0, self.trainer.resume)
+                if not keep:
+                    self.accumulated = 0
+                    self.trainer.job(0.0, self.trainer.resume)
                 self.report()
             case member_actions.GiveUp(reason, contribution):
-                self.observer.gave_up(self, reason, contribution, self.samples)
+                self.observer.gave_up(self, reason, contribution, self.accumulated)
             case member_actions.CatchUp(reason):
                 self.trainer.job(0.0, self.trainer.pause)
-                self.samples = 0
+                self.accumulated = 0
                 self.report()
                 self._start_catching_up(reason)
             case lead_actions.Ask(peers):
@@ -355,15 +360,15 @@ class SimulatedPeer:
     # -- a round -----------------------------------------------------------------------------------------------------------------
 
     def _freeze(self) -> None:
-        self.trainer.stop_drawing()
+        if not self.member.overlap:
+            self.trainer.stop_drawing()
         frozen = self.replica.freeze()
         contribution = None
         if frozen is not None:
             contribution = Contribution(self.name, self.incarnation, frozen.first, frozen.end, frozen.base, 1.0)
             self._encoded = frozen.encoded
             self.observer.froze(self, contribution, frozen.encoded)
-        self.samples = contribution.weight if contribution is not None else 0
-        self.report()  # before Accept: the lead checks the weight against the report
+        self.accumulated = self.replica.samples
         self.perform(self.member.frozen(contribution))
 
     def exchanged(self, plan: Plan, averages: Averages) -> None:

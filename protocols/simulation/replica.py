@@ -60,9 +60,12 @@ class Frozen:
 
 
 class Replica:
-    def __init__(self, peer: str, incarnation: int, codec: Codec, wrote: Callable[[Vector | None], None]) -> None:
+    def __init__(
+        self, peer: str, incarnation: int, codec: Codec, wrote: Callable[[Vector | None], None], *, overlap: bool = False
+    ) -> None:
         """`wrote` is told of each write to the training state, whoever writes; numpy refuses a write within one."""
-        self.peer, self.incarnation, self.codec = peer, incarnation, codec
+        self.peer, self.incarnation, self.codec, self.overlap = peer, incarnation, codec, overlap
+        self.base = ""
         self.tip: Tip | None = None
         self.commit: SignedCommit | None = None
         self._state: Vector | None = None
@@ -85,20 +88,22 @@ class Replica:
         return self.end - self.first
 
     def draw(self, count: int) -> None:
-        assert self.tip is not None
         for _ in range(count):
-            self._sum += sample_gradient(self.peer, self.incarnation, self.end, self.tip.lineage)
+            self._sum += sample_gradient(self.peer, self.incarnation, self.end, self.base)
             self.end += 1
 
     def restart(self) -> None:
-        """Forget the sum; the counter goes on."""
+        """Forget the sum, and go on at the tip; the counter goes on."""
         self.first = self.end
         self._sum = np.zeros(ELEMENTS)
+        self.base = self.tip.lineage if self.tip is not None else ""
 
     def freeze(self) -> Frozen | None:
-        if self.tip is None or not self.samples:
-            return None
-        return Frozen(self.first, self.end, self.tip.lineage, self.codec.encode(self._sum / self.samples))
+        frozen = None
+        if self.tip is not None and self.samples:
+            frozen = Frozen(self.first, self.end, self.base, self.codec.encode(self._sum / self.samples))
+        self.restart()
+        return frozen
 
     def outcome(self, epoch: int) -> Outcome:
         return layout(epoch, self.codec)
@@ -111,7 +116,7 @@ class Replica:
     def apply(self, signed: SignedCommit, came_to: bytes) -> Tip:
         """Raises DeviceError midway, after which the state is of no lineage, and BadMessageError with the state untouched."""
         commit = signed.commit
-        if self.tip is None or self.state is None or commit.ballot.parent != self.tip.lineage:
+        if self.tip is None or self.state is None or not self.tip.leads_to(commit, overlap=self.overlap):
             raise BadMessageError("the commit does not follow this replica's state")
         if self.fails_next_step:
             self.fails_next_step = False
@@ -124,8 +129,9 @@ class Replica:
             state[begin:end] = canonical[at : at + end - begin]
             at += end - begin
         self.state = stepped(state, came_to[: outcome.averaged_bytes], self.codec)
-        self.restart()
         self.commit, self.tip = signed, Tip.after(commit)
+        if not (self.overlap and self.samples):
+            self.restart()
         return self.tip
 
     def restore(self, snapshot: Snapshot) -> None:

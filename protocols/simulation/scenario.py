@@ -48,9 +48,9 @@ Make = Callable[..., SimulatedPeer]
 def simulate(
     seed: int, peers: int = 8, *, faults: bool = True, schedule: Schedule | None = None, make: Make = SimulatedPeer
 ) -> Outcome:
-    """`schedule`: the faults, instead of those drawn from the seed."""
+    """`schedule`: the faults, instead of those drawn from the seed. The runs of odd seeds overlap."""
     world = World(seed)
-    swarm = Swarm(world, peers, make)
+    swarm = Swarm(world, peers, make, overlap=bool(seed % 2))
     if schedule is None:
         schedule = draw(seed, swarm.names) if faults else ()
     outcome = Outcome(seed, schedule=schedule)

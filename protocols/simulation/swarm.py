@@ -28,7 +28,9 @@ SAVE_EVERY = 2  # commits between two snapshots on disk
 class Swarm:
     """The first machine is the coordinator's: its process is auxiliary and reachable, starts the run, and keeps its disk."""
 
-    def __init__(self, world: World, peers: int, make: Callable[..., SimulatedPeer] = SimulatedPeer) -> None:
+    def __init__(
+        self, world: World, peers: int, make: Callable[..., SimulatedPeer] = SimulatedPeer, *, overlap: bool = False
+    ) -> None:
         random = world.random
         self.world, self._make = world, make
         share = random.choice(REACHABLE)
@@ -36,13 +38,14 @@ class Swarm:
         self.names = [machine.name for machine in machines]
         self.network = Network(world, machines)
         self.codec = CODECS[random.choice(("fp16", "fp32", "fp64"))]
+        self.overlap = overlap
         self.speeds = {name: (random.randint(1, 3), random.uniform(0.2, 0.8)) for name in self.names}
         first = self.names[0]
         self.speeds[first] = (0, 0.2)
         drawn_s = sum(count / step_s for count, step_s in self.speeds.values())
         self.target_batch_size = max(4, round(drawn_s * EPOCH_S))
         self.genesis = Tip.genesis(RUN, "00" * 32, Candidate(first, f"{first}:1"))
-        self.observer = Observer(world, self.codec, self.genesis.lineage)
+        self.observer = Observer(world, self.codec, self.genesis.lineage, overlap=overlap)
         self.injector = Injector(world, self)
         self.processes: dict[str, SimulatedPeer] = {}
         self.disks: dict[str, Snapshot] = {first: Snapshot(self.genesis, None, genesis_state())}
@@ -82,6 +85,7 @@ class Swarm:
             machine,
             self._incarnation,
             codec=self.codec,
+            overlap=self.overlap,
             target_batch_size=self.target_batch_size,
             micro_batch=micro_batch,
             step_s=step_s,

@@ -35,8 +35,8 @@ def test_the_mean_is_over_the_samples_counted_and_is_a_copy() -> None:
     accumulator.add(3, 6.0)
     accumulator.add(2, 1.5)
     assert (accumulator.first, accumulator.end, accumulator.samples, accumulator.loss_sum) == (0, 5, 5, 7.5)
-    mean = accumulator.mean()
-    assert torch.equal(mean, accumulator.flat / 5)
+    mean = accumulator.mean(1, 7)
+    assert torch.equal(mean, accumulator.flat[1:7] / 5)
     mean.zero_()
     assert accumulator.flat.abs().sum() > 0
 

@@ -171,7 +171,6 @@ def test_contributions_are_told_once_all_are_known_in_the_order_of_ids() -> None
     [
         ("zoe", contribution("zoe")),
         ("ann", contribution("bob")),
-        ("ann", contribution("ann", base="b" * 64)),
     ],
 )
 def test_who_is_not_planned_or_claims_to_be_another_is_not_let_in(peer: str, given_contribution: Contribution) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.codecs import CODECS
+from protocols.codecs import CODECS, Codec
 from protocols.residual import Residual
 from protocols.round.records import Contribution
 
@@ -22,6 +25,23 @@ def contribution(first: int, end: int, peer: str = "ann", incarnation: int = 1) 
     return Contribution(peer, incarnation, first, end, "a" * 64, 1.0)
 
 
+@dataclass
+class Given:
+    gradient: torch.Tensor
+    first: int
+    end: int
+    elements: int = ELEMENTS
+
+    def mean(self, at: int, stop: int) -> torch.Tensor:
+        return self.gradient[at:stop].clone()
+
+
+def encode(residual: Residual, codec: Codec, gradient: torch.Tensor, first: int, end: int) -> bytes:
+    out = bytearray(codec.encoded_bytes(ELEMENTS))
+    assert residual.encode(codec, Given(gradient, first, end), memoryview(out))
+    return bytes(out)
+
+
 def values_of(name: str, encoded: bytes) -> np.ndarray:
     return CODECS[name].decode(encoded, ELEMENTS).astype(np.float64)
 
@@ -35,9 +55,9 @@ def test_what_one_contribution_loses_the_next_ones_give_whatever_their_weights(n
         first, end = end, end + count
         mean = gradient(seed + index)
         owed += mean.numpy().astype(np.float64) * count
-        given_away += values_of(name, residual.encode(CODECS[name], mean, first, end)) * count
+        given_away += values_of(name, encode(residual, CODECS[name], mean, first, end)) * count
         residual.settle([contribution(first, end)])
-    missing = values_of("fp32", residual.encode(CODECS["fp32"], torch.zeros(ELEMENTS), end, end + 1))
+    missing = values_of("fp32", encode(residual, CODECS["fp32"], torch.zeros(ELEMENTS), end, end + 1))
     assert np.abs(given_away + missing - owed).max() <= 2.0**-7 * max(samples) * len(samples), "but for bfloat16's rounding"
 
 
@@ -48,7 +68,7 @@ def test_a_constant_gradient_gets_through_even_where_it_is_smaller_than_a_step_o
     small[::128] = 1.0  # sets the scale
     assert not values_of(name, codec.encode(small.numpy()))[1:100].any(), "alone it would never arrive"
     for epoch in range(500):
-        total += values_of(name, residual.encode(codec, small.clone(), epoch, epoch + 1))
+        total += values_of(name, encode(residual, codec, small.clone(), epoch, epoch + 1))
         residual.settle([contribution(epoch, epoch + 1)])
     assert total / 500 == pytest.approx(small.numpy(), rel=0.3)
 
@@ -66,55 +86,55 @@ def test_a_constant_gradient_gets_through_even_where_it_is_smaller_than_a_step_o
 def test_a_commit_that_does_not_name_the_contribution_changes_nothing(name: str, others: list[Contribution]) -> None:
     codec, residual = CODECS[name], Residual("ann", 1)
     plain = codec.encode(gradient(2).numpy())
-    residual.encode(codec, gradient(1), 0, 8)
-    assert residual.encode(codec, gradient(2), 0, 8) == plain, "not before any commit either"
-    residual.encode(codec, gradient(1), 0, 8)
+    encode(residual, codec, gradient(1), 0, 8)
+    assert encode(residual, codec, gradient(2), 0, 8) == plain, "not before any commit either"
+    encode(residual, codec, gradient(1), 0, 8)
     residual.settle(others)
     residual.settle([contribution(0, 8)])
-    assert residual.encode(codec, gradient(2), 8, 16) == plain
+    assert encode(residual, codec, gradient(2), 8, 16) == plain
     residual.settle([contribution(8, 16)])
-    assert residual.encode(codec, gradient(2), 16, 24) != plain
+    assert encode(residual, codec, gradient(2), 16, 24) != plain
 
 
 @LOSSY
 def test_what_was_kept_outlives_epochs_that_commit_without_this_peer(name: str) -> None:
     codec, twice, once = CODECS[name], Residual("ann", 1), Residual("ann", 1)
     for residual in (twice, once):
-        residual.encode(codec, gradient(1), 0, 8)
+        encode(residual, codec, gradient(1), 0, 8)
         residual.settle([contribution(0, 8)])
-    twice.encode(codec, gradient(5), 8, 16)
+    encode(twice, codec, gradient(5), 8, 16)
     twice.settle([])
     twice.settle([contribution(30, 40, peer="bob")])
-    assert twice.encode(codec, gradient(2), 16, 24) == once.encode(codec, gradient(2), 16, 24)
+    assert encode(twice, codec, gradient(2), 16, 24) == encode(once, codec, gradient(2), 16, 24)
 
 
 @LOSSY
 def test_what_is_forgotten_is_not_given(name: str) -> None:
     codec, residual = CODECS[name], Residual("ann", 1)
-    residual.encode(codec, gradient(1), 0, 8)
+    encode(residual, codec, gradient(1), 0, 8)
     residual.settle([contribution(0, 8)])
-    residual.encode(codec, gradient(1), 8, 16)
+    encode(residual, codec, gradient(1), 8, 16)
     residual.forget()
     residual.settle([contribution(8, 16)])
-    assert residual.encode(codec, gradient(2), 16, 24) == codec.encode(gradient(2).numpy())
+    assert encode(residual, codec, gradient(2), 16, 24) == codec.encode(gradient(2).numpy())
 
 
 @pytest.mark.parametrize("name", ["fp64", "fp32", "fp16", "bf16"])
 def test_codecs_without_feedback_keep_nothing(name: str) -> None:
     codec, residual = CODECS[name], Residual("ann", 1)
     for epoch in range(3):
-        assert residual.encode(codec, gradient(epoch), epoch, epoch + 1) == codec.encode(gradient(epoch).numpy())
+        assert encode(residual, codec, gradient(epoch), epoch, epoch + 1) == codec.encode(gradient(epoch).numpy())
         residual.settle([contribution(epoch, epoch + 1)])
 
 
 def test_after_a_change_to_a_codec_without_feedback_the_rest_goes_out_once() -> None:
     residual = Residual("ann", 1)
-    given_away = values_of("int4", residual.encode(CODECS["int4"], gradient(1), 0, 1))
+    given_away = values_of("int4", encode(residual, CODECS["int4"], gradient(1), 0, 1))
     residual.settle([contribution(0, 1)])
-    rest = values_of("fp32", residual.encode(CODECS["fp32"], torch.zeros(ELEMENTS), 1, 2))
+    rest = values_of("fp32", encode(residual, CODECS["fp32"], torch.zeros(ELEMENTS), 1, 2))
     assert given_away + rest == pytest.approx(gradient(1).numpy().astype(np.float64), abs=2.0**-9)
     residual.settle([contribution(1, 2)])
-    assert not values_of("fp32", residual.encode(CODECS["fp32"], torch.zeros(ELEMENTS), 2, 3)).any()
+    assert not values_of("fp32", encode(residual, CODECS["fp32"], torch.zeros(ELEMENTS), 2, 3)).any()
 
 
 def test_a_residual_out_of_all_bounds_is_given_up() -> None:
@@ -122,6 +142,15 @@ def test_a_residual_out_of_all_bounds_is_given_up() -> None:
     residual, codec = Residual("ann", 1), CODECS["int8"]
     huge = gradient(1)
     huge[0] = 3e38
-    residual.encode(codec, huge, 0, 8)
+    encode(residual, codec, huge, 0, 8)
     residual.settle([contribution(0, 8)])
-    assert residual.encode(codec, gradient(2), 8, 16) == codec.encode(gradient(2).numpy())
+    assert encode(residual, codec, gradient(2), 8, 16) == codec.encode(gradient(2).numpy())
+
+
+def test_what_is_not_finite_is_not_given_and_leaves_nothing_behind() -> None:
+    residual, codec = Residual("ann", 1), CODECS["int8"]
+    broken = gradient(1)
+    broken[-1] = math.nan
+    assert not residual.encode(codec, Given(broken, 0, 8), memoryview(bytearray(codec.encoded_bytes(ELEMENTS))))
+    residual.settle([contribution(0, 8)])
+    assert encode(residual, codec, gradient(2), 8, 16) == codec.encode(gradient(2).numpy())

@@ -77,6 +77,7 @@ sequence_length = 64
 
 [averaging]
 codec = "{codec}"
+overlap = {overlap}
 
 [checkpoint]
 every_epochs = 4
@@ -205,6 +206,7 @@ class Swarm:
         batch: int = 192,
         max_epochs: int | None = None,
         codec: str = "fp32",
+        overlap: bool = False,
         faults: bool = False,
         host: str = "127.0.0.1",
         under: tuple[str, ...] = (),
@@ -219,7 +221,9 @@ class Swarm:
         self.folder = folder
         limit = f"max_epochs = {max_epochs}" if max_epochs is not None else ""
         self.run_file = folder / "run.toml"
-        self.run_file.write_text(SPEC.format(seed=seed, text=REPOSITORY, batch=batch, limit=limit, codec=codec))
+        overlaps = str(overlap).lower()
+        spec = SPEC.format(seed=seed, text=REPOSITORY, batch=batch, limit=limit, codec=codec, overlap=overlaps)
+        self.run_file.write_text(spec)
         self.port = free_port()
         self.everybody: list[Process] = []
         self._network = NetworkThread()

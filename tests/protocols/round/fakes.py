@@ -180,7 +180,7 @@ class Node:
     def report(self) -> None:
         report = self.member.report(
             self.following,
-            samples=self.work.samples,
+            accumulated=self.work.samples,
             samples_per_second=10.0,
             step_s=0.1,
             moved_bytes=self.moved_bytes,
@@ -322,6 +322,8 @@ class Node:
                     del self.reductions[key]
                 self.incoming.pop(plan_digest, None)
             case member_actions.Send(to, answer):
+                if isinstance(answer, member_actions.Accept):
+                    self.report()
                 if to == self.name:
                     self.receive(self.name, "answer", answer)
                 elif to == self.following:
@@ -373,7 +375,6 @@ class Node:
             first, end, loss, self.encoded = frozen
             contribution = Contribution(self.name, self.hello.incarnation, first, end, self.lineage, loss)
             self.frozen_as.append((self.epoch + 1, self.encoded))
-        self.report()
         self.perform(self.member.frozen(contribution))
 
     def _apply(self, signed: SignedCommit) -> None:

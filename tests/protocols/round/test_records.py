@@ -131,11 +131,10 @@ def test_a_commit_that_contradicts_itself_is_refused(change: dict[str, Any]) -> 
     [
         pytest.param((contribution("ann"), contribution("ann", first=12, end=20)), id="one peer twice, samples overlap"),
         pytest.param((contribution("ann"), contribution("ann")), id="one contribution twice"),
-        pytest.param((contribution("ann"), contribution("bob", base="b" * 64)), id="another base lineage"),
     ],
 )
 def test_a_commit_whose_contributions_cannot_be_of_one_plan_is_refused(contributions: tuple[Contribution, ...]) -> None:
-    """Invariants 2 and 6: a sample enters once, from the parent lineage."""
+    """Invariants 2 and 6: a sample enters once."""
     with pytest.raises(ValueError, match="contribut"):
         commit(contributions=contributions)
 
@@ -260,7 +259,23 @@ def test_a_report_with_impossible_numbers_is_refused(change: dict[str, Any]) -> 
 def test_a_tip_leads_to_the_next_commit_with_the_right_weight_alone(epoch: int, total: int, leads: bool) -> None:
     it = commit()
     tip = Tip(it.ballot.epoch - epoch, it.ballot.parent, it.total_samples - it.samples + 16 - total, it.lead)
-    assert tip.leads_to(it) is leads
+    for overlap in (False, True):
+        assert tip.leads_to(it, overlap=overlap) is leads
+
+
+@pytest.mark.parametrize(("base", "leads"), [("c", (True, True)), ("b", (False, True)), ("a", (False, False))])
+def test_contributions_build_on_the_parent_or_with_overlap_on_that_ones_parent(base: str, leads: tuple[bool, bool]) -> None:
+    """Of ann at the parent c, bob at `base`; a is the lineage before b."""
+    it = commit(
+        ballot=ballot(parent="c" * 64), contributions=(contribution("ann", base="c" * 64), contribution("bob", base=base * 64))
+    )
+    tip = Tip(it.ballot.epoch - 1, "c" * 64, it.total_samples - it.samples, it.lead, parent="b" * 64)
+    assert (tip.leads_to(it, overlap=False), tip.leads_to(it, overlap=True)) == leads
+
+
+def test_contributions_to_the_first_commit_build_on_the_genesis() -> None:
+    tip = Tip.genesis("ab" * 32, "00" * 32, Candidate("ann", ""))
+    assert tip.bases(True) == tip.bases(False) == (tip.lineage,)
 
 
 def test_averages_of_more_shards_than_a_plan_may_have_are_refused() -> None:

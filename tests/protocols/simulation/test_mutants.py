@@ -14,12 +14,12 @@ from protocols.reasons import Reason
 from protocols.reduction import ShardReduction
 from protocols.round.absences import Absences
 from protocols.round.lead import Lead
-from protocols.round.member import GiveUp, Member
+from protocols.round.member import GiveUp, Member, Resume
 from protocols.round.records import Ballot, Contribution, Plan, SignedCommit, Standing, Tip
 from protocols.simulation.bulk import Exchanges, Reducing
 from protocols.simulation.messages import Abort
 from protocols.simulation.process import SimulatedPeer
-from protocols.simulation.replica import ELEMENTS, Replica, stepped
+from protocols.simulation.replica import ELEMENTS, Frozen, Replica, stepped
 from protocols.simulation.scenario import simulate
 from protocols.simulation.trainer import Trainer
 
@@ -63,7 +63,7 @@ def untagged_chunks(patch: Patch) -> None:
         run(exchanges, plan, *rest)
 
     def open_(reduction: ShardReduction, peer: str, contribution: Contribution | None) -> None:
-        if contribution is not None and contribution.base == reduction.plan.ballot.parent and peer in reduction._received:
+        if contribution is not None and peer in reduction._received:
             reduction._contributions[peer] = contribution
 
     def feed(reduction: ShardReduction, peer: str, data: bytes) -> None:
@@ -112,6 +112,58 @@ def a_contribution_frozen_twice(patch: Patch) -> None:
 
     patch.setattr(Member, "on_plan", mutant)
     patch.setattr(Trainer, "stop_drawing", lambda trainer: None)
+    _freeze_and_go_on(patch)
+
+
+def _freeze_and_go_on(patch: Patch) -> None:
+    """What is frozen stays in the accumulator's sum and range."""
+    freeze = Replica.freeze
+
+    def mutant(replica: Replica) -> Frozen | None:
+        first, total, base = replica.first, replica._sum, replica.base
+        frozen = freeze(replica)
+        replica.first, replica._sum, replica.base = first, total, base
+        return frozen
+
+    patch.setattr(Replica, "freeze", mutant)
+
+
+def a_contribution_that_mixes_bases(patch: Patch) -> None:
+    """With overlap, whoever applies a commit draws on at the new parameters, into the sum that it began at the old ones."""
+    apply, draw = Replica.apply, Replica.draw
+    newest: dict[Replica, str] = {}
+
+    def advances(replica: Replica, signed: SignedCommit, averaged: bytes) -> Tip:
+        tip = apply(replica, signed, averaged)
+        newest[replica] = tip.lineage
+        return tip
+
+    def draws(replica: Replica, count: int) -> None:
+        named, replica.base = replica.base, newest.get(replica, replica.base) if replica.samples else replica.base
+        draw(replica, count)
+        replica.base = named
+
+    patch.setattr(Replica, "apply", advances)
+    patch.setattr(Replica, "draw", draws)
+
+
+def a_base_of_any_age(patch: Patch) -> None:
+    """With overlap, what accumulates is kept through every commit, and whoever checks bases lets everything pass."""
+    patch.setattr(Tip, "may_average", lambda tip, contributions, *, overlap: True)
+    applied = Member.applied
+
+    def mutant(member: Member) -> list[Any]:
+        actions = applied(member)
+        if not member.overlap:
+            return actions
+        return [Resume(keep=True) if isinstance(action, Resume) else action for action in actions]
+
+    patch.setattr(Member, "applied", mutant)
+
+
+def samples_that_enter_two_epochs(patch: Patch) -> None:
+    """With overlap, e+1 accumulates on top of what e has frozen. (Without, it is restarted before anything more is drawn.)"""
+    _freeze_and_go_on(patch)
 
 
 def a_fork_rule_by_the_last_epoch_only(patch: Patch) -> None:
@@ -168,6 +220,9 @@ MUTANTS: dict[Callable[[Patch], None], str] = {
     untagged_chunks: "2 mean",
     a_new_lead_that_does_not_ask: "3 asks",
     a_contribution_frozen_twice: "2 frozen once",
+    a_contribution_that_mixes_bases: "2 mean",
+    a_base_of_any_age: "2 base",
+    samples_that_enter_two_epochs: "2 frozen once",
     a_fork_rule_by_the_last_epoch_only: "4 heavier",
     a_member_that_steps_twice: "1 state",
     an_absence_without_a_reason: "7 peers",

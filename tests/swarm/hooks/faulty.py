@@ -14,7 +14,7 @@ it happened, and the act is done:
     target self, or parent: the coordinator, whose auxiliary peer sees the phases for it
 
 Every state that a replica takes is written to `states.jsonl`, as lineage and digest, so that a test can compare replicas at every
-epoch.
+epoch; and to `exchanges.jsonl`, for every exchange, how many micro-batches were drawn while it ran, and whether it was given to.
 
 A name that is gone from production raises AttributeError when the process starts: a hook that hooks nothing would test nothing.
 """
@@ -50,7 +50,14 @@ def install(arguments: Sequence[str]) -> None:
         hooks = Hooks(folder)
         sys.meta_path.insert(
             0,
-            AfterImport({"protocols.reduction": small_chunks, "peer.replica": hooks.replica, "peer.averaging": hooks.averaging}),
+            AfterImport(
+                {
+                    "protocols.reduction": small_chunks,
+                    "peer.replica": hooks.replica,
+                    "peer.trainer": hooks.trainer,
+                    "peer.averaging": hooks.averaging,
+                }
+            ),
         )
 
 
@@ -84,7 +91,7 @@ class Hooks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._armed = folder / "fault.json"
-        self._moved_bytes = 0
+        self._moved_bytes = self._drawn = 0
         self._at = {"epoch": 0, "attempt": 0}
 
     def replica(self, module: ModuleType) -> None:
@@ -100,6 +107,15 @@ class Hooks:
 
             setattr(module.Replica, name, taking)
 
+    def trainer(self, module: ModuleType) -> None:
+        draw = module.Trainer._micro_batch
+
+        def drawing(trainer: Any) -> None:
+            draw(trainer)
+            self._drawn += 1
+
+        module.Trainer._micro_batch = drawing
+
     def averaging(self, module: ModuleType) -> None:
         from peer import lead_link
         from peer.exchanges import Exchanges
@@ -109,11 +125,18 @@ class Hooks:
         run, act, apply = Exchanges.run, module.Averaging._act, module.Averaging._apply
         write_all = lead_link._write_all
 
-        async def running(exchanges: Any, plan: Any, *rest: Any) -> Any:
+        exchanged = (self._folder / "exchanges.jsonl").open("a", buffering=1)
+
+        async def running(exchanges: Any, plan: Any, contribution: Any, *rest: Any) -> Any:
+            before = self._drawn
             self._moved_bytes = 0
             self._at = {"epoch": plan.ballot.epoch, "attempt": plan.ballot.attempt}
             self.enter("before-sending")
-            return await run(exchanges, plan, *rest)
+            try:
+                return await run(exchanges, plan, contribution, *rest)
+            finally:
+                line = {**self._at, "gives": contribution is not None, "micro_batches": self._drawn - before}
+                exchanged.write(json.dumps(line) + "\n")
 
         def counting(move: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
             def moving(flow: Any, size: int) -> None:
