@@ -168,7 +168,7 @@ class Replica:
         if not keeps_base:
             self.restart()
         with self.accumulator.lending() as gradient:
-            self._decode(averaged, gradient)
+            self.decode(averaged, gradient)
             if keeps_base:
                 self._base.keep(self.tip.lineage)
             self.tip = None
@@ -183,8 +183,8 @@ class Replica:
         self.commit, self.tip = signed, Tip.after(commit)
         return self.tip
 
-    def _decode(self, averaged: memoryview, into: torch.Tensor) -> None:
-        """Piece by piece, so that no second vector is needed. Raises BadMessageError."""
+    def decode(self, averaged: memoryview, into: torch.Tensor) -> None:
+        """Averages of the whole vector into (elements,), piece by piece. Raises BadMessageError."""
         for at in range(0, self.elements, PIECE_ELEMENTS):
             end = min(at + PIECE_ELEMENTS, self.elements)
             data = averaged[self.codec.encoded_bytes(at) : self.codec.encoded_bytes(end)]

@@ -199,6 +199,7 @@ class Dugnad:
         self._lead = ""
         self._turn = 0
         self._averaged: Vector | None = None
+        self._decoded = torch.zeros(seat.params)
 
     def start(self, first: Greeting | None) -> Greeting:
         return self._member.listen()
@@ -254,10 +255,10 @@ class Dugnad:
             contribution = Contribution(me, INCARNATION, frozen.first, frozen.end, frozen.base, frozen.loss)
         averages = await averaging.exchanges.run(plan, contribution, frozen.encoded if frozen is not None else b"")
         came_to = averaging.exchanges.averaged(averages)
-        averaged = memoryview(came_to)[: member.replica.outcome(1).averaged_bytes]
-        vector = cast(Vector, await member.handover.run(lambda: member.codec.decode(averaged, member.replica.elements)))
+        averaged = came_to[: member.replica.outcome(1).averaged_bytes]
+        await member.handover.run(lambda: member.replica.decode(averaged, self._decoded))
         averaging.exchanges.committed(plan.digest)
-        return vector
+        return self._decoded.numpy()
 
     def result(self) -> Vector | None:
         return self._averaged
