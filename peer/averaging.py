@@ -28,6 +28,7 @@ from peer.forks import Forks
 from peer.handover import Handover
 from peer.lead_desk import LeadDesk, SwarmStatus
 from peer.neighbours import Neighbours
+from peer.probing import measure_line
 from peer.reducing import ReduceError
 from peer.training_side import Settings, TrainingSide
 from peer.uploads import Uploads, most_snapshot_bytes
@@ -86,7 +87,7 @@ class Averaging:
         self.settings = settings
         self.donor = Donor(replica, handover)
         self.exchanges = Exchanges(me, bulk, replica, handover)
-        self.traffic = bulk.traffic
+        self._bulk, self.traffic = bulk, bulk.traffic
         self.member = Member(me, hello.incarnation, overlap=settings.overlap)
         candidate = Candidate(me, hello.address)
         self.succession = Succession(candidate)
@@ -112,9 +113,9 @@ class Averaging:
         if bootstrap:
             self.succession.know(bootstrap)
         self.uploads = Uploads(most_snapshot_bytes(replica.elements), progress)
-        donors = Donors(me, bootstrap, self.succession, self.lead, self.desk, self.uploads)
-        self._catching_up = CatchUp(self.donor, replica, handover, links, donors, events, progress)
-        self._forks = Forks(me, self.commits, links, donors, events)
+        self._donors = Donors(me, bootstrap, self.succession, self.lead, self.desk, self.uploads)
+        self._catching_up = CatchUp(self.donor, replica, handover, links, self._donors, events, progress)
+        self._forks = Forks(me, self.commits, links, self._donors, events)
         self._following = Following(self, self.succession)
         self._neighbours = Neighbours(discovery, links, hello, coordinator, found=self._found, heard=self.heard_standing)
         self._encoded: Bytes = b""  # this epoch's contribution, as every attempt sends it
@@ -421,6 +422,8 @@ class Averaging:
 
     async def _catch_up(self, reason: Reason) -> None:
         tip = await self._catching_up.run(reason, self._advanced)
+        if reason is Reason.JOINED:
+            await measure_line(self.links, self._bulk, self._donors.reachable())
         self._spawn(self._forks.settle(tip))
         self.perform(self.lead.follow(tip))
         self.succession.follow(tip)

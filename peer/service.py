@@ -15,6 +15,7 @@ from peer.averaging import HEARTBEAT_S, Averaging
 from peer.lead_desk import Outbox
 from peer.observers import Observers
 from peer.pacing import Pace
+from peer.probing import Probed
 from peer.reducing import serve_reduce
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
@@ -38,6 +39,7 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
         self._averaging = averaging
         self._observers = observers
         self._pace = Pace(lambda: averaging.member.phase is Phase.REDUCING)
+        self._probed = Probed()
         self._left: set[str] = set()  # peers that said goodbye; their stream is about to end
 
     async def _admit(self, context: Any) -> str:
@@ -116,6 +118,9 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
 
     async def bulk(self, stream: BulkStream, kind: Kind, length: int) -> None:
         """One request on a bulk connection."""
+        if kind is Kind.PROBE:
+            await self._probed.serve(stream, length)
+            return
         if kind is not Kind.OPEN:
             raise BadMessageError(f"{kind.name} is no request")
         opened = await stream.record(pb.ReduceOpen, length)
@@ -141,6 +146,7 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
             caught_up=averaging.member.phase is not Phase.CATCHING_UP,
             follows=to_wire(averaging.following or Candidate("", "")),
             followers=len(averaging.desk),
+            bulk_address=averaging.hello.bulk_address,
         )
 
     async def Offer(self, request: pb.OfferRequest, context: Any) -> pb.Manifest:

@@ -17,6 +17,7 @@ class Reason(str, Enum):
     NOTHING_TO_GIVE = "nothing-to-give"  # an empty accumulator
     NOT_PLANNED = "not-planned"  # it came when the plan was made, or stands in a pair that failed in this epoch
     AUXILIARY = "auxiliary"  # it computes nothing: it only reduces
+    BUSY = "busy"  # it was asked the same a moment ago
     BAD_TICKET = "bad-ticket"
     OTHER_VERSION = "other-version"
 

@@ -21,7 +21,7 @@ from protocols.round.records import Candidate, SignedCommit, Standing
 from protocols.slices import Outcome
 from protocols.transport.links import Links, translated
 from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import from_wire, to_wire
+from protocols.wire.convert import MAX_TEXT, from_wire, to_wire
 from protocols.wire.dugnad_pb2_grpc import PeerStub
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in total)
@@ -39,6 +39,7 @@ class Whereabouts:
     caught_up: bool
     follows: Candidate  # with an empty id when it follows nobody
     followers: int
+    bulk_address: str  # empty for a client-mode peer
 
 
 async def ask(links: Links, peer: Candidate, limit_s: float = DETECTION_S) -> Whereabouts:
@@ -47,7 +48,8 @@ async def ask(links: Links, peer: Candidate, limit_s: float = DETECTION_S) -> Wh
         stub = PeerStub(links.to(peer.peer, peer.address))
         reply = await stub.Ask(pb.AskRequest(), metadata=links.metadata, timeout=limit_s)
     follows = from_wire(Candidate, reply.follows)
-    return Whereabouts(peer, from_wire(Standing, reply.standing), reply.caught_up, follows, reply.followers)
+    standing = from_wire(Standing, reply.standing)
+    return Whereabouts(peer, standing, reply.caught_up, follows, reply.followers, reply.bulk_address[:MAX_TEXT])
 
 
 async def ask_all(links: Links, peers: Iterable[Candidate], limit_s: float = DETECTION_S) -> list[Whereabouts]:

@@ -340,6 +340,18 @@ class Averaged(_message.Message):
     contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
     def __init__(self, contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ...) -> None: ...
 
+class Probe(_message.Message):
+    __slots__ = ("up",)
+    UP_FIELD_NUMBER: _ClassVar[int]
+    up: bool
+    def __init__(self, up: _Optional[bool] = ...) -> None: ...
+
+class Probed(_message.Message):
+    __slots__ = ("bytes_s",)
+    BYTES_S_FIELD_NUMBER: _ClassVar[int]
+    bytes_s: float
+    def __init__(self, bytes_s: _Optional[float] = ...) -> None: ...
+
 class Refused(_message.Message):
     __slots__ = ("reason", "sentence")
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -353,16 +365,18 @@ class AskRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class AskReply(_message.Message):
-    __slots__ = ("standing", "caught_up", "follows", "followers")
+    __slots__ = ("standing", "caught_up", "follows", "followers", "bulk_address")
     STANDING_FIELD_NUMBER: _ClassVar[int]
     CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
     FOLLOWS_FIELD_NUMBER: _ClassVar[int]
     FOLLOWERS_FIELD_NUMBER: _ClassVar[int]
+    BULK_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     standing: Standing
     caught_up: bool
     follows: Candidate
     followers: int
-    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., caught_up: _Optional[bool] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ..., followers: _Optional[int] = ...) -> None: ...
+    bulk_address: str
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., caught_up: _Optional[bool] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ..., followers: _Optional[int] = ..., bulk_address: _Optional[str] = ...) -> None: ...
 
 class OfferRequest(_message.Message):
     __slots__ = ("digest", "at_least")

@@ -1,0 +1,119 @@
+"""How fast is this peer's line? Asked once, when it joins: before its first round nothing else tells.
+
+A second of traffic each way, with a few peers at once, so that no single one of their lines is what is measured. Whoever
+receives counts: what a sender has handed to its system has not arrived yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from protocols.errors import BadMessageError, RemoteError
+from protocols.reasons import Reason
+from protocols.round.records import Candidate
+from protocols.transport.bulk import BulkLinks, BulkStream, Kind, refuse
+from protocols.transport.links import Links
+from protocols.transport.state_transfer import ask_all
+from protocols.wire import dugnad_pb2 as pb
+
+MOST_PEERS = 4
+PROBE_S = 0.75
+MOST_BYTES = 32 << 20  # to or from each: on a fast line that takes less than PROBE_S
+# A line is at its speed after this much of it: TCP begins slowly.
+WARM_UP_SHARE = 0.3
+PIECE = bytes(64 << 10)
+# A peer is probed by another at most this often.
+AGAIN_S = 10.0
+LIMIT_S = 5 * PROBE_S
+_log = logging.getLogger(__name__)
+
+
+async def measure_line(links: Links, bulk: BulkLinks, peers: Sequence[Candidate]) -> None:
+    """With some of `peers`, who can be called. Nobody there, nobody who answers: then the first round has to tell."""
+    try:
+        found = await ask_all(links, peers)
+    except RemoteError as error:
+        _log.info("nobody to measure the line with: %s", error)
+        return
+    await probe(bulk, [Candidate(it.peer.peer, it.bulk_address) for it in found if it.bulk_address])
+
+
+async def probe(links: BulkLinks, others: Sequence[Candidate]) -> None:
+    """Sets the rates in `links.traffic` to what this line carries to and from `others`, who are named with their bulk addresses.
+    Directions of which nobody can tell stay as they are."""
+    for flow, direction in ((links.traffic.up, _up), (links.traffic.down, _down)):
+        rates = await asyncio.gather(*(_rate(links, other, direction) for other in others[:MOST_PEERS]))
+        if sum(rates):
+            flow.measured(sum(rates))
+
+
+async def _rate(links: BulkLinks, other: Candidate, direction: Callable[[BulkStream], Awaitable[float]]) -> float:
+    try:
+        async with links.to(other.peer, other.address) as stream:
+            return await asyncio.wait_for(direction(stream), LIMIT_S)
+    except (RemoteError, asyncio.TimeoutError) as error:
+        _log.info("the line to %s could not be measured: %s", other.peer[:8], error)
+        return 0.0
+
+
+async def _up(stream: BulkStream) -> float:
+    await stream.send_record(Kind.PROBE, pb.Probe(up=True))
+    await _send(stream)
+    answer = await stream.expect(Kind.DONE, pb.Probed)
+    if not 0 <= answer.bytes_s < 1e12:
+        raise BadMessageError("a rate out of all bounds")
+    return float(answer.bytes_s)
+
+
+async def _down(stream: BulkStream) -> float:
+    await stream.send_record(Kind.PROBE, pb.Probe(up=False))
+    return await _receive(stream)
+
+
+async def _send(stream: BulkStream) -> None:
+    until, sent = time.monotonic() + PROBE_S, 0
+    while time.monotonic() < until and sent < MOST_BYTES:
+        await stream.send(Kind.CHUNK, PIECE)
+        sent += len(PIECE)
+    await stream.send(Kind.CHUNK)
+
+
+async def _receive(stream: BulkStream) -> float:
+    """Bytes/s until an empty chunk comes, the beginning left out."""
+    buffer, came = memoryview(bytearray(len(PIECE))), [(time.monotonic(), 0)]
+    while True:
+        kind, length = await stream.header()
+        if kind is not Kind.CHUNK or length > len(PIECE):
+            raise BadMessageError(f"{kind.name} of {length} bytes in a probe")
+        if not length:
+            break
+        await stream.receive_into(buffer[:length])
+        came.append((time.monotonic(), came[-1][1] + length))
+        if came[-1][1] > MOST_BYTES:
+            raise BadMessageError("a probe without an end")
+    began, ended = came[0][0], came[-1][0]
+    at, before = next(it for it in came if it[0] >= began + WARM_UP_SHARE * (ended - began))
+    return (came[-1][1] - before) / (ended - at) if ended > at else 0.0
+
+
+class Probed:
+    """Answers other peers' probes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._at: dict[tuple[str, bool], float] = {}
+
+    async def serve(self, stream: BulkStream, length: int) -> None:
+        asked = await stream.record(pb.Probe, length)
+        now, key = self._clock(), (stream.peer, asked.up)
+        if now - self._at.get(key, float("-inf")) < AGAIN_S:
+            await refuse(stream, Reason.BUSY, "this peer was probed a moment ago")
+        self._at = {other: at for other, at in self._at.items() if now - at < AGAIN_S} | {key: now}
+        if asked.up:
+            rate = await asyncio.wait_for(_receive(stream), LIMIT_S)
+            await stream.send_record(Kind.DONE, pb.Probed(bytes_s=rate))
+        else:
+            await asyncio.wait_for(_send(stream), LIMIT_S)
