@@ -27,7 +27,7 @@ from benchmarks.vectors import write_noise
 from protocols.terminal import Screen
 
 ENGINES = ("dugnad", "hivemind", "gloo")
-CODECS = ("fp32", "fp16")
+CODECS = ("fp32", "fp16", "bf16", "int8", "int4")
 SPLITS = ("ours", "equal")
 # A round that did not average everybody is repeated, but not for ever.
 TRIES = 6

@@ -22,7 +22,7 @@ from benchmarks.links import Link
 from benchmarks.stage import Stage, add_peers, links_of
 
 ENGINES = ("dugnad", "hivemind")
-CODECS = ("fp32", "fp16")
+CODECS = ("fp32", "fp16", "bf16", "int8", "int4")
 WARM_UP_EPOCHS = 3
 LOOK_S = 0.25
 # An epoch that takes this many times its ideal length will not come.

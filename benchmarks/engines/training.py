@@ -65,10 +65,10 @@ class DugnadTraining:
         self._running: Any = None
 
     def start(self, first: Greeting | None) -> Greeting:
-        return {"peer": self._member.credentials.peer_id, "address": self._member.listen()}
+        return self._member.listen()
 
     def connect(self, greetings: list[Greeting]) -> None:
-        self._member.meet([(greeting["peer"], greeting["address"]) for greeting in greetings])
+        self._member.meet(greetings)
 
     def begin(self) -> None:
         self._running = self._member.train()
@@ -160,7 +160,7 @@ class HivemindTraining:
             if self._seat.link.auxiliary:
                 self._optimizer.step()
                 continue
-            (next(self._model.parameters()).sum() * 0.0).backward()
+            (next(self._model.parameters()).sum() * 0.0).backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             if job.overlap:
                 self._optimizer.zero_grad()
