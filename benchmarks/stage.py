@@ -17,22 +17,36 @@ from benchmarks.namespaces import Shaped
 from protocols.identity import Authority
 
 
+def add_links(parser: argparse.ArgumentParser, whose: str) -> None:
+    form = "up/down Mbit/s x peers, as in 200/200x4,100/100x8a: a for auxiliary, c for client mode; needs root"
+    parser.add_argument("--links", help=f"{whose}: {form}")
+
+
 def add_peers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--peers", type=int, default=4, help="how many, on loopback (with --links: as many as these)")
-    parser.add_argument(
-        "--links", help="up/down Mbit/s x peers, as in 200/200x4,100/100x8a: a for auxiliary, c for client mode; needs root"
-    )
+    parser.add_argument("--peers", type=int, default=4, help="how many, on loopback")
+    add_links(parser, "peers on shaped links instead")
+
+
+def checked_links(parser: argparse.ArgumentParser, text: str) -> tuple[Link, ...]:
+    """Ends the process with a sentence and code 2 when they make no sense, or cannot be made."""
+    try:
+        links = parse_links(text)
+    except ValueError as error:
+        parser.error(f"argument --links: {error}")
+    if os.geteuid() != 0:
+        parser.error("--links makes network namespaces and shapes them, which only root may do: run this with sudo")
+    return links
 
 
 def links_of(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> tuple[Link, ...]:
-    """Of those two options. Ends the process with a sentence and code 2 when they make no sense."""
+    """Of the options of `add_peers`. Ends the process as checked_links does."""
+    if asked.links:
+        return checked_links(parser, asked.links)
+    links = (Link(),) * int(asked.peers)
     try:
-        links = parse_links(asked.links) if asked.links else (Link(),) * asked.peers
         check(links)
     except ValueError as error:
-        parser.error(f"argument {'--links' if asked.links else '--peers'}: {error}")
-    if asked.links and os.geteuid() != 0:
-        parser.error("--links makes network namespaces and shapes them, which only root may do: run this with sudo")
+        parser.error(f"argument --peers: {error}")
     return links
 
 
