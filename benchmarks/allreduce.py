@@ -12,10 +12,8 @@ import argparse
 import contextlib
 import os
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -23,14 +21,13 @@ from rich.table import Table
 from benchmarks import tables
 from benchmarks.bound import bound, encoded_bytes, equal_fractions, seconds
 from benchmarks.crew import Crew, CrewError
-from benchmarks.engines.base import Seat
-from benchmarks.links import Link, check, parse_links
+from benchmarks.links import Link
+from benchmarks.stage import Stage, add_peers, links_of
 from benchmarks.vectors import write_noise
-from protocols.identity import Authority
 from protocols.terminal import Screen
 
 ENGINES = ("dugnad", "hivemind", "gloo")
-CODECS = ("fp32", "fp16")
+CODECS = ("fp32", "fp16", "bf16", "int8", "int4")
 SPLITS = ("ours", "equal")
 # A round that did not average everybody is repeated, but not for ever.
 TRIES = 6
@@ -149,34 +146,17 @@ def one_round(options: Options, crew: Crew, turn: int, measured: Measured, *, wa
 def benchmark(options: Options) -> dict[str, Any]:
     measured = {engine: Measured() for engine in options.engines}
     screen = Screen(lambda: drawn(options, measured))
-    network: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dugnad-benchmark-")))
-        Authority.load_or_create(folder)
-        write_noise(folder / "noise", options.params)
-        addresses, device = ["127.0.0.1"] * len(options.links), "lo"
-        under: list[Sequence[str]] = [()] * len(options.links)
-        if options.shaped:
-            from benchmarks.namespaces import Shaped
-
-            shaped = stack.enter_context(Shaped(options.links))
-            addresses, device, under = (
-                list(shaped.addresses),
-                shaped.device,
-                [shaped.inside(rank) for rank in range(len(addresses))],
-            )
-            network = shaped.verify(screen.say)
+        stage = stack.enter_context(Stage(options.links, screen.say))
+        write_noise(stage.folder / "noise", options.params)
         crews = []
         for engine in options.engines:
             codec = options.codec_of(engine)
-            seats = [
-                Seat(rank, options.links, address, device, options.params, codec, options.split, folder)
-                for rank, address in enumerate(addresses)
-            ]
-            crews.append(stack.enter_context(Crew(engine, seats, under)))
+            seats = stage.seats(options.params, codec, options.split)
+            crews.append(stack.enter_context(Crew(engine, seats, stage.under)))
         with screen:
             measure(options, crews, screen, measured)
-    return report(options, measured, network)
+        return report(options, measured, stage.network)
 
 
 def report(options: Options, measured: dict[str, Measured], network: dict[str, Any]) -> dict[str, Any]:
@@ -233,14 +213,11 @@ def parser() -> argparse.ArgumentParser:
         "  sudo python -m benchmarks.allreduce --links 100/100x4 --engines dugnad,gloo\n"
         "  sudo python -m benchmarks.allreduce --links 50/50x4,25/25x8,12/12x4 --params 4000000 --split equal\n",
     )
-    it.add_argument("--peers", type=int, default=4, help="how many, on loopback (with --links: as many as these)")
+    add_peers(it)
     it.add_argument("--params", type=int, default=16_000_000, help="length of the vector")
     it.add_argument("--codec", choices=CODECS, default="fp32", help="of dugnad; hivemind has its fp16 beside any but fp32")
     it.add_argument("--engines", default=",".join(ENGINES), help="of dugnad, hivemind, gloo")
     it.add_argument("--rounds", type=int, default=5, help="counted ones; one more comes first")
-    it.add_argument(
-        "--links", help="up/down Mbit/s x peers, as in 200/200x4,100/100x8a: a for auxiliary, c for client mode; needs root"
-    )
     it.add_argument("--split", choices=SPLITS, default="ours", help="who reduces how much: our planner's choice, or equal shards")
     it.add_argument("--json", action="store_true", help="one object on standard output")
     return it
@@ -254,15 +231,9 @@ def options_of(arguments: Sequence[str] | None = None) -> tuple[Options, bool]:
     unknown = [name for name in engines if name not in ENGINES]
     if unknown:
         it.error(f"argument --engines: no engine {unknown[0]!r}; there are {', '.join(ENGINES)}")
-    try:
-        links = parse_links(asked.links) if asked.links else (Link(),) * asked.peers
-        check(links)
-    except ValueError as error:
-        it.error(f"argument {'--links' if asked.links else '--peers'}: {error}")
+    links = links_of(it, asked)
     if asked.params < 1 or asked.rounds < 1:
         it.error("--params and --rounds are at least 1")
-    if asked.links and os.geteuid() != 0:
-        it.error("--links makes network namespaces and shapes them, which only root may do: run this with sudo")
     return Options(links, bool(asked.links), asked.params, asked.codec, engines, asked.rounds, asked.split), asked.json
 
 

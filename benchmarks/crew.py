@@ -91,19 +91,27 @@ class Crew:
     """All processes of one engine, by rank. Leaving the block ends them and their children."""
 
     def __init__(
-        self, engine: str, seats: Sequence[Seat], under: Sequence[Sequence[str]], *, module: str = "benchmarks.worker"
+        self,
+        engine: str,
+        seats: Sequence[Seat],
+        under: Sequence[Sequence[str]],
+        *,
+        module: str = "benchmarks.worker",
+        more: Sequence[str] = (),
     ) -> None:
+        """`more`: further arguments, the same for everybody."""
         self.engine = engine
         self.seats = seats
         self._under = under
         self._module = module
+        self._more = more
         self.hands: list[Hand] = []
 
     def __enter__(self) -> Crew:
         try:
             for seat, under in zip(self.seats, self._under, strict=True):
                 log = seat.folder / f"{self.engine}-{seat.rank}.log"
-                arguments = [self.engine, seat.to_json()]
+                arguments = [self.engine, seat.to_json(), *self._more]
                 self.hands.append(Hand(f"{self.engine}, peer {seat.rank}", self._module, arguments, log, under))
         except BaseException:
             self.end()

@@ -46,10 +46,12 @@ from protocols.residual import Residual
 from protocols.round.records import Candidate, Hello, Tip
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Batches, Task
+from protocols.transport.bulk import BulkLinks
 from protocols.transport.discovery import Discovery
 from protocols.transport.fetching import SnapshotFetch
 from protocols.transport.links import Links, listen, peer_server
 from protocols.transport.network_thread import NetworkThread
+from protocols.transport.traffic import Traffic
 from protocols.wire.dugnad_pb2_grpc import add_PeerServicer_to_server
 
 SPEC = """
@@ -160,6 +162,7 @@ def donate(options: Options, folder: Path) -> None:
             part = Averaging(
                 hello=hello,
                 links=Links(credentials, RUN),
+                bulk=BulkLinks(credentials, RUN, Traffic()),
                 discovery=cast(Discovery, NoDiscovery()),
                 bootstrap=(),
                 coordinator="127.0.0.1:1",

@@ -1,24 +1,16 @@
-"""One peer of one engine: a process that does what lines of JSON on standard input say, and answers each with a line.
-
-It ends, with all that it started, when standard input ends: so nothing outlives the benchmark, however that ended.
-"""
+"""One peer of one engine that averages vectors when it is told to."""
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import signal
 import sys
-import threading
 import time
-import traceback
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import psutil
 
 from benchmarks.engines.base import Engine, NotAveragedError, Seat
+from benchmarks.serving import serve_forever
 from benchmarks.vectors import contribution, largest_excess
 
 
@@ -126,50 +118,8 @@ class Worker:
         return {**cost, "excess": excess}
 
 
-def listen(lines: queue.SimpleQueue[str]) -> None:
-    # Not through sys.stdin: whoever forks while a thread waits there inherits its lock, and hivemind's children close it.
-    rest = b""
-    while data := os.read(0, 1 << 16):
-        *whole, rest = (rest + data).split(b"\n")
-        for line in whole:
-            lines.put(line.decode())
-    os.killpg(os.getpgid(0), signal.SIGKILL)
-
-
-def serve(worker: Worker, lines: queue.SimpleQueue[str], answers: TextIO) -> None:
-    while True:
-        command, arguments = json.loads(lines.get())
-        try:
-            answer = {"answer": getattr(worker, command)(*arguments)}
-        except Exception as error:  # noqa: BLE001  whatever an engine raises: it is shown to whoever runs the benchmark
-            traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
-def private_stdout() -> TextIO:
-    """The stream for answers; whatever a library prints goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return answers
-
-
 def main() -> None:
-    answers = private_stdout()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark ends it
-    import torch
-
-    torch.set_num_threads(1)  # as many peers as cores, or more, share the machine
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    engine, seat = sys.argv[1], Seat.from_json(sys.argv[2])
-    threading.Thread(target=listen, args=(lines,), daemon=True).start()
-    try:
-        worker = Worker(engine, seat)
-    except Exception as error:  # noqa: BLE001  as in serve
-        traceback.print_exc()
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers, flush=True)
-        return
-    serve(worker, lines, answers)
+    serve_forever(lambda: Worker(sys.argv[1], Seat.from_json(sys.argv[2])))
 
 
 if __name__ == "__main__":

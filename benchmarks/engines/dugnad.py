@@ -5,6 +5,7 @@ Everything that a benchmark must know of how a peer is put together stands in th
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -61,8 +62,9 @@ sequence_length = 64
 
 
 def model_of(params: int) -> nn.Module:
-    """`params` parameters in tensors of at most a million."""
-    sizes = [1 << 20] * (params >> 20) + [params % (1 << 20)]
+    """`params` parameters in tensors of at most a million; the first has one alone, which a sleeping loss can depend on."""
+    rest = params - 1
+    sizes = [1, *[1 << 20] * (rest >> 20), rest % (1 << 20)]
     return nn.ParameterList([nn.Parameter(torch.zeros(size)) for size in sizes if size])
 
 
@@ -76,7 +78,7 @@ class Sleeper:
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         self._pause(self._step_s)
-        return next(model.parameters())[:1].sum() * 0.0 + float(self._samples)
+        return next(model.parameters()).sum() * 0.0 + float(self._samples)
 
     def samples_in(self, batch: dict[str, torch.Tensor]) -> int:
         return self._samples
@@ -185,6 +187,11 @@ class Member:
         await self.server.start()
         self.bulk_server.start(service.bulk)
         return averaging
+
+    def train(self) -> concurrent.futures.Future[None]:
+        """Take part in the swarm from now on; the future ends when this peer does."""
+        assert self.averaging is not None
+        return self.network.start(self.averaging.run())
 
     def _progressed(self, first: int, end: int, samples_per_second: float, step_s: float) -> None:
         if self.averaging is not None:
