@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from peer.averaging import Averaging
@@ -32,6 +33,7 @@ from protocols.identity import Key, Ticket, new_incarnation
 from protocols.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.residual import Residual
+from protocols.round import program
 from protocols.round.records import Hello
 from protocols.task import open_task, write_asset
 from protocols.tasks.base import Batches, Task, to_device
@@ -96,6 +98,11 @@ def _bytes_s(mbit_s: float | None) -> float | None:
     return None if mbit_s is None else mbit_s * 1e6 / 8
 
 
+def _free_memory_bytes() -> int:
+    """What is free once the model is built; half of it may be used for what this peer reduces."""
+    return int(psutil.virtual_memory().available) // 2
+
+
 @dataclass(frozen=True)
 class _Work:
     task: Task
@@ -122,6 +129,8 @@ class _Session:
     def run(self) -> int:
         self._console.status("Building the model")
         work = self._prepare()
+        if not self._config.client_mode:
+            program.prepare()  # it may come to lead
         handover = Handover()
         averaging: Averaging | None = None
 
@@ -222,7 +231,7 @@ class _Session:
             stack.push_async_callback(bulk_server.aclose)
             await discovery.start()
             name = config.name or socket.gethostname()
-            hello = Hello(self._incarnation, config.role == "auxiliary", address, bulk_address, name)
+            hello = Hello(self._incarnation, config.role == "auxiliary", address, bulk_address, name, _free_memory_bytes())
             averaging = Averaging(
                 hello=hello,
                 links=links,

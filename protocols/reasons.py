@@ -16,6 +16,7 @@ class Reason(str, Enum):
     NOT_CAUGHT_UP = "not-caught-up"
     NOTHING_TO_GIVE = "nothing-to-give"  # an empty accumulator
     NOT_PLANNED = "not-planned"  # it came when the plan was made, or stands in a pair that failed in this epoch
+    SLOW_LINK = "slow-link"  # it was planned to receive only: its upload takes longer than its samples are worth
     AUXILIARY = "auxiliary"  # it computes nothing: it only reduces
     BUSY = "busy"  # it was asked the same a moment ago
     BAD_TICKET = "bad-ticket"

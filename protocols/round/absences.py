@@ -15,10 +15,12 @@ class Absences:
     def __init__(self) -> None:
         self._gone: dict[str, Reason] = {}  # why each who dropped out last did
         self._told: set[str] = set()  # those of them whom a plan has named
+        self._too_slow: frozenset[str] = frozenset()  # members of the newest plan that only receive
 
     def forget(self) -> None:
         self._gone.clear()
         self._told.clear()
+        self._too_slow = frozenset()
 
     def next_epoch(self, members: Collection[str], seated: Collection[str]) -> None:
         """`members`: of the commit that closed the last one; of the others, whoever was told of once need not be again."""
@@ -38,11 +40,14 @@ class Absences:
         self._gone.pop(peer, None)
         self._told.discard(peer)
 
-    def from_plan(self, plan: Plan, tip: Tip, seats: Mapping[str, Seat]) -> Absent:
-        """Whoever is seated, was a member of the commit that led to `tip` or dropped out since, and is not in `plan`."""
+    def from_plan(self, plan: Plan, too_slow: Collection[str], tip: Tip, seats: Mapping[str, Seat]) -> Absent:
+        """Whoever is seated, was a member of the commit that led to `tip` or dropped out since, and is not in `plan`; or is, and
+        gives nothing because it is `too_slow`."""
+        self._too_slow = frozenset(too_slow)
         absent = self._everybody(tip, seats) - set(plan.members)
         self._told |= absent
-        return tuple((peer, self._why_not_planned(peer, tip, seats.get(peer))) for peer in sorted(absent))
+        why = {peer: self._why_not_planned(peer, tip, seats.get(peer)) for peer in absent}
+        return tuple(sorted((why | dict.fromkeys(self._too_slow, Reason.SLOW_LINK)).items()))
 
     def from_commit(self, commit: Commit, tip: Tip, seats: Mapping[str, Seat]) -> Absent:
         """Of the same peers, those whose contribution `commit`, which builds on `tip`, does not name."""
@@ -64,6 +69,8 @@ class Absences:
     def _why_not_committed(self, peer: str, commit: Commit, tip: Tip, seat: Seat | None) -> Reason:
         if peer in self._gone:
             return self._gone[peer]
+        if peer in self._too_slow:
+            return Reason.SLOW_LINK
         if seat is not None and seat.hello.auxiliary:
             return Reason.AUXILIARY
         if peer in commit.members:

@@ -23,7 +23,7 @@ from protocols.round.deadline import Deadline, doubled
 from protocols.round.hearing import Hearing
 from protocols.round.lead_actions import Announce, Ask, LeadAction, NoteFailure, Reannounce, SendAbort, SendPlan, Yield
 from protocols.round.member import Accept, Answer, Drifted, Ready, Refuse
-from protocols.round.planner import Present, finishing, fresh, slowest_paces
+from protocols.round.planner import Layout, Present, Round, finishing, fresh, planned_seconds, slowest_paces
 from protocols.round.records import (
     Averages,
     Ballot,
@@ -74,6 +74,7 @@ class Lead:
         self._hearing = Hearing(DETECTION_S)
         self._asked: set[str] = set()  # at this tip, because plans reported here name them
         self._highest_attempt = 0
+        self._overrun = 1.0  # how much longer than planned the last commit took: links are not all that takes time
         self._committed = False
         self._followed_at = 0.0
         self._awake_at = 0.0
@@ -284,14 +285,15 @@ class Lead:
         if self._highest_attempt == 0 and (samples < self.target_batch_size or self._awaits_reports(now)):
             return []
         present = self._present(tip)
-        plan = self._plan(tip, present)
-        if plan is None:
+        layout = self._layout(tip, present)
+        if layout is None:
             return []
+        plan = self._plan(tip, layout)
         attempt = self._highest_attempt = plan.ballot.attempt
-        paces = slowest_paces(plan, present, self.vector_bytes)
-        slowest = {member: pace / doubled(attempt) for member, pace in paces.items()}
-        self.attempt = Attempt(plan, now, Deadline(plan.members, now, plan.patience_s, slowest))
-        return [SendPlan(plan.members, plan, self._absences.from_plan(plan, tip, self.seats))]
+        planned_s = planned_seconds(plan, present, self.vector_bytes)
+        slowest = slowest_paces(plan, present, self.vector_bytes, planned_s * self._overrun * doubled(attempt))
+        self.attempt = Attempt(plan, now, Deadline(plan.members, now, plan.patience_s, slowest), planned_s)
+        return [SendPlan(plan.members, plan, self._absences.from_plan(plan, layout.too_slow, tip, self.seats))]
 
     def _awaits_reports(self, now: float) -> bool:
         """With overlap, the next batch may be there as soon as the first members have applied a commit. What the others drew for
@@ -300,13 +302,14 @@ class Lead:
         applying = any(report.standing.lineage == self._parent for report in reports)
         return self.overlap and applying and now - self._followed_at <= DETECTION_S
 
-    def _plan(self, tip: Tip, present: dict[str, Present]) -> Plan | None:
-        if self.me.peer not in present:
+    def _layout(self, tip: Tip, present: dict[str, Present]) -> Layout | None:
+        me, failed = self.me.peer, self._failed_pairs
+        if me not in present:
             return None
-        layout = finishing(present, self.me.peer, self._failed_pairs)
-        layout = layout or fresh(present, self.me.peer, self.elements, self._failed_pairs)
-        if layout is None:
-            return None
+        due = Round(tip.epoch + 1, self.elements, self.vector_bytes, self.target_batch_size)
+        return finishing(present, me, failed) or fresh(present, me, due, failed)
+
+    def _plan(self, tip: Tip, layout: Layout) -> Plan:
         attempt = self._highest_attempt + 1
         slowest_s = max(report.step_s for peer, report in self._at_tip() if peer in layout.members)
         return Plan(
@@ -330,6 +333,8 @@ class Lead:
                 report.upload_bytes_s,
                 report.download_bytes_s,
                 self._sound(seat.ready_for, tip),
+                report.samples_per_second,
+                seat.hello.memory_bytes,
             )
             for peer, seat in seats.items()
             if (report := seat.report) is not None
@@ -428,6 +433,8 @@ class Lead:
             lead=self.me,
             succession=tip.succession_of(self.me, self._reachable()),
         )
+        if attempt.planned_s:
+            self._overrun = max(1.0, (attempt.majority_at - attempt.started_at) / attempt.planned_s)
         self.attempt = None
         self._committed = True
         for seat in self.seats.values():

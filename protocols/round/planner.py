@@ -5,12 +5,21 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from protocols.round.program import Link, fastest, measured, round_seconds, worth_waiting_for
 from protocols.round.records import MAX_REDUCERS, Averages, Candidate, Plan, ReadyFor, Shard, ShardResult
 
 # Shards start at multiples of this many elements, so that a block-wise codec encodes a value the same way under every plan.
 GRID = 1024
+# A shard of less than a chunk is not worth a connection.
+CHUNK_BLOCKS = 64
+# One TCP stream cannot fill every link: fewer reducers than this have several shards each, if these have so many blocks at least.
+STREAMS, STREAM_BLOCKS = 4, 16 * CHUNK_BLOCKS
+# What a reducer may have to hold of each contributor's part of a shard.
+WINDOW_BYTES = 4 * CHUNK_BLOCKS * GRID * 4
+# Whoever gives nothing because of a slow link gives all the same in one of so many epochs: its link is measured by what it sends.
+ALL_GIVE_EVERY = 16
 Pairs = Collection[tuple[str, str]]  # (member, reducer)
 
 
@@ -23,6 +32,18 @@ class Present:
     upload_bytes_s: float = 0.0  # 0: not measured yet
     download_bytes_s: float = 0.0
     ready_for: ReadyFor | None = None
+    samples_per_second: float = 0.0
+    memory_bytes: int = 0  # that it may use for what it reduces; 0: unknown, and taken for enough
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is to be planned."""
+
+    epoch: int  # that it would commit
+    elements: int
+    vector_bytes: int  # encoded
+    target_batch_size: int
 
 
 @dataclass(frozen=True)
@@ -33,10 +54,11 @@ class Layout:
     contributors: tuple[str, ...]
     shards: tuple[Shard, ...]
     finishes: Averages | None = None
+    too_slow: tuple[str, ...] = ()  # members whose samples are not waited for, because of their links
 
 
-def fresh(present: Mapping[str, Present], me: str, elements: int, failed: Pairs = ()) -> Layout | None:
-    """Everybody who has samples gives, everybody who can be dialled reduces; None without either.
+def fresh(present: Mapping[str, Present], me: str, due: Round, failed: Pairs = ()) -> Layout | None:
+    """Whoever has samples that are worth their time gives, those who can be dialled reduce; None without either.
 
     No pair of a contributor and a reducer that failed in this epoch meets again.
     """
@@ -46,10 +68,75 @@ def fresh(present: Mapping[str, Present], me: str, elements: int, failed: Pairs 
     if not reducers:  # every reducer failed for somebody: better without those members than without the epoch
         members = present.keys() - {member for member, reducer in failed if reducer == me} | {me}
         reducers = _reachable(present, {me})
-    contributors = tuple(peer for peer in sorted(members) if present[peer].samples > 0)
-    if not contributors or not reducers:
+    givers = frozenset(peer for peer in members if present[peer].samples > 0)
+    if not givers or not reducers:
         return None
-    return Layout(tuple(sorted(members)), contributors, equal_shards(elements, reducers))
+    roomy = [reducer for reducer in reducers if _most_shards(present[reducer.peer], givers)]
+    reducers = roomy or reducers  # when nobody has the memory: slowly rather than not at all
+    rates = measured({peer: (present[peer].upload_bytes_s, present[peer].download_bytes_s) for peer in members})
+    worth = givers
+    if rates is None:
+        fractions = equal_fractions(due.elements, [reducer.peer for reducer in reducers])
+    else:
+        may_reduce = {reducer.peer for reducer in reducers}
+        links = {peer: Link(*rates[peer], peer in givers, peer in may_reduce) for peer in sorted(members)}
+        speed = sum(present[peer].samples_per_second for peer in members)
+        if speed and due.epoch % ALL_GIVE_EVERY:
+            samples = {peer: present[peer].samples for peer in givers}
+            worth = worth_waiting_for(links, samples, due.target_batch_size / speed, due.vector_bytes)
+            links = {peer: replace(link, gives=peer in worth) for peer, link in links.items()}
+        fractions = fastest_fractions(links, due.elements, due.vector_bytes)
+    most = {peer: _most_shards(present[peer], worth) for peer in fractions}
+    shards = cut_shards(due.elements, [reducer for reducer in reducers if reducer.peer in fractions], fractions, most)
+    return Layout(tuple(sorted(members)), tuple(sorted(worth)), shards, too_slow=tuple(sorted(givers - worth)))
+
+
+def _most_shards(reducer: Present, givers: Collection[str]) -> int:
+    """That it has the memory for."""
+    return reducer.memory_bytes // (WINDOW_BYTES * len(givers)) if reducer.memory_bytes else STREAMS
+
+
+def equal_fractions(elements: int, reducers: Sequence[str]) -> dict[str, float]:
+    """For whom nothing is known; a vector too short for all uses fewer reducers."""
+    used = reducers[: min(len(reducers), MAX_REDUCERS, -(-elements // GRID))]
+    return {peer: 1 / len(used) for peer in used}
+
+
+def fastest_fractions(links: Mapping[str, Link], elements: int, vector_bytes: float) -> dict[str, float]:
+    """The fastest split among at most MAX_REDUCERS, of which each has enough to be worth a connection."""
+    blocks = -(-elements // GRID)
+    reducing = {peer for peer, link in links.items() if link.reduces}
+    while True:
+        planned = {peer: replace(link, reduces=peer in reducing) for peer, link in links.items()}
+        fractions = fastest(planned, vector_bytes).fractions
+        # A vector so short that this would leave few to share the work: a quarter of an equal share is enough.
+        least = max(1.0, min(CHUNK_BLOCKS, blocks / (4 * len(reducing))))
+        largest = sorted(fractions, key=lambda peer: (-fractions[peer], peer))[:MAX_REDUCERS]
+        kept = {peer for peer in largest if fractions[peer] * blocks >= least} or set(largest[:1])
+        if kept == reducing:
+            return dict(fractions)
+        reducing = kept
+
+
+def cut_shards(
+    elements: int, reducers: Sequence[Candidate], fractions: Mapping[str, float], most: Mapping[str, int]
+) -> tuple[Shard, ...]:
+    """Cut `elements` (to the grid) in the order of `reducers`, so that each has its fraction; where they are few, in several
+    shards of one reducer, so many at `most`."""
+    blocks = -(-elements // GRID)
+    parts: list[tuple[Candidate, float]] = []
+    for reducer in reducers:
+        fraction = fractions[reducer.peer]
+        wanted = round(STREAMS * fraction) if len(reducers) < STREAMS else 1
+        count = max(1, min(wanted, int(fraction * blocks / STREAM_BLOCKS), most[reducer.peer]))
+        parts += [(reducer, fraction / count)] * count
+    cuts = [0, *(min(blocks, int(blocks * end + 0.5)) for end in itertools.accumulate(fraction for _, fraction in parts))]
+    cuts[-1] = blocks
+    return tuple(
+        Shard(reducer.peer, reducer.address, start * GRID, min(elements, stop * GRID))
+        for (reducer, _), start, stop in zip(parts, cuts, cuts[1:], strict=False)
+        if start < stop
+    )
 
 
 def finishing(present: Mapping[str, Present], me: str, failed: Pairs = ()) -> Layout | None:
@@ -72,16 +159,6 @@ def finishing(present: Mapping[str, Present], me: str, failed: Pairs = ()) -> La
     if not reducers or not holders:
         return None
     return Layout(tuple(sorted(members)), givers, suppliers(averages.shards, reducers), averages)
-
-
-def equal_shards(elements: int, reducers: Sequence[Candidate]) -> tuple[Shard, ...]:
-    """Cut `elements` into shards of equal size (to the grid), one a reducer; a vector too short for all uses fewer reducers."""
-    blocks = -(-elements // GRID)
-    used = reducers[: min(len(reducers), MAX_REDUCERS, blocks)]
-    cuts = [min(elements, blocks * index // len(used) * GRID) for index in range(len(used) + 1)]
-    return tuple(
-        Shard(reducer.peer, reducer.address, start, stop) for reducer, start, stop in zip(used, cuts, cuts[1:], strict=False)
-    )
 
 
 def suppliers(averaged: Sequence[ShardResult], holders: Sequence[Candidate]) -> tuple[Shard, ...]:
@@ -113,29 +190,38 @@ def around(failed: Pairs, present: Collection[str], me: str) -> tuple[set[str], 
     return left_out, not_reducing
 
 
-def slowest_paces(plan: Plan, present: Mapping[str, Present], vector_bytes: int) -> dict[str, float]:
-    """Half the planned rate of each member, in bytes/s both ways together: an attempt in which everybody moves less goes nowhere.
-
-    The plan takes as long as the member whose share of it takes longest at its measured rates. Empty while somebody's rates have
-    not been measured.
-    """
-    loads = {member: _load(plan, member, vector_bytes) for member in plan.members}
-    seconds = [0.0]
-    for member, (up, down) in loads.items():
-        peer = present[member]
-        if not peer.upload_bytes_s or not peer.download_bytes_s:
-            return {}
-        seconds.append(max(up / peer.upload_bytes_s, down / peer.download_bytes_s))
-    planned_s = max(seconds)
-    return {member: (up + down) / planned_s / 2 for member, (up, down) in loads.items() if up + down} if planned_s else {}
+def planned_seconds(plan: Plan, present: Mapping[str, Present], vector_bytes: int) -> float:
+    """How long the plan takes whoever takes longest over its share, at measured rates; 0 while some are not known."""
+    if not all(present[member].upload_bytes_s and present[member].download_bytes_s for member in plan.members):
+        return 0.0
+    links = {peer: _planned_link(plan, peer, present[peer]) for peer in plan.members}
+    return round_seconds(links, _planned_fractions(plan), vector_bytes)
 
 
-def _load(plan: Plan, member: str, vector_bytes: int) -> tuple[float, float]:
-    """Bytes that `member` sends and receives in `plan`, whose encoded vector has `vector_bytes`."""
-    own = sum(shard.stop - shard.start for shard in plan.shards if shard.reducer == member) / plan.elements * vector_bytes
-    others = vector_bytes - own
-    given = len(plan.contributors) - (member in plan.contributors)
-    return (others if member in plan.contributors else 0.0) + own * (len(plan.members) - 1), others + own * given
+def slowest_paces(plan: Plan, present: Mapping[str, Present], vector_bytes: int, seconds: float) -> dict[str, float]:
+    """Half of each member's share of a plan that is to take so many `seconds`, in bytes/s both ways together: an attempt in which
+    everybody moves less goes nowhere. Empty when it takes no time, or nobody knows how much."""
+    if not seconds:
+        return {}
+    fractions = _planned_fractions(plan)
+    paces = {}
+    for peer in plan.members:
+        link = _planned_link(plan, peer, present[peer])
+        moved = sum(link.load(fractions.get(peer, 0.0), len(plan.members), len(plan.contributors)))
+        if moved:
+            paces[peer] = moved * vector_bytes / seconds / 2
+    return paces
+
+
+def _planned_link(plan: Plan, peer: str, there: Present) -> Link:
+    return Link(there.upload_bytes_s, there.download_bytes_s, gives=peer in plan.contributors, reduces=True)
+
+
+def _planned_fractions(plan: Plan) -> dict[str, float]:
+    fractions: dict[str, float] = {}
+    for shard in plan.shards:
+        fractions[shard.reducer] = fractions.get(shard.reducer, 0.0) + (shard.stop - shard.start) / plan.elements
+    return fractions
 
 
 def _reachable(present: Mapping[str, Present], peers: Collection[str]) -> list[Candidate]:

@@ -391,8 +391,10 @@ class Hello:
     address: str  # where it accepts calls; empty for a client-mode peer
     bulk_address: str  # where it accepts shards; likewise
     name: str
+    memory_bytes: int = 0  # free, that it may use for what it reduces; 0: unknown
 
     def __post_init__(self) -> None:
+        _require(self.memory_bytes >= 0, "memory counts from 0")
         _require(bool(self.address) == bool(self.bulk_address), "a reachable peer can be reached for calls and for shards")
 
     @property

@@ -157,18 +157,20 @@ class SignedCommit(_message.Message):
     def __init__(self, commit: _Optional[_Union[Commit, _Mapping]] = ..., signature: _Optional[bytes] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("incarnation", "auxiliary", "address", "name", "bulk_address")
+    __slots__ = ("incarnation", "auxiliary", "address", "name", "bulk_address", "memory_bytes")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     AUXILIARY_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     BULK_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     auxiliary: bool
     address: str
     name: str
     bulk_address: str
-    def __init__(self, incarnation: _Optional[int] = ..., auxiliary: _Optional[bool] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., bulk_address: _Optional[str] = ...) -> None: ...
+    memory_bytes: int
+    def __init__(self, incarnation: _Optional[int] = ..., auxiliary: _Optional[bool] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., bulk_address: _Optional[str] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("standing", "samples", "samples_per_second", "step_s", "promised_attempt", "moved_bytes", "caught_up", "phase", "upload_bytes_s", "download_bytes_s", "ready_for", "planned_with")

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from protocols.round.planner import GRID, equal_shards
+from protocols.round.planner import GRID, cut_shards, equal_fractions
 from protocols.round.records import Candidate
 from protocols.slices import LEAST_BLOCKS, LONGEST_PERIOD, Slices
 
@@ -26,7 +26,8 @@ def test_a_slice_is_the_sum_of_its_shards_parts_whatever_the_plan() -> None:
     for _ in range(50):
         elements = draw.randrange(1, 300 * GRID)
         slices, epoch = Slices.of(elements), draw.randrange(1, 100)
-        shards = equal_shards(elements, [Candidate(str(i), "a:1") for i in range(draw.randrange(1, 20))])
+        fractions = equal_fractions(elements, [str(index) for index in range(draw.randrange(1, 20))])
+        shards = cut_shards(elements, [Candidate(peer, "a:1") for peer in fractions], fractions, dict.fromkeys(fractions, 1))
         parts = tuple(part for shard in shards for part in slices.at(epoch, shard.start, shard.stop))
         assert parts == slices.at(epoch)
 

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocols.round.program import Link, fastest, measured, prepare, round_seconds, worth_waiting_for
+
+MB = 1e6
+MBIT = 125_000.0
+
+
+def links(**speeds: tuple[float, float]) -> dict[str, Link]:
+    """Up and down in Mbit/s. Of whoever's name begins with aux nothing is given, of home nothing is reduced."""
+    return {
+        peer: Link(up * MBIT, down * MBIT, gives=not peer.startswith("aux"), reduces=not peer.startswith("home"))
+        for peer, (up, down) in speeds.items()
+    }
+
+
+def least_by_bisection(lines: Mapping[str, Link], vector_bytes: float) -> float:
+    """The same optimum by other means: what can each reduce at most (at least) in a time, and is that enough (not too much)?"""
+    givers = sum(link.gives for link in lines.values())
+
+    def enough(seconds: float) -> bool:
+        least_sum = most_sum = 0.0
+        for link in lines.values():
+            least, most = 0.0, 1.0 if link.reduces else 0.0
+            none, whole = link.load(0, len(lines), givers), link.load(1, len(lines), givers)
+            for start, end, rate in zip(none, whole, (link.upload_bytes_s, link.download_bytes_s), strict=True):
+                may, slope = seconds * rate / vector_bytes - start, end - start
+                if slope > 0:
+                    most = min(most, may / slope)
+                elif slope < 0:
+                    least = max(least, may / slope)
+                elif may < 0:
+                    return False
+            if most < least - 1e-12 or most < 0:
+                return False
+            least_sum, most_sum = least_sum + least, most_sum + most
+        return least_sum <= 1 <= most_sum
+
+    low, high = 0.0, 1.0
+    while not enough(high):
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def test_equal_links_make_an_all_reduce() -> None:
+    split = fastest(links(ann=(100, 100), bob=(100, 100), cid=(100, 100), dot=(100, 100)), 100 * MB)
+    assert split.fractions == {peer: pytest.approx(0.25) for peer in ("ann", "bob", "cid", "dot")}
+    assert split.seconds == pytest.approx(100 * MB * 2 * 3 / 4 / (100 * MBIT))
+
+
+def test_one_fast_reachable_peer_among_client_mode_peers_is_a_parameter_server() -> None:
+    homes = {f"home{index}": (20, 100) for index in range(8)}
+    split = fastest(links(aux=(1000, 1000), **homes), 100 * MB)
+    assert split.fractions == {"aux": 1.0}
+    assert split.seconds == pytest.approx(100 * MB / (20 * MBIT)), "what a home line takes for its contribution"
+
+
+def paper(auxiliary: int) -> dict[str, Link]:
+    servers = {f"s{index}": (200, 200) for index in range(4)}
+    workstations = {f"w{index}": (100, 100) for index in range(8)}
+    slow = {f"x{index}": (50, 50) for index in range(4)}
+    aux = {f"aux{index}": (200, 200) for index in range(auxiliary)}
+    return links(**servers, **workstations, **slow, **aux)
+
+
+def test_the_papers_mix_is_a_hybrid_that_beats_both_corners() -> None:
+    lines, vector_bytes = paper(0), 64 * MB
+    split = fastest(lines, vector_bytes)
+    share = split.fractions
+    assert share["s0"] > 1.5 * share["w0"] > 0
+    assert share["w0"] > 1.5 * share["x0"]
+    equal = round_seconds(lines, dict.fromkeys(lines, 1 / 16), vector_bytes)
+    server = round_seconds(lines, {"s0": 1.0}, vector_bytes)
+    assert split.seconds < equal / 1.3
+    assert split.seconds < server / 3
+
+
+def test_auxiliary_peers_take_most() -> None:
+    split = fastest(paper(4), 64 * MB)
+    auxiliary = [fraction for peer, fraction in split.fractions.items() if peer.startswith("aux")]
+    assert min(auxiliary) > 1.1 * max(fraction for peer, fraction in split.fractions.items() if not peer.startswith("aux"))
+    assert sum(auxiliary) > 0.4, "four peers of twenty"
+    with_them, without = ({p: link for p, link in paper(count).items() if p[0] != "x"} for count in (4, 0))
+    assert fastest(with_them, 64 * MB).seconds < 0.9 * fastest(without, 64 * MB).seconds
+
+
+def test_what_a_line_has_to_spare_is_used_evenly_when_another_line_makes_the_round_long() -> None:
+    split = fastest(links(home=(5, 50), ann=(100, 100), bob=(100, 100), cid=(50, 50)), 10 * MB)
+    assert split.seconds == pytest.approx(10 * MB / (5 * MBIT)), "nobody can relieve a contributor of its own upload"
+    assert split.fractions["ann"] == pytest.approx(split.fractions["bob"])
+    assert 0.1 < split.fractions["cid"] < split.fractions["ann"]
+
+
+def test_the_order_of_the_members_does_not_matter() -> None:
+    lines = paper(4)
+    backwards = dict(reversed(lines.items()))
+    assert fastest(backwards, 64 * MB).fractions == pytest.approx(fastest(lines, 64 * MB).fractions)
+
+
+rates = st.floats(1e2, 1e10)
+
+
+@settings(deadline=None)
+@given(st.lists(st.builds(Link, rates, rates, st.booleans(), st.booleans()), min_size=2, max_size=12))
+def test_no_split_is_faster(lines: list[Link]) -> None:
+    lines[0] = Link(lines[0].upload_bytes_s, lines[0].download_bytes_s, gives=True, reduces=lines[0].reduces)
+    lines[-1] = Link(lines[-1].upload_bytes_s, lines[-1].download_bytes_s, gives=lines[-1].gives, reduces=True)
+    named = {f"p{index}": link for index, link in enumerate(lines)}
+    split = fastest(named, 64 * MB)
+    assert sum(split.fractions.values()) == pytest.approx(1)
+    assert all(fraction >= 0 for fraction in split.fractions.values())
+    assert split.fractions.keys() == {peer for peer, link in named.items() if link.reduces}
+    assert split.seconds == pytest.approx(least_by_bisection(named, 64 * MB), rel=1e-3)
+
+
+def test_one_member_alone_takes_no_time() -> None:
+    assert fastest(links(ann=(1, 1)), MB).seconds == 0
+
+
+def test_an_unmeasured_rate_counts_as_the_median() -> None:
+    assert measured({"ann": (1000, 4000), "bob": (3000, 0), "cid": (0, 2000), "dot": (2000, 0)}) == {
+        "ann": (1000, 4000),
+        "bob": (3000, 3000),
+        "cid": (2000, 2000),
+        "dot": (2000, 3000),
+    }
+
+
+@pytest.mark.parametrize("nothing", [{}, {"ann": (0.0, 0.0)}, {"ann": (5.0, 0.0), "bob": (7.0, 0.0)}])
+def test_nothing_is_known_before_both_ways_were_measured(nothing: dict[str, tuple[float, float]]) -> None:
+    assert measured(nothing) is None
+
+
+FOUR = {"ann": (100.0, 100.0), "bob": (100.0, 100.0), "cid": (100.0, 100.0), "home": (1.0, 100.0)}
+
+
+def worth(speeds: dict[str, tuple[float, float]], samples: dict[str, int], gather_s: float) -> set[str]:
+    return set(worth_waiting_for(links(**speeds), samples, gather_s, 10 * MB))
+
+
+def test_samples_behind_a_line_that_would_hold_up_everybody_are_not_waited_for() -> None:
+    """80 s for 100 samples more, or 1 s without them."""
+    assert worth(FOUR, dict.fromkeys(FOUR, 100), 4.0) == {"ann", "bob", "cid"}
+
+
+def test_they_are_waited_for_when_gathering_takes_much_longer_anyway() -> None:
+    assert worth(FOUR, dict.fromkeys(FOUR, 100), 600.0) == set(FOUR)
+
+
+def test_they_are_waited_for_when_they_are_most_of_the_batch() -> None:
+    assert worth(FOUR, dict.fromkeys(FOUR, 100) | {"home": 100_000}, 4.0) == set(FOUR)
+
+
+def test_a_gain_of_a_tenth_is_not_worth_leaving_somebody_out() -> None:
+    speeds = {"ann": (100.0, 100.0), "bob": (100.0, 100.0), "home": (45.0, 100.0)}
+    assert worth(speeds, {"ann": 450, "bob": 450, "home": 100}, 6.0) == set(speeds)
+
+
+@pytest.mark.parametrize(("peers", "most_s"), [(16, 0.02), (256, 1.0)])
+def test_a_plans_splits_are_found_in_time(peers: int, most_s: float) -> None:
+    """The bound is for a machine that does nothing else; five times that here."""
+    prepare()
+    lines = {f"p{i:03}": Link((1 + i * 7 % 97) * MBIT, (1 + i * 5 % 89) * MBIT, i % 9 != 0, i % 3 != 1) for i in range(peers)}
+    began = time.perf_counter()
+    worth_waiting_for(lines, dict.fromkeys(lines, 100), 10.0, 64 * MB)
+    assert time.perf_counter() - began < 5 * most_s
