@@ -39,7 +39,8 @@ from protocols.round import lead_actions
 from protocols.round import member as member_actions
 from protocols.round.lead import Lead
 from protocols.round.member import Member, Phase
-from protocols.round.records import Candidate, Contribution, Hello, Plan, SignedCommit, Standing, Tip
+from protocols.round.plans import Part, part_of
+from protocols.round.records import Candidate, Contribution, Hello, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
 from protocols.signing import check_signed, sign_commit
 from protocols.transport.bulk import BulkLinks
@@ -241,8 +242,8 @@ class Averaging:
             beat = message.heartbeat
             self.status = SwarmStatus(beat.samples, beat.samples_per_second, beat.peers)
             self.heard_standing(from_wire(Standing, beat.standing))
-        elif kind == "plan":
-            plan = from_wire(Plan, message.plan)
+        elif kind == "part":
+            plan = from_wire(Part, message.part)
             ours = (self.settings.run_digest, self._replica.elements, self.settings.codec.name)
             if (plan.run_digest, plan.elements, plan.codec) != ours:
                 raise BadMessageError("a plan of another run")
@@ -329,7 +330,9 @@ class Averaging:
             case lead_actions.SendPlan(to, plan, absent):
                 ballot = plan.ballot
                 self.events("planned", epoch=ballot.epoch, attempt=ballot.attempt, members=list(plan.members), absent=absent)
-                self._to_members(to, pb.LeadMessage(plan=to_wire(plan)), lambda: self.member.on_plan(plan))
+                for peer in to:
+                    part = part_of(plan, peer)
+                    self._to_members((peer,), pb.LeadMessage(part=to_wire(part)), functools.partial(self.member.on_plan, part))
             case lead_actions.SendAbort(to, plan_digest, reason):
                 message = pb.LeadMessage(abort=pb.Abort(plan_digest=plan_digest, reason=reason.value))
                 self._to_members(to, message, lambda: self.member.on_abort(plan_digest, reason))
@@ -388,7 +391,7 @@ class Averaging:
         self._accumulates(end, end)
         self.perform(self.member.frozen(contribution))
 
-    async def _reduce(self, plan: Plan, contribution: Contribution | None) -> None:
+    async def _reduce(self, plan: Part, contribution: Contribution | None) -> None:
         try:
             averages = await self.exchanges.run(plan, contribution, self._encoded if contribution is not None else b"")
         except ReduceError as error:

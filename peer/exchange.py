@@ -16,7 +16,8 @@ from protocols.codecs import Bytes, Codec
 from protocols.errors import BadMessageError, RefusedError, RemoteError
 from protocols.reasons import Reason
 from protocols.reduction import CHUNK_ELEMENTS
-from protocols.round.records import Averages, Contribution, Plan, Shard, ShardResult
+from protocols.round.plans import Part
+from protocols.round.records import Averages, Contribution, Shard, ShardResult
 from protocols.slices import Outcome
 from protocols.transport.bulk import BulkLinks, BulkStream, Kind
 from protocols.wire import dugnad_pb2 as pb
@@ -29,7 +30,7 @@ AHEAD_CHUNKS = 2
 
 
 async def exchange(
-    plan: Plan,
+    plan: Part,
     me: str,
     contribution: Contribution | None,
     encoded: Bytes,
@@ -183,7 +184,7 @@ async def _exchange_locally(
 
 
 async def _exchange_remotely(
-    plan: Plan,
+    plan: Part,
     index: int,
     me: str,
     contribution: Contribution | None,

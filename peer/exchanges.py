@@ -17,7 +17,8 @@ from protocols.errors import BadMessageError, DugnadError
 from protocols.reasons import Reason
 from protocols.reduction import CHUNK_ELEMENTS
 from protocols.round.lead import DETECTION_S
-from protocols.round.records import Averages, Contribution, Plan
+from protocols.round.plans import Part
+from protocols.round.records import Averages, Contribution
 from protocols.slices import Outcome
 from protocols.transport.bulk import BulkLinks
 
@@ -46,7 +47,7 @@ class Exchanges:
         self._planned = asyncio.Condition()
         self._held: tuple[Averages | None, memoryview] = (None, memoryview(b""))  # of the last plan that came to averages
 
-    async def run(self, plan: Plan, contribution: Contribution | None, encoded: Bytes) -> Averages:
+    async def run(self, plan: Part, contribution: Contribution | None, encoded: Bytes) -> Averages:
         """Take part in `plan`, reducing this peer's own shards of it; what it averages. Raises ReduceError, or DriftedError;
         cancelled by stop(). The plan has been accepted, so that this peer's state stays at its parent.
 
@@ -70,7 +71,7 @@ class Exchanges:
         return averages
 
     async def _come_to(
-        self, plan: Plan, contribution: Contribution | None, encoded: Bytes, outcome: Outcome, values: bytes
+        self, plan: Part, contribution: Contribution | None, encoded: Bytes, outcome: Outcome, values: bytes
     ) -> Averages:
         me = self._me
         behind = outcome.averaged_bytes
@@ -85,11 +86,11 @@ class Exchanges:
         averages, averaged = self._held
         gives: Bytes = encoded
         if plan.finishes is not None and plan.finishes == averages:
-            if not plan.contributors:
+            if not plan.is_given_to:
                 await self._pass_on(own, averaged, outcome)
                 return averages
-            gives = averaged if me in plan.contributors else b""
-        elif plan.finishes is not None and own and not plan.contributors:
+            gives = averaged if plan.gives else b""
+        elif plan.finishes is not None and own and not plan.is_given_to:
             raise ReduceError(Reason.REDUCER_LOST, me, me, "the averages that it should pass on are not here any more")
         self._links.traffic.begin()
         self._held = await exchange(plan, me, contribution, gives, own, outcome=outcome, codec=self._codec, links=self._links)

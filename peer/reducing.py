@@ -12,7 +12,8 @@ from protocols.codecs import Codec
 from protocols.errors import BadMessageError, DugnadError, UnreachableError
 from protocols.reasons import Reason
 from protocols.reduction import CHUNK_ELEMENTS, reduction_of
-from protocols.round.records import Contribution, Plan, ShardResult
+from protocols.round.plans import Part
+from protocols.round.records import Contribution, ShardResult
 from protocols.transport.bulk import BulkStream, Kind, refuse
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import from_wire, to_wire
@@ -31,7 +32,7 @@ class ReduceError(DugnadError):
 class Reducing:
     """This peer's own shard of a plan, with those who wait for its averages."""
 
-    def __init__(self, plan: Plan, shard_index: int, codec: Codec, canonical: bytes) -> None:
+    def __init__(self, plan: Part, shard_index: int, codec: Codec, canonical: bytes) -> None:
         self.plan = plan
         self.reduction = reduction_of(plan, shard_index, codec, canonical)
         self.chunk_bytes = codec.encoded_bytes(CHUNK_ELEMENTS)

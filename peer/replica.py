@@ -22,7 +22,8 @@ from protocols.drift import SlicedState
 from protocols.errors import BadMessageError, DriftError
 from protocols.optimization import Schedule
 from protocols.residual import Residual
-from protocols.round.records import Plan, SignedCommit, Tip
+from protocols.round.plans import Part
+from protocols.round.records import SignedCommit, Tip
 from protocols.signing import check_signed
 from protocols.slices import Outcome, Slices
 from protocols.state import StateHeader, capture, parameters_sha256, read_header, restore
@@ -126,7 +127,7 @@ class Replica:
         with self._base.at_tip():
             return self._state.excess(self.slices.at(epoch, start, stop), bytes(canonical), self.slices.age(epoch))
 
-    def refused(self, plan: Plan, came_to: Bytes) -> dict[str, float]:
+    def refused(self, plan: Part, came_to: Bytes) -> dict[str, float]:
         """The reducers from whose canonical values this replica is further off than rounding allows, and how much further."""
         outcome, whole = self.outcome(plan.ballot.epoch), memoryview(came_to)
         excess: dict[str, float] = {}

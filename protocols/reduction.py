@@ -17,7 +17,8 @@ from blake3 import blake3
 from protocols.codecs import Bytes, Codec, FloatArray
 from protocols.errors import BadMessageError
 from protocols.round.planner import GRID
-from protocols.round.records import Contribution, Plan, ShardResult
+from protocols.round.plans import Part
+from protocols.round.records import Contribution, ShardResult
 
 CHUNK_ELEMENTS = 64 * GRID  # 256 KiB of fp32: small beside a shard, so that averages come down while most of it still goes up
 # A contributor may be this many chunks ahead of the slowest: that is what a reducer holds for it, decoded.
@@ -44,7 +45,7 @@ class ShardReduction:
     """One shard of one plan. `open` each contributor, `feed` its bytes in order; `averaged` grows as chunks complete."""
 
     def __init__(
-        self, plan: Plan, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
+        self, plan: Part, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
     ) -> None:
         """`canonical`: this reducer's values of the shard's part of the epoch's slice, sent behind the averages.
 
@@ -137,7 +138,7 @@ class ShardRelay:
     they are. The same steps as in a ShardReduction."""
 
     def __init__(
-        self, plan: Plan, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
+        self, plan: Part, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
     ) -> None:
         """Of `canonical` only the size counts: that of the canonical values which come with the averages."""
         assert plan.finishes is not None
@@ -183,7 +184,7 @@ class ShardRelay:
 
 
 def reduction_of(
-    plan: Plan, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
+    plan: Part, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
 ) -> ShardReduction | ShardRelay:
     """What the reducer of this shard does in this plan."""
     kind = ShardReduction if plan.finishes is None else ShardRelay

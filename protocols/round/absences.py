@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 
 from protocols.reasons import Reason
 from protocols.round.attempt import Seat
-from protocols.round.records import Commit, Plan, Tip
+from protocols.round.plans import Plan
+from protocols.round.records import Commit, Tip
 
 Absent = tuple[tuple[str, Reason], ...]  # (peer, why), by peer
 

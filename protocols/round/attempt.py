@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from protocols.round.deadline import Deadline
-from protocols.round.records import Averages, Contribution, Hello, Plan, ReadyFor, Report, Result, contributions_digest
+from protocols.round.plans import Plan
+from protocols.round.records import Averages, Contribution, Hello, ReadyFor, Report, Result, contributions_digest
 
 # After more than half are ready, the others get this share of the attempt's duration so far (and at least this long) to be
 # ready too.

@@ -24,18 +24,8 @@ from protocols.round.hearing import Hearing
 from protocols.round.lead_actions import Announce, Ask, LeadAction, NoteFailure, Reannounce, SendAbort, SendPlan, Yield
 from protocols.round.member import Accept, Answer, Drifted, Ready, Refuse
 from protocols.round.planner import Layout, Present, Round, finishing, fresh, planned_seconds, slowest_paces
-from protocols.round.records import (
-    Averages,
-    Ballot,
-    Candidate,
-    Commit,
-    Contribution,
-    Hello,
-    Plan,
-    ReadyFor,
-    Report,
-    Tip,
-)
+from protocols.round.plans import Plan
+from protocols.round.records import Averages, Ballot, Candidate, Commit, Contribution, Hello, ReadyFor, Report, Tip
 
 # A silent connection is taken for dead after this long; heartbeats come several times as often. With a driver's tick it is 2 s.
 DETECTION_S = 1.75

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from protocols.reasons import Reason
 from protocols.round.absences import Absent
-from protocols.round.records import Ballot, Commit, Plan
+from protocols.round.plans import Plan
+from protocols.round.records import Ballot, Commit
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Ask:
 
 @dataclass(frozen=True)
 class SendPlan:
+    """To each its part of it."""
+
     to: tuple[str, ...]
     plan: Plan
     absent: Absent = ()  # who is connected or was a member of the last commit, and is not planned

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from protocols.reasons import Reason
+from protocols.round.plans import Part
 from protocols.round.records import (
     MAX_REDUCERS,
     MOST_ATTEMPTS,
@@ -27,7 +28,6 @@ from protocols.round.records import (
     Ballot,
     Commit,
     Contribution,
-    Plan,
     ReadyFor,
     Report,
     Result,
@@ -56,9 +56,10 @@ class Freeze:
 
 @dataclass(frozen=True)
 class Reduce:
-    """Take part in the plan's exchange, with the contribution (None: receive only); answer reduced() or reduce_failed()."""
+    """Take part in the exchange of the plan of which this is this member's part, with the contribution (None: receive only);
+    answer reduced() or reduce_failed()."""
 
-    plan: Plan
+    plan: Part
     contribution: Contribution | None
 
 
@@ -166,7 +167,7 @@ class Member:
         self.promised: Ballot | None = None
         self._kept_promises: dict[str, Ballot] = {}  # of lineages left: a step that fails may lead back to one
         self._planned_with: tuple[str, ...] = ()
-        self.plan: Plan | None = None
+        self.plan: Part | None = None
         self.contribution: Contribution | None = None
         self.ready_for: ReadyFor | None = None  # kept when its attempt ends, so that another can finish it
         self._moved = (0, 0.0)  # bytes of rounds, and since when it is so many
@@ -201,7 +202,8 @@ class Member:
         return self._fall_behind(reason, self._commit.commit if self._commit is not None else None)
 
     def planned_with(self, lead: str) -> tuple[str, ...]:
-        """Members of the highest attempt accepted at this epoch, for any other lead than its own: it must ask them all."""
+        """Members of the highest attempt accepted at this epoch, as far as they are known here, for any other lead than its own:
+        it must ask them all. A reducer names everybody."""
         return self._planned_with if self.promised is not None and self.promised.lead != lead else ()
 
     def samples(self, accumulated: int) -> int:
@@ -255,13 +257,13 @@ class Member:
 
     # -- the lead's messages -----------------------------------------------------------------------------------------------
 
-    def on_plan(self, plan: Plan) -> list[MemberAction]:
+    def on_plan(self, plan: Part) -> list[MemberAction]:
         refusal = self._refusal(plan)
         lead = plan.ballot.lead
         if refusal is not None:
             return [Send(lead, Refuse(plan.digest, refusal, self.promised.attempt if self.promised else 0))]
         actions = self._drop_plan(Reason.SUPERSEDED)
-        self.promised, self._planned_with = plan.ballot, plan.members
+        self.promised, self._planned_with = plan.ballot, plan.known_members
         self.plan = plan
         if self._frozen or not self._gives(plan):  # who gives nothing goes on drawing, for the next attempt if this one fails
             return [*actions, *self._begin_reducing()]
@@ -293,8 +295,7 @@ class Member:
             actions = self._drop_plan(Reason.SUPERSEDED)
             self._commit = signed
             return [*actions, *self._apply()]
-        named = (commit.ballot, commit.members, commit.codec, tuple(c.peer for c in commit.contributions))
-        if named != (self.plan.ballot, self.plan.members, self.plan.codec, self.plan.averaged_peers):
+        if not self.plan.is_closed_by(commit):
             return self._fall_behind(Reason.RESULTS_DIFFER)
         if self._drifted:
             return self._fall_behind(Reason.DRIFT, commit)  # more than half of the members agreed with each other
@@ -358,12 +359,12 @@ class Member:
 
     # -- inside ------------------------------------------------------------------------------------------------------------
 
-    def _refusal(self, plan: Plan) -> Reason | None:
+    def _refusal(self, plan: Part) -> Reason | None:
         if self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or self.tip is None:
             return Reason.NOT_CAUGHT_UP
         if plan.ballot.parent != self.tip.lineage or plan.ballot.epoch != self.tip.epoch + 1:
             return Reason.OTHER_LINEAGE
-        if self.me not in plan.members:
+        if not plan.is_for(self.me):
             return Reason.NOT_A_MEMBER
         if self.promised is not None and plan.ballot.rank <= self.promised.rank:
             return Reason.PROMISED_HIGHER
@@ -372,7 +373,7 @@ class Member:
                 return Reason.OTHER_LINEAGE
             mine = [c for c in plan.finishes.contributions if (c.peer, c.incarnation) == (self.me, self.incarnation)]
             return Reason.RESULTS_DIFFER if mine and mine != [self.contribution] else None
-        if self._frozen and self.me in plan.contributors and self.contribution is None:
+        if self._frozen and plan.gives and self.contribution is None:
             return Reason.NOTHING_TO_GIVE
         return None
 
@@ -391,8 +392,8 @@ class Member:
         self.phase = Phase.REDUCING
         return [Send(plan.ballot.lead, Accept(plan.digest, given)), Reduce(plan, given)]
 
-    def _gives(self, plan: Plan) -> bool:
-        return self.me in plan.contributors and plan.finishes is None
+    def _gives(self, plan: Part) -> bool:
+        return plan.gives and plan.finishes is None
 
     def _holds(self, commit: Commit) -> bool:
         return self.ready_for is not None and self.ready_for.averages == commit.averages

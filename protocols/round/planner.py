@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from protocols.round.plans import Plan
 from protocols.round.program import Link, fastest, measured, round_seconds, worth_waiting_for
-from protocols.round.records import MAX_REDUCERS, Averages, Candidate, Plan, ReadyFor, Shard, ShardResult
+from protocols.round.records import MAX_REDUCERS, Averages, Candidate, ReadyFor, Shard, ShardResult
 
 # Shards start at multiples of this many elements, so that a block-wise codec encodes a value the same way under every plan.
 GRID = 1024

@@ -25,13 +25,13 @@ def digest_of(record: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _require(condition: bool, problem: str) -> None:
+def require(condition: bool, problem: str) -> None:
     if not condition:
         raise ValueError(problem)
 
 
-def _require_digest(value: str, what: str) -> None:
-    _require(len(value) == 64 and all(c in "0123456789abcdef" for c in value), f"{what} is no SHA-256 digest")
+def require_digest(value: str, what: str) -> None:
+    require(len(value) == 64 and all(c in "0123456789abcdef" for c in value), f"{what} is no SHA-256 digest")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Ballot:
     lead: str
 
     def __post_init__(self) -> None:
-        _require(self.epoch >= 1 and 1 <= self.attempt <= MOST_ATTEMPTS, "epochs and attempts count from 1")
-        _require_digest(self.parent, "a ballot's parent")
+        require(self.epoch >= 1 and 1 <= self.attempt <= MOST_ATTEMPTS, "epochs and attempts count from 1")
+        require_digest(self.parent, "a ballot's parent")
 
     @property
     def rank(self) -> tuple[int, str]:
@@ -65,9 +65,9 @@ class Contribution:
     loss: float
 
     def __post_init__(self) -> None:
-        _require(0 <= self.first < self.end, "a contribution covers at least one sample")
-        _require(math.isfinite(self.loss), "a contribution's loss is finite")
-        _require_digest(self.base, "a contribution's base")
+        require(0 <= self.first < self.end, "a contribution covers at least one sample")
+        require(math.isfinite(self.loss), "a contribution's loss is finite")
+        require_digest(self.base, "a contribution's base")
 
     @property
     def weight(self) -> int:
@@ -84,7 +84,7 @@ class Shard:
     stop: int
 
     def __post_init__(self) -> None:
-        _require(0 <= self.start < self.stop, "a shard is not empty")
+        require(0 <= self.start < self.stop, "a shard is not empty")
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ class ShardResult:
     sum_of_squares: float
 
     def __post_init__(self) -> None:
-        _require(0 <= self.start < self.stop, "a shard is not empty")
-        _require_digest(self.digest, "a shard's digest")
-        _require(math.isfinite(self.sum_of_squares) and self.sum_of_squares >= 0, "a shard's sum of squares is finite")
+        require(0 <= self.start < self.stop, "a shard is not empty")
+        require_digest(self.digest, "a shard's digest")
+        require(math.isfinite(self.sum_of_squares) and self.sum_of_squares >= 0, "a shard's sum of squares is finite")
 
 
 def _require_whole(shards: tuple[ShardResult, ...]) -> None:
     starts = [0, *(shard.stop for shard in shards)]
-    _require(
+    require(
         1 <= len(shards) <= MAX_REDUCERS and [shard.start for shard in shards] == starts[:-1],
         "averaged shards are contiguous from element 0",
     )
@@ -129,9 +129,9 @@ class Averages:
     shards: tuple[ShardResult, ...]
 
     def __post_init__(self) -> None:
-        _require(bool(self.contributions), "averages have contributions")
+        require(bool(self.contributions), "averages have contributions")
         peers = [contribution.peer for contribution in self.contributions]
-        _require(peers == sorted(set(peers)), "the contributors of averages are sorted and distinct")
+        require(peers == sorted(set(peers)), "the contributors of averages are sorted and distinct")
         _require_whole(self.shards)
 
     @property
@@ -168,57 +168,6 @@ class ReadyFor:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One attempt: who gives (`contributors`, sorted), who takes part at all (`members`, sorted), and who reduces what.
-
-    A plan that `finishes` the averages of an earlier attempt averages nothing. Its reducers are those who hold them, and pass
-    them on; when none of these can be dialled, its one contributor is a member that holds them and brings them to the reducers.
-    """
-
-    run_digest: str
-    ballot: Ballot
-    contributors: tuple[str, ...]
-    members: tuple[str, ...]
-    shards: tuple[Shard, ...]
-    codec: str
-    patience_s: float  # without any byte moving for so long, a party gives the attempt up
-    incarnation: int  # of the lead's process: one that starts again must not be taken for its predecessor
-    finishes: Averages | None = None
-
-    def __post_init__(self) -> None:
-        _require(bool(self.contributors) or self.finishes is not None, "a plan has contributors")
-        _require(list(self.contributors) == sorted(set(self.contributors)), "a plan's contributors are sorted and distinct")
-        _require(list(self.members) == sorted(set(self.members)), "a plan's members are sorted and distinct")
-        members = set(self.members)
-        _require(members.issuperset(self.contributors), "a plan's contributors are members")
-        _require(members.issuperset(shard.reducer for shard in self.shards), "a plan's reducers are members")
-        _require(1 <= len(self.shards) <= MAX_REDUCERS, f"a plan has 1 to {MAX_REDUCERS} shards")
-        _require(self.shards[0].start == 0, "shards start at element 0")
-        _require(
-            all(left.stop == right.start for left, right in zip(self.shards, self.shards[1:], strict=False)),
-            "shards are contiguous",
-        )
-        _require(0 < self.patience_s < 1e6, "a plan's patience is positive")
-        if self.finishes is not None:
-            held = [(shard.start, shard.stop) for shard in self.finishes.shards]
-            _require([(s.start, s.stop) for s in self.shards] == held, "a plan that finishes another has the same shards")
-        object.__setattr__(self, "patience_s", float(self.patience_s))
-
-    @property
-    def elements(self) -> int:
-        return self.shards[-1].stop
-
-    @property
-    def averaged_peers(self) -> tuple[str, ...]:
-        """Whose contributions its commit names, sorted."""
-        return tuple(c.peer for c in self.finishes.contributions) if self.finishes is not None else self.contributors
-
-    @cached_property
-    def digest(self) -> str:
-        return digest_of(self)
-
-
-@dataclass(frozen=True)
 class Candidate:
     """A reachable peer that may lead, in the order of succession."""
 
@@ -241,9 +190,9 @@ class Commit:
     succession: tuple[Candidate, ...]
 
     def __post_init__(self) -> None:
-        _require(self.lead.peer == self.ballot.lead, "a commit is led by its ballot's lead")
-        _require_digest(self.plan_digest, "a commit's plan")
-        _require(self.total_samples >= self.averages.samples, "a lineage's weight includes the commit's samples")
+        require(self.lead.peer == self.ballot.lead, "a commit is led by its ballot's lead")
+        require_digest(self.plan_digest, "a commit's plan")
+        require(self.total_samples >= self.averages.samples, "a lineage's weight includes the commit's samples")
 
     @cached_property
     def averages(self) -> Averages:
@@ -289,8 +238,8 @@ class Standing:
     total_samples: int
 
     def __post_init__(self) -> None:
-        _require(self.epoch >= 0 and self.total_samples >= 0, "a standing counts from 0")
-        _require_digest(self.lineage, "a standing's lineage")
+        require(self.epoch >= 0 and self.total_samples >= 0, "a standing counts from 0")
+        require_digest(self.lineage, "a standing's lineage")
 
     def heavier_than(self, other: Standing) -> bool:
         """Fork choice: more committed samples win; at a tie, the smaller digest."""
@@ -370,16 +319,14 @@ class Report:
     upload_bytes_s: float = 0.0  # of rounds, a moving estimate; 0 before the first was measured
     download_bytes_s: float = 0.0
     ready_for: ReadyFor | None = None
-    planned_with: tuple[
-        str, ...
-    ] = ()  # members of the highest attempt accepted at this epoch, told to any other lead than its own
+    planned_with: tuple[str, ...] = ()  # known members of the highest attempt accepted at this epoch: for any lead but its own
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.samples >= 0 and 0 <= self.promised_attempt < MOST_ATTEMPTS and self.moved_bytes >= 0, "a report counts from 0"
         )
         rates = (self.samples_per_second, self.upload_bytes_s, self.download_bytes_s)
-        _require(all(0 <= rate < 1e12 for rate in rates) and 0 <= self.step_s < 3600, "a report's rates are finite")
+        require(all(0 <= rate < 1e12 for rate in rates) and 0 <= self.step_s < 3600, "a report's rates are finite")
 
 
 @dataclass(frozen=True)
@@ -394,8 +341,8 @@ class Hello:
     memory_bytes: int = 0  # free, that it may use for what it reduces; 0: unknown
 
     def __post_init__(self) -> None:
-        _require(self.memory_bytes >= 0, "memory counts from 0")
-        _require(bool(self.address) == bool(self.bulk_address), "a reachable peer can be reached for calls and for shards")
+        require(self.memory_bytes >= 0, "memory counts from 0")
+        require(bool(self.address) == bool(self.bulk_address), "a reachable peer can be reached for calls and for shards")
 
     @property
     def reachable(self) -> bool:

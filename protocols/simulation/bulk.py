@@ -16,7 +16,8 @@ from protocols.reasons import Reason
 from protocols.reduction import reduction_of
 from protocols.round.lead import DETECTION_S
 from protocols.round.planner import GRID
-from protocols.round.records import Averages, Contribution, Plan, ShardResult
+from protocols.round.plans import Part
+from protocols.round.records import Averages, Contribution, ShardResult
 from protocols.simulation.messages import Averaged, Chunk, ReduceOpen, Refused
 from protocols.simulation.network import Stream
 
@@ -33,7 +34,7 @@ Item = Averaged | Chunk | ShardResult | Refused
 class Reducing:
     """This process's own shard of a plan, with those who wait for its averages."""
 
-    def __init__(self, plan: Plan, index: int, codec: Codec, canonical: bytes) -> None:
+    def __init__(self, plan: Part, index: int, codec: Codec, canonical: bytes) -> None:
         self.plan = plan
         self.reduction = reduction_of(plan, index, codec, canonical, CHUNK_ELEMENTS)
         self.error: Refused | None = None
@@ -101,7 +102,7 @@ class _Received:
 class Exchange:
     """One member's part in one plan."""
 
-    def __init__(self, process: SimulatedPeer, plan: Plan, contribution: Contribution | None, encoded: bytes) -> None:
+    def __init__(self, process: SimulatedPeer, plan: Part, contribution: Contribution | None, encoded: bytes) -> None:
         self.process, self.plan, self.contribution = process, plan, contribution
         self.over = False
         self.began = process.now
@@ -214,7 +215,7 @@ class Exchanges:
     def moved_bytes(self) -> int:
         return self.sent_bytes + self.received_bytes
 
-    def run(self, plan: Plan, contribution: Contribution | None, encoded: bytes) -> None:
+    def run(self, plan: Part, contribution: Contribution | None, encoded: bytes) -> None:
         me, codec, replica = self._process.name, self._process.codec, self._process.replica
         own = {
             index: Reducing(plan, index, codec, replica.slice_values(plan.ballot.epoch, shard.start, shard.stop))
@@ -223,13 +224,13 @@ class Exchanges:
         }
         self.reducing.update({(plan.digest, index): reducing for index, reducing in own.items()})
         averages, averaged = self.held
-        if plan.finishes is not None and plan.finishes == averages and me not in plan.contributors:
+        if plan.finishes is not None and plan.finishes == averages and not plan.gives:
             self._pass_on(own, averaged)
             self._process.world.at(0.0, self._process, lambda: self._process.exchanged(plan, averages))
-        elif plan.finishes is not None and own and not plan.contributors:
+        elif plan.finishes is not None and own and not plan.is_given_to:
             self._process.world.at(0.0, self._process, lambda: self._process.exchange_failed(plan, Reason.REDUCER_LOST, me, me))
         else:
-            gives = averaged if me in plan.contributors and plan.finishes is not None else encoded
+            gives = averaged if plan.gives and plan.finishes is not None else encoded
             exchange = self._running[plan.digest] = Exchange(self._process, plan, contribution, gives)
             self._at_start = (self.sent_bytes, self.received_bytes)
             exchange.begin(own)

@@ -16,7 +16,8 @@ from protocols.codecs import Codec
 from protocols.reasons import Reason
 from protocols.round.lead_actions import NoteFailure
 from protocols.round.member import Accept, Answer, Ready
-from protocols.round.records import Commit, Contribution, Plan, Report, SignedCommit, Tip
+from protocols.round.plans import Plan
+from protocols.round.records import Commit, Contribution, Report, SignedCommit, Tip
 from protocols.simulation.lineages import Lineages, Sample, range_of
 from protocols.simulation.messages import Vector
 from protocols.simulation.world import World

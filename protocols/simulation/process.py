@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from protocols.codecs import Codec
@@ -17,7 +18,8 @@ from protocols.round import lead_actions
 from protocols.round import member as member_actions
 from protocols.round.lead import DETECTION_S, Lead
 from protocols.round.member import Member, Phase
-from protocols.round.records import Averages, Candidate, Contribution, Hello, Plan, SignedCommit, Standing, Tip
+from protocols.round.plans import Part, part_of
+from protocols.round.records import Averages, Candidate, Contribution, Hello, SignedCommit, Standing, Tip
 from protocols.round.sought import Sought
 from protocols.round.succession import Succession
 from protocols.simulation.bulk import Exchanges
@@ -313,7 +315,9 @@ class SimulatedPeer:
                     self._ask_for_lead(peer)
             case lead_actions.SendPlan(to, plan, absent):
                 self.observer.planned(self, plan, dict(absent))
-                self._to_members(to, plan, lambda: self.member.on_plan(plan))
+                for peer in to:
+                    part = part_of(plan, peer)
+                    self._to_members((peer,), part, partial(self.member.on_plan, part))
                 self.at_phase(self, "planning")
             case lead_actions.SendAbort(to, plan_digest, reason):
                 self._to_members(to, Abort(plan_digest, reason), lambda: self.member.on_abort(plan_digest, reason))
@@ -348,7 +352,7 @@ class SimulatedPeer:
         match message:
             case Heartbeat(standing):
                 self.heard_standing(standing)
-            case Plan():
+            case Part():
                 self.perform(self.member.on_plan(message))
             case Abort(plan_digest, reason):
                 self.perform(self.member.on_abort(plan_digest, reason))
@@ -371,10 +375,10 @@ class SimulatedPeer:
         self.accumulated = self.replica.samples
         self.perform(self.member.frozen(contribution))
 
-    def exchanged(self, plan: Plan, averages: Averages) -> None:
+    def exchanged(self, plan: Part, averages: Averages) -> None:
         self.perform(self.member.reduced(plan.digest, averages))
 
-    def exchange_failed(self, plan: Plan, reason: Reason, member: str, reducer: str) -> None:
+    def exchange_failed(self, plan: Part, reason: Reason, member: str, reducer: str) -> None:
         self.perform(self.member.reduce_failed(plan.digest, reason, member, reducer))
 
     def _apply(self, signed: SignedCommit) -> None:

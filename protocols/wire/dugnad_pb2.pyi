@@ -76,8 +76,8 @@ class Standing(_message.Message):
     total_samples: int
     def __init__(self, epoch: _Optional[int] = ..., lineage: _Optional[str] = ..., total_samples: _Optional[int] = ...) -> None: ...
 
-class Plan(_message.Message):
-    __slots__ = ("run_digest", "ballot", "contributors", "members", "shards", "codec", "patience_s", "incarnation", "finishes")
+class Part(_message.Message):
+    __slots__ = ("run_digest", "ballot", "contributors", "members", "shards", "codec", "patience_s", "incarnation", "finishes", "contributors_digest", "members_digest", "gives")
     RUN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BALLOT_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,9 @@ class Plan(_message.Message):
     PATIENCE_S_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     FINISHES_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTORS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    GIVES_FIELD_NUMBER: _ClassVar[int]
     run_digest: str
     ballot: Ballot
     contributors: _containers.RepeatedScalarFieldContainer[str]
@@ -96,7 +99,10 @@ class Plan(_message.Message):
     patience_s: float
     incarnation: int
     finishes: Averages
-    def __init__(self, run_digest: _Optional[str] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., contributors: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., codec: _Optional[str] = ..., patience_s: _Optional[float] = ..., incarnation: _Optional[int] = ..., finishes: _Optional[_Union[Averages, _Mapping]] = ...) -> None: ...
+    contributors_digest: str
+    members_digest: str
+    gives: bool
+    def __init__(self, run_digest: _Optional[str] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., contributors: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., codec: _Optional[str] = ..., patience_s: _Optional[float] = ..., incarnation: _Optional[int] = ..., finishes: _Optional[_Union[Averages, _Mapping]] = ..., contributors_digest: _Optional[str] = ..., members_digest: _Optional[str] = ..., gives: _Optional[bool] = ...) -> None: ...
 
 class Averages(_message.Message):
     __slots__ = ("contributions", "shards")
@@ -303,20 +309,20 @@ class Heartbeat(_message.Message):
     def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., peers: _Optional[int] = ...) -> None: ...
 
 class LeadMessage(_message.Message):
-    __slots__ = ("not_lead", "heartbeat", "plan", "abort", "signed_commit", "need_state")
+    __slots__ = ("not_lead", "heartbeat", "abort", "signed_commit", "need_state", "part")
     NOT_LEAD_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
-    PLAN_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     SIGNED_COMMIT_FIELD_NUMBER: _ClassVar[int]
     NEED_STATE_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     not_lead: NotLead
     heartbeat: Heartbeat
-    plan: Plan
     abort: Abort
     signed_commit: SignedCommit
     need_state: NeedState
-    def __init__(self, not_lead: _Optional[_Union[NotLead, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ..., need_state: _Optional[_Union[NeedState, _Mapping]] = ...) -> None: ...
+    part: Part
+    def __init__(self, not_lead: _Optional[_Union[NotLead, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ..., need_state: _Optional[_Union[NeedState, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ...) -> None: ...
 
 class BulkHello(_message.Message):
     __slots__ = ("protocol", "run_digest")

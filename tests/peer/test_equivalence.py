@@ -23,7 +23,8 @@ from protocols.reduction import weighted_mean
 from protocols.residual import Residual
 from protocols.round.member import Phase
 from protocols.round.planner import GRID
-from protocols.round.records import Candidate, Commit, Plan, SignedCommit, Tip
+from protocols.round.plans import Part
+from protocols.round.records import Candidate, Commit, SignedCommit, Tip
 from protocols.run_spec import RunSpec
 from protocols.slices import Outcome
 from tests.protocols.round.fakes import RUN, Node, Swarm, address_of
@@ -106,7 +107,7 @@ class Learner:
     def slice_values(self, parent: str) -> bytes:
         return self.replica.slice_values(parent)
 
-    def refused(self, plan: Plan, came_to: bytes) -> tuple[str, ...]:
+    def refused(self, plan: Part, came_to: bytes) -> tuple[str, ...]:
         return tuple(self.replica.refused(plan, came_to))
 
     def apply(self, signed: SignedCommit, averaged: bytes) -> None:

@@ -16,7 +16,8 @@ from protocols.codecs import CODECS, Codec
 from protocols.errors import BadMessageError
 from protocols.reduction import ShardReduction, ShardRelay, reduction_of, weighted_mean
 from protocols.round.planner import GRID
-from protocols.round.records import Averages, Ballot, Contribution, Plan, Shard
+from protocols.round.plans import Plan
+from protocols.round.records import Averages, Ballot, Contribution, Shard
 
 PARENT = "a" * 64
 WEIGHTS = {"ann": 1, "bob": 7, "cid": 100}

@@ -18,6 +18,8 @@ from protocols.chunks import Manifest
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
 from protocols.round import member, records
+from protocols.round import plans as round_plans
+from protocols.round.plans import Part, Plan, part_of, peers_digest
 from protocols.round.records import (
     Averages,
     Ballot,
@@ -25,7 +27,6 @@ from protocols.round.records import (
     Commit,
     Contribution,
     Hello,
-    Plan,
     ReadyFor,
     Report,
     Shard,
@@ -118,13 +119,17 @@ def finishing_plans(draw: st.DrawFn) -> Plan:
     return dataclasses.replace(plan, contributors=(), shards=shards, finishes=Averages(contributions, held.shards))
 
 
+def whole_part(plan: Plan) -> Part:
+    return part_of(plan, plan.shards[0].reducer)
+
+
 reasons = st.sampled_from(Reason)
 EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
     Ballot: ballots,
     Candidate: candidates,
     Contribution: contributions,
     Shard: plans().map(lambda plan: plan.shards[-1]),
-    Plan: plans() | finishing_plans(),
+    Part: st.builds(part_of, plans() | finishing_plans(), peers) | (plans() | finishing_plans()).map(whole_part),
     Averages: averages,
     ReadyFor: ready_fors,
     ShardResult: results,
@@ -181,7 +186,7 @@ def test_a_record_comes_back_from_the_wire_as_it_went_with_the_same_digest(kind:
 def test_every_record_that_has_a_message_is_put_to_the_test() -> None:
     here = {
         name
-        for module in (records, member)
+        for module in (records, round_plans, member)
         for name, kind in vars(module).items()
         if dataclasses.is_dataclass(kind) and name in pb.DESCRIPTOR.message_types_by_name
     }
@@ -217,16 +222,24 @@ def test_an_empty_message_is_no_record(kind: type[Any]) -> None:
         from_wire(kind, getattr(pb, kind.__name__)())
 
 
-def sound() -> pb.Plan:
+def sound() -> pb.Part:
     shards = [pb.Shard(reducer="ann", address="a:1", start=0, stop=10)]
     ballot = pb.Ballot(epoch=1, parent="a" * 64, attempt=1, lead="ann")
-    return pb.Plan(
-        run_digest="ab" * 32, ballot=ballot, contributors=["ann"], members=["ann"], shards=shards, codec="fp32", patience_s=4.0
+    return pb.Part(
+        run_digest="ab" * 32,
+        ballot=ballot,
+        contributors=["ann"],
+        members=["ann"],
+        contributors_digest=peers_digest(("ann",)),
+        members_digest=peers_digest(("ann",)),
+        shards=shards,
+        codec="fp32",
+        patience_s=4.0,
     )
 
 
-def test_a_sound_plan_is_accepted() -> None:
-    assert from_wire(Plan, sound()).members == ("ann",)
+def test_a_sound_part_is_accepted() -> None:
+    assert from_wire(Part, sound()).members == ("ann",)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +252,11 @@ def test_a_sound_plan_is_accepted() -> None:
         {"patience_s": -1.0},
         {"shards": [pb.Shard(reducer="ann", start=0, stop=0)]},
         {"contributors": ["bob"]},
+        {"contributors": []},
+        {"members": ["ann", "bob"]},
+        {"members": []},
+        {"members_digest": ""},
+        {"contributors_digest": "x" * 64},
         {"ballot": None},
     ],
 )
@@ -251,7 +269,7 @@ def test_what_breaks_a_bound_or_a_records_own_checks_is_a_bad_message(change: di
         elif value is not None:
             setattr(message, name, value)
     with pytest.raises(BadMessageError):
-        from_wire(Plan, message)
+        from_wire(Part, message)
 
 
 def test_a_reason_that_nobody_knows_is_a_bad_message() -> None:

@@ -24,18 +24,8 @@ from protocols.round import lead_actions
 from protocols.round import member as member_actions
 from protocols.round.lead import DETECTION_S, Lead
 from protocols.round.member import Member, Phase
-from protocols.round.records import (
-    Averages,
-    Candidate,
-    Commit,
-    Contribution,
-    Hello,
-    Plan,
-    ShardResult,
-    SignedCommit,
-    Standing,
-    Tip,
-)
+from protocols.round.plans import Part, Plan, part_of
+from protocols.round.records import Averages, Candidate, Commit, Contribution, Hello, ShardResult, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
 from protocols.slices import Outcome, Slices
 
@@ -58,7 +48,7 @@ class Work(Protocol):
     def restart(self) -> None: ...
     def outcome(self, epoch: int) -> Outcome: ...
     def slice_values(self, parent: str) -> bytes: ...
-    def refused(self, plan: Plan, came_to: bytes) -> tuple[str, ...]: ...
+    def refused(self, plan: Part, came_to: bytes) -> tuple[str, ...]: ...
     def apply(self, signed: SignedCommit, averaged: bytes) -> None: ...
     def adopt(self, other: Any) -> None: ...
 
@@ -101,7 +91,7 @@ class Arithmetic:
     def slice_values(self, parent: str) -> bytes:
         return b""
 
-    def refused(self, plan: Plan, came_to: bytes) -> tuple[str, ...]:
+    def refused(self, plan: Part, came_to: bytes) -> tuple[str, ...]:
         return ()
 
     def apply(self, signed: SignedCommit, averaged: bytes) -> None:
@@ -156,7 +146,7 @@ class Node:
         self.commits: tuple[Commit, ...] = ()
         self.log: list[Any] = []  # GiveUp, CatchUp, NoteFailure as they come
         self.frozen_as: list[tuple[int, bytes]] = []  # (epoch, bytes) of every Freeze
-        self.sent: list[tuple[Plan, Contribution, bytes]] = []  # what every Reduce gave
+        self.sent: list[tuple[Part, Contribution, bytes]] = []  # what every Reduce gave
         self.reductions: dict[tuple[str, int], ShardReduction | ShardRelay] = {}
         self.early: dict[str, list[tuple[str, int, Contribution | None, bytes]]] = {}
         self.waiting: dict[tuple[str, int], list[str]] = {}  # who opened a stream and has not got the average yet
@@ -349,7 +339,7 @@ class Node:
             case lead_actions.SendPlan(to, plan):
                 swarm.plans.append(plan)
                 for peer in to:
-                    swarm.send(self.name, peer, "plan", plan)
+                    swarm.send(self.name, peer, "plan", part_of(plan, peer))
             case lead_actions.SendAbort(to, plan_digest, reason):
                 for peer in to:
                     swarm.send(self.name, peer, "abort", (plan_digest, reason))
@@ -415,7 +405,7 @@ class Node:
 
     # -- bulk traffic --------------------------------------------------------------------------------------------------------
 
-    def _reduce(self, plan: Plan, contribution: Contribution | None) -> None:
+    def _reduce(self, plan: Part, contribution: Contribution | None) -> None:
         gives = self.encoded if contribution is not None else b""
         if plan.finishes is not None and plan.finishes == self.averaged[0]:
             gives = self.averaged[1]
@@ -428,7 +418,7 @@ class Node:
                 at, end = (outcome.canonical_bytes(0, element) for element in (shard.start, shard.stop))
                 self.reductions[plan.digest, index] = reduction_of(plan, index, self.swarm.codec, values[at:end])
         for index, shard in enumerate(plan.shards):
-            brings = plan.finishes is None or self.name in (*plan.contributors, shard.reducer)
+            brings = plan.finishes is None or plan.gives or self.name == shard.reducer
             part = b"".join(outcome.chunks(gives, shard.start, shard.stop, CHUNK_ELEMENTS)) if brings else b""
             if (self.name, shard.reducer) in self.swarm.broken:
                 broken = (plan.digest, Reason.REDUCER_LOST, self.name, shard.reducer)

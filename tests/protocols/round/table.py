@@ -8,17 +8,8 @@ from typing import Any
 from protocols.round.lead import Lead
 from protocols.round.lead_actions import SendPlan
 from protocols.round.member import Accept, Ready
-from protocols.round.records import (
-    Candidate,
-    Contribution,
-    Hello,
-    Plan,
-    Report,
-    Result,
-    ShardResult,
-    Tip,
-    contributions_digest,
-)
+from protocols.round.plans import Plan
+from protocols.round.records import Candidate, Contribution, Hello, Report, Result, ShardResult, Tip, contributions_digest
 
 RUN = "ab" * 32
 ELEMENTS = 8 * 1024

@@ -13,7 +13,7 @@ from protocols.round.member import CatchUp, Freeze, GiveUp, Resume
 from protocols.round.member import Failed as MemberFailed
 from protocols.round.records import Contribution, Hello, Tip
 from tests.protocols.round.table import Table, of, result_of, the_plan, three
-from tests.protocols.round.test_member import TIP, commit_of, given, kinds, plan, ready, reason_of, reducing
+from tests.protocols.round.test_member import TIP, commit_of, given, kinds, mine, plan, ready, reason_of, reducing
 
 
 def silence(table: Table, peer: str) -> None:
@@ -84,8 +84,8 @@ def test_a_member_led_back_to_a_lineage_that_it_left_keeps_the_promise_that_it_g
     it.apply_failed()  # and nobody else has that commit any more
     it.adopted(replace(TIP, epoch=TIP.epoch + 1, lineage="e" * 64))
     it.adopted(TIP)
-    assert reason_of(it.on_plan(plan(attempt=1))) is Reason.PROMISED_HIGHER
-    assert it.on_plan(plan(attempt=7)) == [Freeze()]
+    assert reason_of(it.on_plan(mine(plan(attempt=1)))) is Reason.PROMISED_HIGHER
+    assert it.on_plan(mine(plan(attempt=7))) == [Freeze()]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from protocols.round.deadline import Deadline
 from protocols.round.lead import Lead
 from protocols.round.lead_actions import Announce, NoteFailure, SendAbort, SendPlan
 from protocols.round.member import Accept, Apply, CatchUp, Drifted, GiveUp, Member, Phase, Ready, Send, StopReducing
+from protocols.round.plans import Plan, part_of
 from protocols.round.records import (
     Averages,
     Ballot,
@@ -19,7 +20,6 @@ from protocols.round.records import (
     Commit,
     Contribution,
     Hello,
-    Plan,
     ReadyFor,
     Report,
     Shard,
@@ -171,7 +171,7 @@ def reducing() -> tuple[Member, Plan]:
     member = Member("bob", 1)
     member.adopted(GENESIS)
     plan = plan_of("ann bob cid", "ann")
-    member.on_plan(plan)
+    member.on_plan(part_of(plan, "bob"))
     member.frozen(contribution_of("bob"))
     assert member.phase is Phase.REDUCING
     return member, plan
@@ -219,6 +219,6 @@ def test_the_outvoted_are_told_and_catch_up_while_the_others_stay_frozen() -> No
     assert other.on_abort(plan.digest, Reason.RESULTS_DIFFER) == [StopReducing(plan.digest, Reason.RESULTS_DIFFER)]
     assert other.phase is Phase.FROZEN
     again = plan_of("ann bob cid", "ann", attempt=2)
-    other.on_plan(again)
+    other.on_plan(part_of(again, other.me))
     other.reduced(again.digest, averages_of(again))
     assert any(isinstance(action, Apply) for action in other.on_commit(commit_of(again))), "what it refused before is forgotten"

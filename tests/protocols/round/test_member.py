@@ -23,13 +23,13 @@ from protocols.round.member import (
     Send,
     StopReducing,
 )
+from protocols.round.plans import Part, Plan, part_of
 from protocols.round.records import (
     Averages,
     Ballot,
     Candidate,
     Commit,
     Contribution,
-    Plan,
     ReadyFor,
     Shard,
     ShardResult,
@@ -47,6 +47,10 @@ def plan(*, attempt: int = 1, lead: str = "lea", contributors: tuple[str, ...] =
     ballot = Ballot(TIP.epoch + 1, TIP.lineage, attempt, lead)
     members = tuple(sorted({"bob", "lea", "me", lead}))
     return replace(Plan(RUN, ballot, contributors, members, (Shard("lea", "lea:1", 0, 1024),), "fp32", 4.0, 7), **change)
+
+
+def mine(planned: Plan) -> Part:
+    return part_of(planned, "me")
 
 
 def given(peer: str = "me", *, first: int = 0, end: int = 8) -> Contribution:
@@ -79,7 +83,7 @@ def member(*, frozen: Contribution | None = None) -> Member:
     it.adopted(TIP)
     if frozen is not None:
         first = plan()
-        it.on_plan(first)
+        it.on_plan(mine(first))
         it.frozen(frozen)
         it.on_abort(first.digest, Reason.STALLED)
     return it
@@ -87,7 +91,7 @@ def member(*, frozen: Contribution | None = None) -> Member:
 
 def reducing(planned: Plan, contribution: Contribution | None = None) -> Member:
     it = member()
-    it.on_plan(planned)
+    it.on_plan(mine(planned))
     it.frozen(contribution or given())
     assert it.phase is Phase.REDUCING
     return it
@@ -113,9 +117,9 @@ def kinds(actions: list[Any]) -> list[type[Any]]:
 def test_a_whole_epoch() -> None:
     it, planned = member(), plan()
     assert it.phase is Phase.TRAINING
-    assert it.on_plan(planned) == [Freeze()]
+    assert it.on_plan(mine(planned)) == [Freeze()]
     assert it.phase is Phase.FROZEN
-    assert it.frozen(given()) == [Send("lea", Accept(planned.digest, given())), Reduce(planned, given())]
+    assert it.frozen(given()) == [Send("lea", Accept(planned.digest, given())), Reduce(mine(planned), given())]
     assert it.phase is Phase.REDUCING
     assert it.reduced(planned.digest, averages()) == [Send("lea", Ready(averages().result(planned.digest)))]
     assert it.phase is Phase.READY
@@ -131,7 +135,7 @@ def test_a_whole_epoch() -> None:
 def test_a_newcomer_does_nothing_before_it_holds_state() -> None:
     it = Member("me", 1)
     assert it.phase is Phase.CATCHING_UP
-    assert reason_of(it.on_plan(plan())) is Reason.NOT_CAUGHT_UP
+    assert reason_of(it.on_plan(mine(plan()))) is Reason.NOT_CAUGHT_UP
     assert it.on_commit(commit_of(plan())) == []
     assert it.adopted(TIP) == [Resume()]
 
@@ -142,14 +146,61 @@ def test_a_newcomer_does_nothing_before_it_holds_state() -> None:
         (plan(ballot=Ballot(5, "b" * 64, 1, "lea")), Reason.OTHER_LINEAGE),
         (plan(ballot=Ballot(6, TIP.lineage, 1, "lea")), Reason.OTHER_LINEAGE),
         (plan(ballot=Ballot(4, TIP.lineage, 1, "lea")), Reason.OTHER_LINEAGE),
-        (plan(members=("bob", "lea"), contributors=("bob",)), Reason.NOT_A_MEMBER),
     ],
 )
 def test_a_plan_that_is_not_for_this_peer_at_this_tip_is_refused(planned: Plan, reason: Reason) -> None:
     it = member()
-    assert reason_of(it.on_plan(planned)) is reason
+    assert reason_of(it.on_plan(mine(planned))) is reason
     assert it.phase is Phase.TRAINING
     assert it.promised is None, "a refused plan binds nobody"
+
+
+def test_a_reducers_part_that_is_somebody_elses_is_refused() -> None:
+    """Whoever does not reduce cannot tell: it knows of the others only their digest."""
+    mine_too = Shard("me", "me:1", 0, 1024)
+    without = plan(members=("bob", "lea"), contributors=("bob",))
+    nobodys = replace(mine(plan()), shards=(mine_too,))
+    silent = replace(part_of(plan(shards=(mine_too,)), "me"), gives=False)
+    for part in (part_of(without, "lea"), nobodys, silent):
+        it = member()
+        assert reason_of(it.on_plan(part)) is Reason.NOT_A_MEMBER
+        assert it.promised is None
+
+
+@pytest.mark.parametrize(
+    ("change", "sound"),
+    [
+        ({}, True),
+        ({"members": ("bob", "lea")}, False),
+        ({"members": ("bob", "lea", "me", "new")}, False),
+        ({"codec": "fp16"}, False),
+        ({"ballot": Ballot(TIP.epoch + 1, TIP.lineage, 2, "lea")}, False),
+    ],
+)
+def test_a_commit_that_says_otherwise_than_the_plan_is_not_applied_also_by_who_knows_digests_only(
+    change: dict[str, Any], sound: bool
+) -> None:
+    for planned in (plan(), plan(shards=(Shard("me", "me:1", 0, 1024),))):
+        it = ready(planned)
+        assert bool(it.plan and it.plan.members) == (planned.shards[0].reducer == "me")
+        signed = commit_of(planned, **change)
+        assert (it.on_commit(signed) == [Apply(signed)]) == sound
+
+
+def test_a_commit_of_other_contributors_than_planned_is_not_applied() -> None:
+    planned = plan(contributors=("lea", "me"))
+    it = ready(planned)
+    assert CatchUp(Reason.RESULTS_DIFFER) in it.on_commit(commit_of(planned))
+
+
+def test_a_new_lead_hears_of_the_members_that_this_one_knows() -> None:
+    """Who does not reduce knows the lead and the reducers."""
+    it = member()
+    it.on_plan(mine(plan(lead="bob", shards=(Shard("lea", "lea:1", 0, 1024),))))
+    assert it.planned_with("lea") == ("bob", "lea")
+    it.on_plan(mine(plan(attempt=2, lead="bob", shards=(Shard("me", "me:1", 0, 1024),))))
+    assert it.planned_with("lea") == ("bob", "lea", "me")
+    assert it.planned_with("bob") == ()
 
 
 @pytest.mark.parametrize(
@@ -163,26 +214,26 @@ def test_a_plan_that_is_not_for_this_peer_at_this_tip_is_refused(planned: Plan, 
 )
 def test_the_higher_ballot_wins(first: Plan, second: Plan, accepted: bool) -> None:
     it = reducing(first)
-    actions = it.on_plan(second)
+    actions = it.on_plan(mine(second))
     if accepted:
         assert actions == [
             StopReducing(first.digest, Reason.SUPERSEDED),
             Send(second.ballot.lead, Accept(second.digest, given())),
-            Reduce(second, given()),
+            Reduce(mine(second), given()),
         ]
-        assert it.plan == second
+        assert it.plan == mine(second)
     else:
         assert actions == [Send(second.ballot.lead, Refuse(second.digest, Reason.PROMISED_HIGHER, 2))]
-        assert it.plan == first
+        assert it.plan == mine(first)
         assert it.phase is Phase.REDUCING
 
 
 def test_a_late_commit_of_a_promised_away_ballot_is_ignored() -> None:
     old, new = plan(attempt=1), plan(attempt=2)
     it = ready(old)
-    it.on_plan(new)
+    it.on_plan(mine(new))
     assert it.on_commit(commit_of(old)) == []
-    assert it.plan == new
+    assert it.plan == mine(new)
     assert it.phase is Phase.REDUCING
     it.reduced(new.digest, averages())
     assert kinds(it.on_commit(commit_of(new))) == [Apply]
@@ -190,10 +241,10 @@ def test_a_late_commit_of_a_promised_away_ballot_is_ignored() -> None:
 
 def test_a_promise_survives_the_attempt_it_was_made_for() -> None:
     it = member()
-    it.on_plan(plan(attempt=3))
+    it.on_plan(mine(plan(attempt=3)))
     it.frozen(given())
     it.on_abort(plan(attempt=3).digest, Reason.STALLED)
-    assert reason_of(it.on_plan(plan(attempt=2))) is Reason.PROMISED_HIGHER
+    assert reason_of(it.on_plan(mine(plan(attempt=2)))) is Reason.PROMISED_HIGHER
     assert it.on_commit(commit_of(plan(attempt=2))) == []
 
 
@@ -202,9 +253,9 @@ def test_a_promise_survives_catching_up_to_the_same_tip() -> None:
     it = reducing(plan(attempt=3))
     it.catch_up(Reason.BEHIND)
     it.adopted(TIP)
-    assert reason_of(it.on_plan(plan(attempt=2))) is Reason.PROMISED_HIGHER
+    assert reason_of(it.on_plan(mine(plan(attempt=2)))) is Reason.PROMISED_HIGHER
     assert it.on_commit(commit_of(plan(attempt=2))) == []
-    assert kinds(it.on_plan(plan(attempt=4))) == [Freeze]
+    assert kinds(it.on_plan(mine(plan(attempt=4)))) == [Freeze]
 
 
 def test_promises_do_not_outlive_their_epoch() -> None:
@@ -213,56 +264,56 @@ def test_promises_do_not_outlive_their_epoch() -> None:
     it.on_commit(signed)
     it.applied()
     following = replace(plan(), ballot=Ballot(TIP.epoch + 2, signed.commit.digest, 1, "lea"))
-    assert it.on_plan(following) == [Freeze()]
+    assert it.on_plan(mine(following)) == [Freeze()]
 
 
 def test_a_contribution_is_frozen_once_and_reused_by_every_attempt() -> None:
     it = member(frozen=given())
     for attempt in (2, 3, 4):
         planned = plan(attempt=attempt)
-        actions = it.on_plan(planned)
-        assert actions == [Send("lea", Accept(planned.digest, given())), Reduce(planned, given())], "no second Freeze"
+        actions = it.on_plan(mine(planned))
+        assert actions == [Send("lea", Accept(planned.digest, given())), Reduce(mine(planned), given())], "no second Freeze"
         it.on_abort(planned.digest, Reason.STALLED)
         assert it.phase is Phase.FROZEN, "it draws nothing between attempts"
 
 
 def test_a_plan_that_replaces_another_during_the_freeze_waits_for_the_same_freeze() -> None:
     it = member()
-    assert it.on_plan(plan(attempt=1)) == [Freeze()]
-    assert it.on_plan(plan(attempt=2)) == []
+    assert it.on_plan(mine(plan(attempt=1))) == [Freeze()]
+    assert it.on_plan(mine(plan(attempt=2))) == []
     assert it.frozen(given()) == [
         Send("lea", Accept(plan(attempt=2).digest, given())),
-        Reduce(plan(attempt=2), given()),
+        Reduce(mine(plan(attempt=2)), given()),
     ]
 
 
 def test_a_plan_aborted_during_the_freeze_leaves_the_contribution_frozen() -> None:
     it = member()
-    it.on_plan(plan())
+    it.on_plan(mine(plan()))
     assert it.on_abort(plan().digest, Reason.CONNECTION_LOST) == []
     assert it.frozen(given()) == []
     assert it.phase is Phase.FROZEN
-    assert kinds(it.on_plan(plan(attempt=2))) == [Send, Reduce]
+    assert kinds(it.on_plan(mine(plan(attempt=2)))) == [Send, Reduce]
 
 
 def test_who_is_planned_without_a_contribution_only_receives() -> None:
     it, planned = member(frozen=given()), plan(attempt=2, contributors=("bob",))
-    assert it.on_plan(planned) == [Send("lea", Accept(planned.digest, None)), Reduce(planned, None)]
+    assert it.on_plan(mine(planned)) == [Send("lea", Accept(planned.digest, None)), Reduce(mine(planned), None)]
 
 
 def test_who_has_nothing_to_give_refuses_to_be_a_contributor() -> None:
     it, planned = member(), plan()
-    it.on_plan(planned)
+    it.on_plan(mine(planned))
     actions = it.frozen(None)
     assert actions == [Send("lea", Refuse(planned.digest, Reason.NOTHING_TO_GIVE, 1)), Resume()]
     assert it.phase is Phase.TRAINING, "were it the only contributor, nobody would ever have samples again"
-    assert kinds(it.on_plan(plan(attempt=2))) == [Freeze], "what it draws from now on can be given"
+    assert kinds(it.on_plan(mine(plan(attempt=2)))) == [Freeze], "what it draws from now on can be given"
 
 
 def test_a_contribution_that_the_commit_does_not_name_is_given_up_as_missed() -> None:
     it = member(frozen=given())
     planned = plan(attempt=2, contributors=("bob",))
-    it.on_plan(planned)
+    it.on_plan(mine(planned))
     it.reduced(planned.digest, averages(given("bob")))
     it.on_commit(commit_of(planned, given("bob")))
     assert it.applied() == [GiveUp(Reason.MISSED, given()), Resume()]
@@ -400,7 +451,7 @@ def test_while_a_commit_is_applied_nothing_else_happens() -> None:
     assert it.on_abort(planned.digest, Reason.STALLED) == []
     assert it.catch_up(Reason.BEHIND) == []
     assert it.on_commit(commit_of(planned)) == []
-    assert reason_of(it.on_plan(plan(attempt=2))) is Reason.NOT_CAUGHT_UP
+    assert reason_of(it.on_plan(mine(plan(attempt=2)))) is Reason.NOT_CAUGHT_UP
     assert it.phase is Phase.APPLYING
 
 
@@ -425,7 +476,7 @@ def test_falling_behind_gives_up_what_was_gathered_and_says_why() -> None:
 
 def test_a_freeze_that_ends_after_the_epoch_closed_is_dropped() -> None:
     it = member()
-    it.on_plan(plan())
+    it.on_plan(mine(plan()))
     it.catch_up(Reason.BEHIND)
     assert it.frozen(given()) == []
     it.adopted(replace(TIP, epoch=5, lineage="b" * 64))
@@ -435,12 +486,12 @@ def test_a_freeze_that_ends_after_the_epoch_closed_is_dropped() -> None:
 def test_a_freeze_of_an_older_lineage_never_enters_a_newer_epoch() -> None:
     """The freeze of the old epoch answers while that of the new one is awaited: its samples' base is another."""
     it = member()
-    it.on_plan(plan())
+    it.on_plan(mine(plan()))
     it.catch_up(Reason.BEHIND)
     newer = replace(TIP, epoch=5, lineage="b" * 64)
     it.adopted(newer)
     following = replace(plan(), ballot=Ballot(6, newer.lineage, 1, "lea"))
-    assert it.on_plan(following) == [Freeze()]
+    assert it.on_plan(mine(following)) == [Freeze()]
     actions = it.frozen(given())  # its base is TIP, not `newer`
     assert not any(isinstance(a, Send) and isinstance(a.answer, Accept) and a.answer.contribution == given() for a in actions)
 
@@ -457,7 +508,7 @@ def test_what_it_was_ready_for_is_kept_when_the_attempt_ends_and_forgotten_with_
     held = ReadyFor(planned.ballot, averages())
     it.on_abort(planned.digest, Reason.STALLED)
     assert it.ready_for == held
-    it.on_plan(plan(attempt=2))
+    it.on_plan(mine(plan(attempt=2)))
     assert it.ready_for == held, "until another attempt comes to averages"
     it.adopted(replace(TIP, lineage="b" * 64))
     assert it.ready_for is None
@@ -468,7 +519,7 @@ def test_a_plan_that_finishes_an_earlier_attempt_asks_for_no_contribution() -> N
     it = ready(planned)
     it.on_abort(planned.digest, Reason.LEAD_LOST)
     second = finishing(planned)
-    assert it.on_plan(second) == [Send("bob", Accept(second.digest, None)), Reduce(second, None)]
+    assert it.on_plan(mine(second)) == [Send("bob", Accept(second.digest, None)), Reduce(mine(second), None)]
     assert it.reduced(second.digest, averages()) == [Send("bob", Ready(averages().result(second.digest)))]
     signed = commit_of(second)
     assert it.on_commit(signed) == [Apply(signed)]
@@ -478,7 +529,7 @@ def test_a_plan_that_finishes_an_earlier_attempt_asks_for_no_contribution() -> N
 def test_whoever_is_not_in_the_averages_that_are_finished_gives_its_contribution_up() -> None:
     it = member(frozen=given())
     second = finishing(plan(), given("bob"))
-    it.on_plan(second)
+    it.on_plan(mine(second))
     it.reduced(second.digest, averages(given("bob")))
     it.on_commit(commit_of(second, given("bob")))
     assert it.applied() == [GiveUp(Reason.MISSED, given()), Resume()]
@@ -487,13 +538,13 @@ def test_whoever_is_not_in_the_averages_that_are_finished_gives_its_contribution
 @pytest.mark.parametrize("named", [given(end=9), given(first=1)], ids=["more samples", "fewer samples"])
 def test_averages_that_name_another_contribution_than_it_gave_are_refused(named: Contribution) -> None:
     it = member(frozen=given())
-    assert reason_of(it.on_plan(finishing(plan(), given("bob"), named))) is Reason.RESULTS_DIFFER
+    assert reason_of(it.on_plan(mine(finishing(plan(), given("bob"), named)))) is Reason.RESULTS_DIFFER
 
 
 def test_averages_with_the_contribution_of_an_earlier_process_of_this_peer_are_accepted() -> None:
     it = Member("me", 2)
     it.adopted(TIP)
-    assert kinds(it.on_plan(finishing(plan()))) == [Send, Reduce]
+    assert kinds(it.on_plan(mine(finishing(plan())))) == [Send, Reduce]
 
 
 def test_a_commit_of_the_averages_at_hand_is_applied_even_if_its_plan_never_came() -> None:
@@ -507,7 +558,7 @@ def test_a_commit_of_the_averages_at_hand_is_applied_even_if_its_plan_never_came
 def test_only_another_lead_than_the_plans_own_is_told_with_whom_it_was_planned() -> None:
     it = reducing(plan())
     assert it.planned_with("lea") == ()
-    assert it.planned_with("bob") == ("bob", "lea", "me")
+    assert it.planned_with("bob") == ("lea",)
     it.adopted(replace(TIP, lineage="b" * 64))
     assert it.planned_with("bob") == ()
 
@@ -516,18 +567,18 @@ def test_whoever_gives_nothing_goes_on_drawing_and_gives_what_it_drew_to_the_nex
     """Were it frozen with nothing, and everybody who gave died, nobody would have a sample for the next plan."""
     it = member()
     first = plan(contributors=("bob",))
-    assert it.on_plan(first) == [Send("lea", Accept(first.digest, None)), Reduce(first, None)]
+    assert it.on_plan(mine(first)) == [Send("lea", Accept(first.digest, None)), Reduce(mine(first), None)]
     it.on_abort(first.digest, Reason.CONNECTION_LOST)
     assert it.phase is Phase.TRAINING
     second = plan(attempt=2, contributors=("me",))
-    assert it.on_plan(second) == [Freeze()]
-    assert it.frozen(given()) == [Send("lea", Accept(second.digest, given())), Reduce(second, given())]
+    assert it.on_plan(mine(second)) == [Freeze()]
+    assert it.frozen(given()) == [Send("lea", Accept(second.digest, given())), Reduce(mine(second), given())]
 
 
 def test_a_freeze_that_ends_when_another_plan_asks_for_nothing_begins_no_second_exchange() -> None:
     it = member()
-    it.on_plan(plan())
+    it.on_plan(mine(plan()))
     second = plan(attempt=2, contributors=("bob",))
-    assert kinds(it.on_plan(second)) == [Send, Reduce]
+    assert kinds(it.on_plan(mine(second))) == [Send, Reduce]
     assert it.frozen(given()) == []
     assert it.contribution == given()

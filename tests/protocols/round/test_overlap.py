@@ -11,9 +11,10 @@ from protocols.reasons import Reason
 from protocols.round.lead import DETECTION_S
 from protocols.round.lead_actions import Announce, NoteFailure, SendPlan
 from protocols.round.member import Accept, Apply, CatchUp, Freeze, GiveUp, Member, Phase, Reduce, Refuse, Resume, Send
-from protocols.round.records import Averages, Ballot, Contribution, Plan, ReadyFor, SignedCommit, Tip
+from protocols.round.plans import Plan
+from protocols.round.records import Averages, Ballot, Contribution, ReadyFor, SignedCommit, Tip
 from tests.protocols.round.table import Table, of, result_of, the_plan
-from tests.protocols.round.test_member import RESULTS, TIP, commit_of, given, plan
+from tests.protocols.round.test_member import RESULTS, TIP, commit_of, given, mine, plan
 
 BEFORE = "9" * 64
 AT_TIP = replace(TIP, parent=BEFORE)
@@ -38,8 +39,8 @@ def commit_on(it: Member, planned: Plan, *contributions: Contribution) -> Signed
 def give(it: Member, contribution: Contribution) -> Plan:
     assert it.tip is not None
     planned = next_plan(it.tip)
-    assert it.on_plan(planned) == [Freeze()]
-    assert it.frozen(contribution) == [Send("lea", Accept(planned.digest, contribution)), Reduce(planned, contribution)]
+    assert it.on_plan(mine(planned)) == [Freeze()]
+    assert it.frozen(contribution) == [Send("lea", Accept(planned.digest, contribution)), Reduce(mine(planned), contribution)]
     return planned
 
 
@@ -70,7 +71,7 @@ def test_a_contribution_that_its_epoch_missed_is_given_up_alone() -> None:
     planned = give(it, given())
     it.on_abort(planned.digest, Reason.STALLED)
     second = next_plan(AT_TIP, contributors=("bob",), ballot=replace(planned.ballot, attempt=2))
-    it.on_plan(second)
+    it.on_plan(mine(second))
     assert commit(it, second, other) == [GiveUp(Reason.MISSED, given()), Resume(keep=True)]
 
 
@@ -79,7 +80,7 @@ def test_what_two_commits_have_left_behind_is_given_up() -> None:
     it, other = member(), given("bob")
     assert commit(it, give(it, given()), given()) == [Resume(keep=True)]
     without = next_plan(it.tip, contributors=("bob",)) if it.tip is not None else plan()
-    it.on_plan(without)
+    it.on_plan(mine(without))
     bobs = replace(other, base=without.ballot.parent)
     assert commit(it, without, bobs) == [GiveUp(Reason.MISSED, None), Resume(keep=False)]
 
@@ -89,7 +90,7 @@ def test_without_overlap_nothing_is_kept() -> None:
     assert commit(it, give(it, given()), given()) == [Resume(keep=False)]
     it = member(overlap=False)
     without = next_plan(AT_TIP, contributors=("bob",))
-    it.on_plan(without)
+    it.on_plan(mine(without))
     assert commit(it, without, given("bob")) == [GiveUp(Reason.MISSED, None), Resume(keep=False)]
 
 
@@ -110,14 +111,14 @@ def test_a_frozen_contribution_serves_the_next_attempt_while_the_next_epoch_accu
     it.on_abort(planned.digest, Reason.STALLED)
     assert it.samples(accumulated=100) == given().weight, "what accumulates is for the next epoch"
     second = next_plan(AT_TIP, ballot=replace(planned.ballot, attempt=2))
-    assert it.on_plan(second)[-1] == Reduce(second, given())
+    assert it.on_plan(mine(second))[-1] == Reduce(mine(second), given())
     commit(it, second, given())
     assert it.samples(accumulated=100) == 100
 
 
 def test_with_nothing_to_give_a_member_goes_on_as_it_is() -> None:
     it = member()
-    it.on_plan(next_plan(AT_TIP))
+    it.on_plan(mine(next_plan(AT_TIP)))
     assert it.frozen(None)[-1] == Resume(keep=True)
     assert it.phase is Phase.TRAINING
 
@@ -128,7 +129,7 @@ def test_with_nothing_to_give_a_member_goes_on_as_it_is() -> None:
 )
 def test_a_commit_of_another_base_is_not_applied(base: str, overlap: bool, applies: bool) -> None:
     it, planned = member(overlap=overlap), plan(contributors=("bob",))
-    it.on_plan(planned)
+    it.on_plan(mine(planned))
     bobs = replace(given("bob"), base=base)
     it.reduced(planned.digest, Averages((bobs,), RESULTS))
     actions = it.on_commit(commit_on(it, planned, bobs))
@@ -139,7 +140,7 @@ def test_a_commit_of_another_base_is_not_applied(base: str, overlap: bool, appli
 def test_a_plan_that_finishes_averages_of_another_base_is_refused(base: str, accepts: bool) -> None:
     it, finishes = member(), Averages((replace(given("bob"), base=base),), RESULTS)
     finishing = replace(plan(contributors=("bob",)), contributors=(), finishes=finishes)
-    answer = it.on_plan(finishing)[0].answer
+    answer = it.on_plan(mine(finishing))[0].answer
     assert isinstance(answer, Accept if accepts else Refuse)
     assert accepts or answer.reason is Reason.OTHER_LINEAGE
 

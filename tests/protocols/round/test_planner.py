@@ -22,7 +22,8 @@ from protocols.round.planner import (
     slowest_paces,
     suppliers,
 )
-from protocols.round.records import MAX_REDUCERS, Ballot, Candidate, Plan, Shard, ShardResult
+from protocols.round.plans import Plan
+from protocols.round.records import MAX_REDUCERS, Ballot, Candidate, Shard, ShardResult
 
 MBIT = 125_000.0
 LARGE = 16_000_000  # elements: 244 chunks

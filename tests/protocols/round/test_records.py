@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from protocols.round.plans import Plan
 from protocols.round.records import (
     MAX_REDUCERS,
     Averages,
@@ -13,7 +14,6 @@ from protocols.round.records import (
     Candidate,
     Commit,
     Contribution,
-    Plan,
     Report,
     Shard,
     ShardResult,

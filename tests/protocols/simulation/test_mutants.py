@@ -15,7 +15,8 @@ from protocols.reduction import ShardReduction
 from protocols.round.absences import Absences
 from protocols.round.lead import Lead
 from protocols.round.member import GiveUp, Member, Resume
-from protocols.round.records import Ballot, Contribution, Plan, SignedCommit, Standing, Tip
+from protocols.round.plans import Part, PlanIdentity
+from protocols.round.records import Ballot, Contribution, SignedCommit, Standing, Tip
 from protocols.simulation.bulk import Exchanges, Reducing
 from protocols.simulation.messages import Abort
 from protocols.simulation.process import SimulatedPeer
@@ -28,12 +29,12 @@ Patch = pytest.MonkeyPatch
 
 
 def ballots_without_the_lead(patch: Patch) -> None:
-    def digest(plan: Plan) -> str:
-        fields = asdict(plan)
+    def digest(plan: PlanIdentity) -> str:
+        fields = asdict(PlanIdentity(**plan.values))
         del fields["ballot"]["lead"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
-    patch.setattr(Plan, "digest", property(digest))
+    patch.setattr(PlanIdentity, "digest", property(digest))
     patch.setattr(Ballot, "rank", property(lambda ballot: (ballot.attempt, "")))
 
 
@@ -55,7 +56,7 @@ def untagged_chunks(patch: Patch) -> None:
     def find(exchanges: Exchanges, plan_digest: str, shard: int) -> Reducing | None:
         return next((found for (_, index), found in reversed(exchanges.reducing.items()) if index == shard), None)
 
-    def takes_what_waits(exchanges: Exchanges, plan: Plan, *rest: Any) -> None:
+    def takes_what_waits(exchanges: Exchanges, plan: Part, *rest: Any) -> None:
         waiting = exchanges._early
         for index in range(len(plan.shards)):
             early = [serve for key in list(waiting) if key[1] == index for serve in waiting.pop(key)]
@@ -106,7 +107,7 @@ def a_contribution_frozen_twice(patch: Patch) -> None:
     """Every attempt freezes afresh what was drawn meanwhile."""
     on_plan = Member.on_plan
 
-    def mutant(member: Member, plan: Plan) -> list[Any]:
+    def mutant(member: Member, plan: Part) -> list[Any]:
         member._frozen = False
         return on_plan(member, plan)
 
@@ -188,7 +189,7 @@ def a_member_that_steps_twice(patch: Patch) -> None:
 
 
 def an_absence_without_a_reason(patch: Patch) -> None:
-    patch.setattr(Absences, "from_plan", lambda absences, plan, tip, seats: ())
+    patch.setattr(Absences, "from_plan", lambda absences, plan, too_slow, tip, seats: ())
 
 
 def a_contribution_that_vanishes(patch: Patch) -> None:

@@ -1,0 +1,175 @@
+"""One attempt at an epoch: the plan, which the lead alone has whole, and what each member is sent of it, its own part (pure).
+
+Everybody knows the shards and who reduces them, since everybody talks with every reducer. Who else takes part only reducers need
+to know: whom to wait for, and whom to serve. The others have a digest of those lists, so that every part has its plan's digest,
+and a commit can be compared with the plan that it closes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from protocols.round.records import MAX_REDUCERS, Averages, Ballot, Commit, Shard, digest_of, require, require_digest
+
+
+@dataclass(frozen=True)
+class _Peers:
+    peers: tuple[str, ...]
+
+
+def peers_digest(peers: tuple[str, ...]) -> str:
+    """Identity of a sorted list of peers."""
+    return digest_of(_Peers(peers))
+
+
+def _require_sorted(contributors: tuple[str, ...], members: tuple[str, ...], shards: tuple[Shard, ...]) -> None:
+    require(list(contributors) == sorted(set(contributors)), "a plan's contributors are sorted and distinct")
+    require(list(members) == sorted(set(members)), "a plan's members are sorted and distinct")
+    require(set(members).issuperset(contributors), "a plan's contributors are members")
+    require(set(members).issuperset(shard.reducer for shard in shards), "a plan's reducers are members")
+
+
+@dataclass(frozen=True)
+class PlanIdentity:
+    """What a plan's digest is of: all of it, with a digest in place of each list of peers, so that nobody needs to know both."""
+
+    run_digest: str
+    ballot: Ballot
+    shards: tuple[Shard, ...]
+    codec: str
+    patience_s: float  # without any byte moving for so long, a party gives the attempt up
+    incarnation: int  # of the lead's process: one that starts again must not be taken for its predecessor
+    contributors_digest: str
+    members_digest: str
+    finishes: Averages | None = None
+
+    def __post_init__(self) -> None:
+        require(1 <= len(self.shards) <= MAX_REDUCERS, f"a plan has 1 to {MAX_REDUCERS} shards")
+        require(self.shards[0].start == 0, "shards start at element 0")
+        require(
+            all(left.stop == right.start for left, right in zip(self.shards, self.shards[1:], strict=False)),
+            "shards are contiguous",
+        )
+        require(0 < self.patience_s < 1e6, "a plan's patience is positive")
+        require_digest(self.contributors_digest, "a plan's contributors")
+        require_digest(self.members_digest, "a plan's members")
+        if self.finishes is not None:
+            held = [(shard.start, shard.stop) for shard in self.finishes.shards]
+            require([(s.start, s.stop) for s in self.shards] == held, "a plan that finishes another has the same shards")
+        object.__setattr__(self, "patience_s", float(self.patience_s))
+
+    @property
+    def elements(self) -> int:
+        return self.shards[-1].stop
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(PlanIdentity)}
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(PlanIdentity(**self.values))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One attempt: who gives (`contributors`, sorted), who takes part at all (`members`, sorted), and who reduces what. The lead
+    keeps it, and sends each member its part.
+
+    A plan that `finishes` the averages of an earlier attempt averages nothing. Its reducers are those who hold them, and pass
+    them on; when none of these can be dialled, its one contributor is a member that holds them and brings them to the reducers.
+    """
+
+    run_digest: str
+    ballot: Ballot
+    contributors: tuple[str, ...]
+    members: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    codec: str
+    patience_s: float
+    incarnation: int
+    finishes: Averages | None = None
+
+    def __post_init__(self) -> None:
+        require(bool(self.contributors) or self.finishes is not None, "a plan has contributors")
+        _require_sorted(self.contributors, self.members, self.shards)
+        object.__setattr__(self, "patience_s", self.identity.patience_s)
+
+    @cached_property
+    def identity(self) -> PlanIdentity:
+        return PlanIdentity(
+            self.run_digest,
+            self.ballot,
+            self.shards,
+            self.codec,
+            self.patience_s,
+            self.incarnation,
+            peers_digest(self.contributors),
+            peers_digest(self.members),
+            self.finishes,
+        )
+
+    @property
+    def elements(self) -> int:
+        return self.shards[-1].stop
+
+    @property
+    def averaged_peers(self) -> tuple[str, ...]:
+        """Whose contributions its commit names, sorted."""
+        return tuple(c.peer for c in self.finishes.contributions) if self.finishes is not None else self.contributors
+
+    @property
+    def digest(self) -> str:
+        return self.identity.digest
+
+
+@dataclass(frozen=True)
+class Part(PlanIdentity):
+    """`contributors` and `members` are empty in the part of a member that neither reduces nor leads."""
+
+    gives: bool = False  # its contribution; or, of a plan that finishes another, the averages
+    contributors: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.members:
+            _require_sorted(self.contributors, self.members, self.shards)
+            told = (peers_digest(self.contributors), peers_digest(self.members))
+            require(told == (self.contributors_digest, self.members_digest), "a part's lists are those of its plan")
+        else:
+            require(not self.contributors, "whoever knows a plan's contributors knows its members")
+
+    def is_for(self, me: str) -> bool:
+        """Whether it can be this member's part: only a reducer can check that it is a member."""
+        if not self.members:
+            return all(shard.reducer != me for shard in self.shards)
+        return me in self.members and self.gives == (me in self.contributors)
+
+    @property
+    def is_given_to(self) -> bool:
+        """Whether it has contributors at all: a plan that finishes another need not."""
+        return self.contributors_digest != peers_digest(())
+
+    @property
+    def known_members(self) -> tuple[str, ...]:
+        """All, or those whom every member knows: the reducers and the lead."""
+        return self.members or tuple(sorted({self.ballot.lead, *(shard.reducer for shard in self.shards)}))
+
+    def is_closed_by(self, commit: Commit) -> bool:
+        """Whether the commit of this plan's digest says what the plan said."""
+        peers = tuple(contribution.peer for contribution in commit.contributions)
+        if self.finishes is not None:
+            as_planned = peers == tuple(contribution.peer for contribution in self.finishes.contributions)
+        else:
+            as_planned = peers_digest(peers) == self.contributors_digest
+        said = (commit.ballot, peers_digest(commit.members), commit.codec)
+        return as_planned and said == (self.ballot, self.members_digest, self.codec)
+
+
+def part_of(plan: Plan, member: str) -> Part:
+    whole = member == plan.ballot.lead or any(shard.reducer == member for shard in plan.shards)
+    lists = (plan.contributors, plan.members) if whole else ((), ())
+    return Part(**plan.identity.values, gives=member in plan.contributors, contributors=lists[0], members=lists[1])
