@@ -30,7 +30,8 @@ from protocols.identity import Authority, Credentials, Key
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.residual import Residual
 from protocols.round import planner
-from protocols.round.records import Ballot, Candidate, Contribution, Hello, Plan, Tip
+from protocols.round.plans import Part, Plan, part_of
+from protocols.round.records import Ballot, Candidate, Contribution, Hello, Tip
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Batches, Task
 from protocols.transport.bulk import BulkLinks, BulkServer
@@ -241,17 +242,22 @@ class Dugnad:
         except (ReduceError, DriftedError) as error:
             raise NotAveragedError(str(error)) from error
 
-    def _plan(self) -> Plan:
-        layout = planner.fresh(self._present, self._lead, self._seat.params)
+    def _plan(self) -> Part:
+        elements, codec = self._seat.params, self._member.codec
+        due = planner.Round(1, elements, codec.encoded_bytes(elements), target_batch_size=1)
+        layout = planner.fresh(self._present, self._lead, due)
         assert layout is not None
         shards = layout.shards
         if self._seat.split == "equal":
-            shards = planner.equal_shards(self._seat.params, _reachable(self._present.items()))
+            reducers = _reachable(self._present.items())
+            fractions = planner.equal_fractions(elements, [reducer.peer for reducer in reducers])
+            most = dict.fromkeys(fractions, planner.STREAMS)
+            shards = planner.cut_shards(elements, reducers[: len(fractions)], fractions, most)
         ballot = Ballot(1, GENESIS, self._turn + 1, self._lead)
-        codec = self._member.codec.name
-        return Plan(RUN, ballot, layout.contributors, layout.members, shards, codec, PATIENCE_S, INCARNATION)
+        plan = Plan(RUN, ballot, layout.contributors, layout.members, shards, codec.name, PATIENCE_S, INCARNATION)
+        return part_of(plan, self._member.credentials.peer_id)
 
-    async def _round(self, plan: Plan) -> Vector:
+    async def _round(self, plan: Part) -> Vector:
         """As Averaging does it: freeze, exchange, and the first half of applying."""
         member, averaging = self._member, self._member.averaging
         assert averaging is not None

@@ -150,8 +150,8 @@ class Lead:
 
     def left(self, peer: str, reason: Reason, now: float) -> list[LeadAction]:
         """Its control stream ended, for whatever reason."""
+        self._absences.dropped(peer, reason)  # before anything is planned without it
         actions = self._lose(peer, reason, now)
-        self._absences.dropped(peer, reason)
         if self.active and self.tip is not None and peer in self.tip.members and reason is not Reason.LEFT:
             # It may follow another lead by now: ask before anything is planned without it.
             actions += self._hear({peer}, now)

@@ -113,10 +113,12 @@ def fastest_fractions(links: Mapping[str, Link], elements: int, vector_bytes: fl
         # A vector so short that this would leave few to share the work: a quarter of an equal share is enough.
         least = max(1.0, min(CHUNK_BLOCKS, blocks / (4 * len(reducing))))
         largest = sorted(fractions, key=lambda peer: (-fractions[peer], peer))[:MAX_REDUCERS]
-        kept = {peer for peer in largest if fractions[peer] * blocks >= least} or set(largest[:1])
-        if kept == reducing:
+        enough = [peer for peer in largest if fractions[peer] * blocks >= least]
+        # Half of the others go, the smallest: what these had may be enough for those who stay.
+        if len(enough) == len(reducing) == len(largest) or len(largest) == 1:
             return dict(fractions)
-        reducing = kept
+        others = len(largest) - len(enough)
+        reducing = set(largest[: len(largest) - max(others > 0, others // 2)])
 
 
 def cut_shards(

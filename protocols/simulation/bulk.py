@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 CHUNK_ELEMENTS = GRID // 2
 # A member's stream may overtake the lead's plan by at most this, as in peer/exchanges.py.
 PLAN_ARRIVES_S = 3 * DETECTION_S
+# What a process takes its line's rates for, as multiples of what they are: after each exchange, and of so many when they start.
+MEASURED = (0.6, 1.3)
+PROBED = 0.8
 Item = Averaged | Chunk | ShardResult | Refused
 
 
@@ -105,7 +108,6 @@ class Exchange:
     def __init__(self, process: SimulatedPeer, plan: Part, contribution: Contribution | None, encoded: bytes) -> None:
         self.process, self.plan, self.contribution = process, plan, contribution
         self.over = False
-        self.began = process.now
         self.streams: list[Stream] = []
         self.received = [_Received() for _ in plan.shards]
         self._encoded = encoded
@@ -209,7 +211,8 @@ class Exchanges:
         self.held: tuple[Averages | None, bytes] = (None, b"")  # of the last plan that came to averages
         self.sent_bytes = self.received_bytes = 0
         self.upload_bytes_s = self.download_bytes_s = 0.0
-        self._at_start = (0, 0)
+        if process.world.random.random() < PROBED:
+            self._measure()
 
     @property
     def moved_bytes(self) -> int:
@@ -232,7 +235,6 @@ class Exchanges:
         else:
             gives = averaged if plan.gives and plan.finishes is not None else encoded
             exchange = self._running[plan.digest] = Exchange(self._process, plan, contribution, gives)
-            self._at_start = (self.sent_bytes, self.received_bytes)
             exchange.begin(own)
         for index in own:
             for serve in self._early.pop((plan.digest, index), []):
@@ -249,11 +251,13 @@ class Exchanges:
 
     def finished(self, exchange: Exchange, averages: Averages, averaged: bytes) -> None:
         self.held = (averages, averaged)
-        seconds = self._process.now - exchange.began
-        sent, received = self.sent_bytes - self._at_start[0], self.received_bytes - self._at_start[1]
-        if sent and received and seconds:
-            self.upload_bytes_s, self.download_bytes_s = sent / seconds, received / seconds
+        self._measure()
         self._process.exchanged(exchange.plan, averages)
+
+    def _measure(self) -> None:
+        machine, random = self._process.machine, self._process.world.random
+        self.upload_bytes_s = machine.up_bytes_s * random.uniform(*MEASURED)
+        self.download_bytes_s = machine.down_bytes_s * random.uniform(*MEASURED)
 
     def stop(self, plan_digest: str) -> None:
         exchange = self._running.pop(plan_digest, None)

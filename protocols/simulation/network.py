@@ -28,6 +28,7 @@ class Machine:
     up_bytes_s: float
     down_bytes_s: float
     clock: Clock
+    memory_bytes: int = 0  # 0: its process does not say
     up_free_at: float = 0.0
     down_free_at: float = 0.0
     powered: bool = True  # a machine without power answers nobody; one whose process died refuses at once

@@ -72,7 +72,8 @@ class SimulatedPeer:
         self.machine, self.name, self.incarnation, self.codec = machine, machine.name, incarnation, codec
         self.alive, self.stopped_until, self.died_at = True, 0.0, None
         self.candidate = Candidate(self.name, f"{self.name}:1" if machine.reachable else "")
-        self.hello = Hello(incarnation, micro_batch == 0, self.candidate.address, self.candidate.address, self.name)
+        address = self.candidate.address
+        self.hello = Hello(incarnation, micro_batch == 0, address, address, self.name, machine.memory_bytes)
         self.member = Member(self.name, incarnation, overlap=overlap)
         self.succession = Succession(self.candidate)
         self.lead = Lead(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from protocols.codecs import CODECS
+from protocols.round.planner import WINDOW_BYTES
 from protocols.round.records import Candidate, Tip
 from protocols.simulation.clock import Clock
 from protocols.simulation.faults import Injector
@@ -22,6 +23,8 @@ EPOCH_S = 2.0
 MISSED_LOOKS = 10
 # Of the machines after the first two: how many of them accept connections.
 REACHABLE = (0.1, 0.5, 0.9)
+# One machine in so many has an upload that takes as long as the batch takes to draw.
+SLOW_UPLOADS = 8
 SAVE_EVERY = 2  # commits between two snapshots on disk
 
 
@@ -59,7 +62,11 @@ class Swarm:
         latency_s = random.uniform(0.002, 0.04)
         up = random.uniform(1e5, 2e6)
         down = up * random.uniform(1, 5)
-        return Machine(f"p{index}", reachable, latency_s, latency_s * random.random(), up, down, Clock(self.world))
+        if random.randrange(SLOW_UPLOADS) == 0:
+            up = random.uniform(2e4, 8e4)
+        memory_bytes = random.choice((0, random.randint(1, 8) * WINDOW_BYTES))
+        jitter_s = latency_s * random.random()
+        return Machine(f"p{index}", reachable, latency_s, jitter_s, up, down, Clock(self.world), memory_bytes)
 
     @property
     def alive(self) -> list[SimulatedPeer]:

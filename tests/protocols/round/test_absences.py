@@ -135,3 +135,33 @@ def test_a_commit_tells_of_everybody_who_gave_nothing_to_it_and_why() -> None:
         "lost": Reason.CONNECTION_LOST,
         "new": Reason.NOT_PLANNED,
     }
+
+
+def test_whose_loss_ends_an_attempt_after_its_majority_is_named_by_the_plan_that_follows_at_once() -> None:
+    """It was ready, and its Accept was lost: the averages cannot be committed, and are finished without it."""
+    table = Table("bob", "cid", "new")
+    plan = the_plan(table.reports(new=2, lea=6, bob=6, cid=6))
+    for peer in ("lea", "bob", "cid"):
+        table.accept(plan, peer, 6)
+    given_ = [Contribution(peer, 1, 0, 2 if peer == "new" else 6, table.tip.lineage, 1.0) for peer in plan.members]
+    assert of(SendPlan, table.ready(result_of(plan, *given_), "lea", "bob", "cid")) == []
+    (sent,) = of(SendPlan, table.lead.left("new", Reason.CONNECTION_LOST, table.now))
+    assert sent.absent == (("new", Reason.CONNECTION_LOST),)
+
+
+def test_a_member_that_only_receives_because_of_its_link_is_named_with_this_reason_in_plan_and_commit() -> None:
+    table = Table("bob", "cid", "far")
+    table.lead.vector_bytes = 10_000_000
+    quick, slow = ({"upload_bytes_s": rate, "download_bytes_s": 1e8} for rate in (1e8, 1e5))
+    for peer in ("lea", "bob"):
+        table.report(peer, 9, **quick)
+    table.report("far", 1, **slow)
+    (sent,) = of(SendPlan, table.report("cid", 9, **quick))
+    assert sent.plan.contributors == ("bob", "cid", "lea")
+    assert sent.plan.members == ("bob", "cid", "far", "lea")
+    assert sent.absent == (("far", Reason.SLOW_LINK),)
+    contributions = [Contribution(peer, 1, 0, 9, table.tip.lineage, 1.0) for peer in sent.plan.contributors]
+    for peer in sent.plan.members:
+        table.accept(sent.plan, peer, 0 if peer == "far" else 9)
+    (announced,) = of(Announce, table.ready(result_of(sent.plan, *contributions), *sent.plan.members))
+    assert announced.absent == (("far", Reason.SLOW_LINK),)

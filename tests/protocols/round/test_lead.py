@@ -390,6 +390,30 @@ def test_a_plan_whose_bytes_flow_at_half_the_measured_rates_is_not_given_up_and_
     assert failure.reason is Reason.STALLED
 
 
+def test_what_takes_longer_than_the_links_is_expected_to_take_so_long_again() -> None:
+    """32 KiB at 1 MB/s are nothing; the round took 100 s for other reasons. So a trickle is no stall in the next epoch."""
+    table = Table("bob")
+    rates = {"upload_bytes_s": 1e6, "download_bytes_s": 1e6}
+    table.report("lea", 0, **rates)
+    plan = the_plan(table.report("bob", 20, **rates))
+    for peer, samples in (("lea", 0), ("bob", 20)):
+        table.accept(plan, peer, samples)
+    table.now = table.lead._awake_at = table.now + 100.0
+    contribution = Contribution("bob", 1, 0, 20, table.tip.lineage, 1.0)
+    for peer in ("lea", "bob"):
+        table.lead.heard(peer, table.now)
+        table.report(peer, 20 if peer == "bob" else 0, moved=1, **rates)
+    (announced,) = of(Announce, table.ready(result_of(plan, contribution), "lea", "bob"))
+    table.tip = Tip.after(announced.commit)
+    table.lead.follow(table.tip, announced.commit)
+    table.report("lea", 0, **rates)
+    (sent,) = of(SendPlan, table.report("bob", 20, **rates))
+    attempt = table.lead.attempt
+    assert attempt is not None and attempt.plan == sent.plan
+    paces = attempt.deadline._paces
+    assert max(paces.values()) < 2 * 32 * 1024 / 100
+
+
 def test_a_new_lead_asks_the_members_of_the_plans_that_are_reported_to_it() -> None:
     table = Table("bob", tip=replace(genesis(), members=("bob", "lea")))
     table.report("lea", 0)

@@ -137,6 +137,12 @@ def test_of_a_vector_too_short_for_chunks_everybody_still_has_a_part() -> None:
     assert len(laid_out({f"p{index}": line(100, 100) for index in range(8)}, due(elements)).shards) == 8
 
 
+def test_of_equals_among_whom_nobody_would_have_enough_some_stay() -> None:
+    elements = 4 * GRID
+    share = shares(laid_out({f"p{index}": line(100, 100) for index in range(7)}, due(elements)), elements)
+    assert len(share) == 4
+
+
 def test_at_most_64_of_the_fastest_reduce() -> None:
     present = {f"p{index:03}": line(10 + index, 10 + index) for index in range(100)}
     share = shares(laid_out(present, due(100 * CHUNK_BLOCKS * GRID)), 100 * CHUNK_BLOCKS * GRID)
