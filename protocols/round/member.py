@@ -56,8 +56,7 @@ class Freeze:
 
 @dataclass(frozen=True)
 class Reduce:
-    """Take part in the exchange of the plan of which this is this member's part, with the contribution (None: receive only);
-    answer reduced() or reduce_failed()."""
+    """Do this part of the plan, with the contribution (None: receive only); answer reduced() or reduce_failed()."""
 
     plan: Part
     contribution: Contribution | None
@@ -202,8 +201,7 @@ class Member:
         return self._fall_behind(reason, self._commit.commit if self._commit is not None else None)
 
     def planned_with(self, lead: str) -> tuple[str, ...]:
-        """Members of the highest attempt accepted at this epoch, as far as they are known here, for any other lead than its own:
-        it must ask them all. A reducer names everybody."""
+        """Known members of the highest attempt accepted at this epoch, for any other lead than its own: it must ask them all."""
         return self._planned_with if self.promised is not None and self.promised.lead != lead else ()
 
     def samples(self, accumulated: int) -> int:
