@@ -232,8 +232,9 @@ class AveragingSpec(_Section):
     """How gradients travel. fp16 halves the traffic."""
 
     overlap: bool = False
-    """Go on training while an epoch is averaged, with the parameters from before it: each gradient is one step stale, and no
-    round makes a contributor wait. Costs it the memory of one more copy of the parameters."""
+    """Go on training while an epoch is averaged, with the parameters from before it: no round makes a contributor wait, and each
+    gradient is one step stale, which calls for a lower learning rate. A contributor needs memory for two more vectors of the
+    parameters' size: one always, and one while it steps."""
 
 
 class CheckpointSpec(_Section):

@@ -74,7 +74,9 @@ class Scene:
 
         async def ask_all(links: Any, peers: Any) -> list[Whereabouts]:
             scene.before_try(next(tries))
-            return [Whereabouts(peer, Standing(epoch, f"{epoch:064x}", 10 * epoch), True, ANN, 0, "") for peer, epoch in scene.there]
+            return [
+                Whereabouts(peer, Standing(epoch, f"{epoch:064x}", 10 * epoch), True, ANN, 0, "") for peer, epoch in scene.there
+            ]
 
         async def sleep(seconds: float) -> None:
             scene.pauses.append(seconds)

@@ -18,6 +18,7 @@ from protocols.codecs import CODECS
 from protocols.errors import BadMessageError
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.reduction import weighted_mean
+from protocols.residual import Residual
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
 from protocols.run_spec import RunSpec
 from protocols.task import open_task, prepare
@@ -53,6 +54,7 @@ def replica_of(model: nn.Module, spec: RunSpec, codec: str, *, overlap: bool, ma
         authority=b"",
         genesis=GENESIS,
         genesis_sha256="00" * 32,
+        residual=Residual(PEERS[0], 1),
         overlap=overlap,
     )
     it.tip = GENESIS
@@ -77,9 +79,9 @@ def round_of(frozen: Sequence[Frozen], it: Replica) -> tuple[SignedCommit, bytes
     """The commit on `it`'s tip that averages these contributions, of PEERS in turn, and what it comes to."""
     assert it.tip is not None
     given = tuple(Contribution(peer, 1, f.first, f.end, f.base, f.loss) for peer, f in zip(PEERS, frozen, strict=False))
-    mean = weighted_mean([it.codec.decode(f.encoded) for f in frozen], [c.weight for c in given])
+    mean = weighted_mean([it.codec.decode(f.encoded, it.elements) for f in frozen], [c.weight for c in given])
     averaged = it.codec.encode(mean)
-    values = it.codec.decode(averaged).astype(np.float64)
+    values = it.codec.decode(averaged, it.elements).astype(np.float64)
     came_to = averaged + it.slice_values(it.tip.lineage)
     commit = Commit(
         ballot=Ballot(it.tip.epoch + 1, it.tip.lineage, 1, LEAD.peer),
