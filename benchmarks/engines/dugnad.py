@@ -106,6 +106,7 @@ class Member:
         *,
         task: Sleeper | None = None,
         target_batch: int = 1024,
+        overlap: bool = False,
         events: Callable[..., None] = lambda event, /, **fields: None,
     ) -> None:
         """With a `task` it draws samples; without, it only does what the network's thread hands over."""
@@ -128,6 +129,7 @@ class Member:
             genesis=Tip(0, GENESIS, 0, Candidate(self.credentials.peer_id, "")),
             genesis_sha256="",
             residual=Residual(self.credentials.peer_id, INCARNATION),
+            overlap=overlap,
         )
         self.handover = Handover()
         self.network = NetworkThread()
@@ -175,7 +177,7 @@ class Member:
             discovery=cast(Discovery, NoDiscovery()),
             bootstrap=tuple(candidate for candidate in candidates if candidate.peer != self.credentials.peer_id),
             coordinator="127.0.0.1:1",
-            settings=Settings(RUN, self._target_batch, None, self.codec),
+            settings=Settings(RUN, self._target_batch, None, self.codec, overlap=self.replica.overlap),
             training=self.trainer,
             handover=self.handover,
             events=self._events,

@@ -61,7 +61,7 @@ class DugnadTraining:
         rate = job.samples_per_second[seat.rank]
         task = None if auxiliary else Sleeper(job.micro_batch(seat.rank), rate)
         self._epochs: list[Epoch] = []
-        self._member = Member(seat, task=task, target_batch=job.target_batch, events=self._happened)
+        self._member = Member(seat, task=task, target_batch=job.target_batch, overlap=job.overlap, events=self._happened)
         self._running: Any = None
 
     def start(self, first: Greeting | None) -> Greeting:
