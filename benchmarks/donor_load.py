@@ -39,7 +39,6 @@ from peer.service import PeerService
 from peer.trainer import Trainer
 from peer.training_side import Settings
 from peer.uploads import most_snapshot_bytes
-from protocols.codecs import CODECS
 from protocols.identity import Authority, Credentials, Key
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.residual import Residual
@@ -126,12 +125,11 @@ def donate(options: Options, folder: Path) -> None:
     spec = RunSpec.from_toml(SPEC.format(target_batch=options.target_batch))
     model = model_of(options.params)
     optimizer = build_optimizer(spec, model)
-    genesis = Tip(0, "c" * 64, 0, Candidate(credentials.peer_id, ""))
+    genesis = Tip(0, "c" * 64, 0, Candidate(credentials.peer_id, ""), "fp16")
     replica = Replica(
         model,
         optimizer,
         build_scheduler(spec, optimizer),
-        codec=CODECS["fp16"],
         max_grad_norm=1.0,
         run_digest=RUN,
         authority=authority.pem,
@@ -166,7 +164,7 @@ def donate(options: Options, folder: Path) -> None:
                 discovery=cast(Discovery, NoDiscovery()),
                 bootstrap=(),
                 coordinator="127.0.0.1:1",
-                settings=Settings(RUN, options.target_batch, None, CODECS["fp16"]),
+                settings=Settings(RUN, options.target_batch, None, ("fp16",)),
                 training=trainer,
                 handover=handover,
                 events=lambda event, /, **fields: None,

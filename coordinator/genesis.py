@@ -89,4 +89,4 @@ def _make_genesis(author: RunSpec, spec: RunSpec, path: Path, lead: str, file: P
         return capture(model, optimizer, header)
 
     genesis = Genesis(lead, parameters_sha256(snapshot("")))
-    write_durably(file, snapshot(genesis.tip(spec.digest).lineage))
+    write_durably(file, snapshot(genesis.tip(spec.digest, spec.averaging.first_codec).lineage))

@@ -32,7 +32,7 @@ from peer.probing import measure_line
 from peer.reducing import ReduceError
 from peer.training_side import Settings, TrainingSide
 from peer.uploads import Uploads, most_snapshot_bytes
-from protocols.codecs import Bytes
+from protocols.codecs import CODECS, Bytes
 from protocols.errors import BadMessageError, RemoteError
 from protocols.reasons import Reason
 from protocols.round import lead_actions
@@ -97,8 +97,7 @@ class Averaging:
             run_digest=settings.run_digest,
             target_batch_size=settings.target_batch_size,
             elements=replica.elements,
-            codec=settings.codec.name,
-            vector_bytes=settings.codec.encoded_bytes(replica.elements),
+            codecs={name: CODECS[name].encoded_bytes(replica.elements) for name in settings.codecs},
             max_epochs=settings.max_epochs,
             overlap=settings.overlap,
         )
@@ -244,8 +243,8 @@ class Averaging:
             self.heard_standing(from_wire(Standing, beat.standing))
         elif kind == "part":
             plan = from_wire(Part, message.part)
-            ours = (self.settings.run_digest, self._replica.elements, self.settings.codec.name)
-            if (plan.run_digest, plan.elements, plan.codec) != ours:
+            ours = (self.settings.run_digest, self._replica.elements)
+            if (plan.run_digest, plan.elements) != ours or plan.codec not in self.settings.codecs:
                 raise BadMessageError("a plan of another run")
             self.perform(self.member.on_plan(plan))
         elif kind == "abort":
@@ -255,6 +254,8 @@ class Averaging:
                 self._spawn(self.donor.give(self.links, lead, self.member.tip.standing))
         elif kind == "signed_commit":
             signed = check_signed(from_wire(SignedCommit, message.signed_commit), self.links.credentials.authority)
+            if signed.commit.next_codec not in self.settings.codecs:
+                raise BadMessageError("a commit that names a codec of another run")
             self.perform(self.member.on_commit(signed))
 
     def heard_standing(self, theirs: Standing) -> None:

@@ -37,7 +37,6 @@ async def exchange(
     own: dict[int, Reducing],
     *,
     outcome: Outcome,
-    codec: Codec,
     links: BulkLinks,
 ) -> tuple[Averages, memoryview]:
     """Take part in a plan: returns what it averages, and the bytes that it comes to, as `outcome` lays them out.
@@ -51,7 +50,7 @@ async def exchange(
     abreast = _Abreast([len(up) for up in ups])
     tasks = []
     for index, shard in enumerate(plan.shards):
-        taken = _Received(shard, codec, outcome.chunks(came_to, shard.start, shard.stop, CHUNK_ELEMENTS))
+        taken = _Received(shard, outcome.codec, outcome.chunks(came_to, shard.start, shard.stop, CHUNK_ELEMENTS))
         if index in own:
             work = _exchange_locally(own[index], me, contribution, ups[index], taken)
         else:

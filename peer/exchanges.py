@@ -41,7 +41,6 @@ class Exchanges:
         self._links = links
         self._replica = replica
         self._handover = handover
-        self._codec = replica.codec
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._reducing: dict[tuple[str, int], Reducing] = {}
         self._planned = asyncio.Condition()
@@ -79,7 +78,7 @@ class Exchanges:
         for index, shard in enumerate(plan.shards):
             if shard.reducer == me:
                 at = outcome.parts(shard.start, shard.stop)[1]
-                own[index] = Reducing(plan, index, self._codec, values[at.start - behind : at.stop - behind])
+                own[index] = Reducing(plan, index, outcome.codec, values[at.start - behind : at.stop - behind])
         async with self._planned:
             self._reducing.update({(plan.digest, index): reducing for index, reducing in own.items()})
             self._planned.notify_all()
@@ -93,7 +92,7 @@ class Exchanges:
         elif plan.finishes is not None and own and not plan.is_given_to:
             raise ReduceError(Reason.REDUCER_LOST, me, me, "the averages that it should pass on are not here any more")
         self._links.traffic.begin()
-        self._held = await exchange(plan, me, contribution, gives, own, outcome=outcome, codec=self._codec, links=self._links)
+        self._held = await exchange(plan, me, contribution, gives, own, outcome=outcome, links=self._links)
         self._links.traffic.end()
         assert self._held[0] is not None
         return self._held[0]

@@ -17,7 +17,7 @@ import torch
 
 from peer.accumulator import Accumulator
 from peer.base_parameters import BaseParameters
-from protocols.codecs import PIECE_ELEMENTS, Bytes, Codec
+from protocols.codecs import CODECS, PIECE_ELEMENTS, Bytes, Codec
 from protocols.drift import SlicedState
 from protocols.errors import BadMessageError, DriftError
 from protocols.optimization import Schedule
@@ -48,7 +48,6 @@ class Replica:
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         *,
-        codec: Codec,
         max_grad_norm: float,
         run_digest: str,
         authority: bytes,
@@ -60,7 +59,6 @@ class Replica:
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
-        self.codec = codec
         self.max_grad_norm = max_grad_norm
         self.run_digest = run_digest
         self.authority = authority
@@ -81,6 +79,11 @@ class Replica:
     @property
     def elements(self) -> int:
         return self.accumulator.elements
+
+    @property
+    def codec(self) -> Codec:
+        """Of the plans that build on this replica's tip."""
+        return CODECS[(self.tip or self.genesis).codec]
 
     @property
     def base(self) -> str:

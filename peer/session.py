@@ -25,7 +25,6 @@ from peer.replica import Replica
 from peer.service import PeerService
 from peer.trainer import Trainer
 from peer.training_side import Settings
-from protocols.codecs import CODECS
 from protocols.errors import DiskError, UsageError
 from protocols.event_log import EventLog
 from protocols.home import Home
@@ -180,11 +179,10 @@ class _Session:
             model,
             optimizer,
             build_scheduler(spec, optimizer),
-            codec=CODECS[spec.averaging.codec],
             max_grad_norm=spec.training.max_grad_norm,
             run_digest=spec.digest,
             authority=enrolment.credentials.authority,
-            genesis=enrolment.genesis.tip(spec.digest),
+            genesis=enrolment.genesis.tip(spec.digest, spec.averaging.first_codec),
             genesis_sha256=enrolment.genesis.parameters_sha256,
             residual=Residual(enrolment.credentials.peer_id, self._incarnation),
             overlap=spec.averaging.overlap,
@@ -243,7 +241,7 @@ class _Session:
                     run_digest=spec.digest,
                     target_batch_size=spec.training.target_batch_size,
                     max_epochs=spec.training.max_epochs,
-                    codec=CODECS[spec.averaging.codec],
+                    codecs=spec.averaging.codecs,
                     overlap=spec.averaging.overlap,
                 ),
                 training=trainer,

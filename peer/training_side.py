@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from peer.replica import Frozen, Replica
-from protocols.codecs import Codec
 
 
 class TrainingSide(Protocol):
@@ -29,5 +28,5 @@ class Settings:
     run_digest: str
     target_batch_size: int
     max_epochs: int | None
-    codec: Codec
+    codecs: tuple[str, ...]  # that a commit may name for the next plan, least lossy first
     overlap: bool = False

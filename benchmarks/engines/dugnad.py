@@ -122,11 +122,10 @@ class Member:
             model,
             optimizer,
             build_scheduler(spec, optimizer),
-            codec=self.codec,
             max_grad_norm=1.0,
             run_digest=RUN,
             authority=authority.pem,
-            genesis=Tip(0, GENESIS, 0, Candidate(self.credentials.peer_id, "")),
+            genesis=Tip(0, GENESIS, 0, Candidate(self.credentials.peer_id, ""), seat.codec),
             genesis_sha256="",
             residual=Residual(self.credentials.peer_id, INCARNATION),
             overlap=overlap,
@@ -164,7 +163,7 @@ class Member:
     def meet(self, everybody: Sequence[Greeting]) -> None:
         """By rank. Serves from now on; the first who can be dialled leads."""
         candidates = [Candidate(it["peer"], it["address"]) for it in everybody if it["address"]]
-        self.replica.tip = Tip(0, GENESIS, 0, candidates[0], tuple(candidates[1:]))
+        self.replica.tip = Tip(0, GENESIS, 0, candidates[0], self.codec.name, tuple(candidates[1:]))
         self.averaging = self.network.call(self._serve(candidates))
         threading.Thread(target=self.trainer.run, name="training", daemon=True).start()
 
@@ -177,7 +176,7 @@ class Member:
             discovery=cast(Discovery, NoDiscovery()),
             bootstrap=tuple(candidate for candidate in candidates if candidate.peer != self.credentials.peer_id),
             coordinator="127.0.0.1:1",
-            settings=Settings(RUN, self._target_batch, None, self.codec, overlap=self.replica.overlap),
+            settings=Settings(RUN, self._target_batch, None, (self.codec.name,), overlap=self.replica.overlap),
             training=self.trainer,
             handover=self.handover,
             events=self._events,

@@ -30,6 +30,7 @@ class Attempt:
     plan: Plan
     started_at: float
     deadline: Deadline
+    next_codec: str  # what its commit names
     planned_s: float = 0.0  # at measured rates; 0: unknown
     accepted: dict[str, Contribution | None] = field(default_factory=dict)
     ready: dict[str, Result] = field(default_factory=dict)

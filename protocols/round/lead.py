@@ -14,11 +14,12 @@ Every reachable peer holds a Lead; it sleeps until the driver finds, by the orde
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from protocols.reasons import Reason
 from protocols.round.absences import Absences
 from protocols.round.attempt import Attempt, Seat
+from protocols.round.codec_choice import codec_after
 from protocols.round.deadline import Deadline, doubled
 from protocols.round.hearing import Hearing
 from protocols.round.lead_actions import Announce, Ask, LeadAction, NoteFailure, Reannounce, SendAbort, SendPlan, Yield
@@ -41,19 +42,17 @@ class Lead:
         run_digest: str,
         target_batch_size: int,
         elements: int,
-        codec: str,
-        vector_bytes: int,
+        codecs: Mapping[str, int],
         max_epochs: int | None,
         overlap: bool = False,
     ) -> None:
-        """`vector_bytes`: of a whole vector of `elements`, encoded by `codec`. `overlap`: members go on drawing while an epoch is
-        averaged."""
+        """`codecs`: those that a commit may name for the next plan, least lossy first, each with the bytes of a whole vector.
+        `overlap`: members go on drawing while an epoch is averaged."""
         self.me = me
         self.run_digest = run_digest
         self.target_batch_size = target_batch_size
         self.elements = elements
-        self.codec = codec
-        self.vector_bytes = vector_bytes
+        self.codecs = codecs
         self.max_epochs = max_epochs
         self.overlap = overlap
         self.active = False
@@ -238,6 +237,12 @@ class Lead:
         """Samples reported towards the batch by peers at this lead's tip."""
         return sum(report.samples for _, report in self._at_tip())
 
+    @property
+    def vector_bytes(self) -> int:
+        """Of a whole vector, as the next plan encodes it."""
+        largest = max(self.codecs.values())
+        return self.codecs.get(self.tip.codec, largest) if self.tip is not None else largest
+
     # -- inside --------------------------------------------------------------------------------------------------------------
 
     def _at_tip(self) -> Iterable[tuple[str, Report]]:
@@ -282,7 +287,8 @@ class Lead:
         attempt = self._highest_attempt = plan.ballot.attempt
         planned_s = planned_seconds(plan, present, self.vector_bytes)
         slowest = slowest_paces(plan, present, self.vector_bytes, planned_s * self._overrun * doubled(attempt))
-        self.attempt = Attempt(plan, now, Deadline(plan.members, now, plan.patience_s, slowest), planned_s)
+        deadline = Deadline(plan.members, now, plan.patience_s, slowest)
+        self.attempt = Attempt(plan, now, deadline, codec_after(plan, present, self.codecs, self.target_batch_size), planned_s)
         return [SendPlan(plan.members, plan, self._absences.from_plan(plan, layout.too_slow, tip, self.seats))]
 
     def _awaits_reports(self, now: float) -> bool:
@@ -308,7 +314,7 @@ class Lead:
             contributors=layout.contributors,
             members=layout.members,
             shards=layout.shards,
-            codec=self.codec,
+            codec=tip.codec,
             incarnation=self.seats[self.me.peer].hello.incarnation,
             patience_s=2 * (DETECTION_S + slowest_s) * doubled(attempt),
             finishes=layout.finishes,
@@ -418,10 +424,11 @@ class Lead:
             contributions=averages.contributions,
             members=attempt.plan.members,
             shards=averages.shards,
-            codec=self.codec,
+            codec=attempt.plan.codec,
             total_samples=tip.total_samples + averages.samples,
             lead=self.me,
             succession=tip.succession_of(self.me, self._reachable()),
+            next_codec=attempt.next_codec,
         )
         if attempt.planned_s:
             self._overrun = max(1.0, (attempt.majority_at - attempt.started_at) / attempt.planned_s)

@@ -360,7 +360,8 @@ class Member:
     def _refusal(self, plan: Part) -> Reason | None:
         if self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or self.tip is None:
             return Reason.NOT_CAUGHT_UP
-        if plan.ballot.parent != self.tip.lineage or plan.ballot.epoch != self.tip.epoch + 1:
+        builds_on = (plan.ballot.parent, plan.ballot.epoch - 1, plan.codec)
+        if builds_on != (self.tip.lineage, self.tip.epoch, self.tip.codec):
             return Reason.OTHER_LINEAGE
         if not plan.is_for(self.me):
             return Reason.NOT_A_MEMBER

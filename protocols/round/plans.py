@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from protocols.round.records import MAX_REDUCERS, Averages, Ballot, Commit, Shard, digest_of, require, require_digest
+from protocols.round.records import CODEC_NAMES, MAX_REDUCERS, Averages, Ballot, Commit, Shard, digest_of, require, require_digest
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class PlanIdentity:
             "shards are contiguous",
         )
         require(0 < self.patience_s < 1e6, "a plan's patience is positive")
+        require(self.codec in CODEC_NAMES, "a plan's codec is known")
         require_digest(self.contributors_digest, "a plan's contributors")
         require_digest(self.members_digest, "a plan's members")
         if self.finishes is not None:

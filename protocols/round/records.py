@@ -18,6 +18,8 @@ from typing import Any
 
 MAX_REDUCERS = 64
 MOST_ATTEMPTS = 1 << 32
+# Those of codecs.py, which this package does not import: it knows tensors.
+CODEC_NAMES = frozenset(("fp64", "fp32", "fp16", "bf16", "int8", "int4"))
 
 
 def digest_of(record: Any) -> str:
@@ -188,9 +190,11 @@ class Commit:
     total_samples: int  # of the lineage, this epoch included: its weight
     lead: Candidate
     succession: tuple[Candidate, ...]
+    next_codec: str  # of every plan that builds on this commit
 
     def __post_init__(self) -> None:
         require(self.lead.peer == self.ballot.lead, "a commit is led by its ballot's lead")
+        require({self.codec, self.next_codec} <= CODEC_NAMES, "a commit's codecs are known")
         require_digest(self.plan_digest, "a commit's plan")
         require(self.total_samples >= self.averages.samples, "a lineage's weight includes the commit's samples")
 
@@ -256,14 +260,15 @@ class Tip:
     lineage: str
     total_samples: int
     lead: Candidate
+    codec: str  # of every plan that builds on it
     succession: tuple[Candidate, ...] = ()
     members: tuple[str, ...] = ()
     parent: str = ""  # the lineage that its last commit builds on; '' at genesis
 
     @classmethod
-    def genesis(cls, run_digest: str, parameters_sha256: str, lead: Candidate) -> Tip:
+    def genesis(cls, run_digest: str, parameters_sha256: str, lead: Candidate, codec: str) -> Tip:
         seed = f"dugnad genesis {run_digest} {parameters_sha256} {lead.peer}"
-        return cls(epoch=0, lineage=hashlib.sha256(seed.encode()).hexdigest(), total_samples=0, lead=lead)
+        return cls(epoch=0, lineage=hashlib.sha256(seed.encode()).hexdigest(), total_samples=0, lead=lead, codec=codec)
 
     @classmethod
     def after(cls, commit: Commit) -> Tip:
@@ -272,6 +277,7 @@ class Tip:
             commit.digest,
             commit.total_samples,
             commit.lead,
+            commit.next_codec,
             commit.succession,
             commit.members,
             commit.ballot.parent,
@@ -283,9 +289,10 @@ class Tip:
         return (self.lineage, self.parent) if overlap and self.parent else (self.lineage,)
 
     def leads_to(self, commit: Commit, *, overlap: bool) -> bool:
-        """Whether `commit` is the next on this lineage, its numbers are right, and so is every contribution's base."""
+        """Whether `commit` is the next on this lineage, its numbers and codec are right, and so is every contribution's base."""
         ballot, total = commit.ballot, self.total_samples + commit.samples
-        follows = (ballot.parent, ballot.epoch, commit.total_samples) == (self.lineage, self.epoch + 1, total)
+        mine = (self.lineage, self.epoch + 1, total, self.codec)
+        follows = (ballot.parent, ballot.epoch, commit.total_samples, commit.codec) == mine
         return follows and self.may_average(commit.contributions, overlap=overlap)
 
     def may_average(self, contributions: Iterable[Contribution], *, overlap: bool) -> bool:

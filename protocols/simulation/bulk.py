@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
-from protocols.codecs import Codec
+from protocols.codecs import CODECS, Codec
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
 from protocols.reduction import reduction_of
@@ -219,9 +219,9 @@ class Exchanges:
         return self.sent_bytes + self.received_bytes
 
     def run(self, plan: Part, contribution: Contribution | None, encoded: bytes) -> None:
-        me, codec, replica = self._process.name, self._process.codec, self._process.replica
+        me, replica = self._process.name, self._process.replica
         own = {
-            index: Reducing(plan, index, codec, replica.slice_values(plan.ballot.epoch, shard.start, shard.stop))
+            index: Reducing(plan, index, CODECS[plan.codec], replica.slice_values(plan.ballot.epoch, shard.start, shard.stop))
             for index, shard in enumerate(plan.shards)
             if shard.reducer == me
         }

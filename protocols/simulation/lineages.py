@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from blake3 import blake3
 
-from protocols.codecs import Codec
+from protocols.codecs import CODECS
 from protocols.round.records import Commit, Contribution
 from protocols.simulation.messages import Vector
 from protocols.simulation.replica import ELEMENTS, genesis_state, layout, sample_gradient, stepped
@@ -35,8 +35,8 @@ class Lineage:
 
 
 class Lineages:
-    def __init__(self, world: World, codec: Codec, genesis: str, *, overlap: bool) -> None:
-        self._world, self._codec, self._overlap = world, codec, overlap
+    def __init__(self, world: World, genesis: str, *, overlap: bool) -> None:
+        self._world, self._overlap = world, overlap
         self._known = {genesis: Lineage(genesis, 0, 0, genesis_state(), {})}
         self.times: dict[str, float] = {}  # when each was first applied by anybody
 
@@ -73,13 +73,13 @@ class Lineages:
         weight = parent.weight + commit.samples
         if commit.total_samples != weight:
             self._world.violated("2 weight", f"{commit.digest[:8]} claims {commit.total_samples} samples, and has {weight}")
-        state = stepped(parent.state, averaged, self._codec)
+        state = stepped(parent.state, averaged, CODECS[commit.codec])
         sha256 = hashlib.sha256(came_to).hexdigest()
         return Lineage(commit.digest, parent.epoch + 1, weight, state, samples, parent.digest, sha256)
 
     def _checked_bytes(self, commit: Commit, came_to: bytes) -> bytes:
         """The averaged vector alone."""
-        outcome = layout(commit.ballot.epoch, self._codec)
+        outcome = layout(commit.ballot.epoch, CODECS[commit.codec])
         for shard in commit.shards:
             averaged, canonical = outcome.parts(shard.start, shard.stop)
             if blake3(came_to[averaged] + came_to[canonical]).hexdigest() != shard.digest:
@@ -95,9 +95,9 @@ class Lineages:
             exact += total
             size_of_parts += np.abs(total)
         exact /= commit.samples
-        got = self._codec.decode(averaged, ELEMENTS).astype(np.float64)
-        allowed = RELATIVE_ERROR[self._codec.name] * (size_of_parts / commit.samples + np.abs(exact))
-        if bool((np.abs(got - exact) > allowed + ABSOLUTE_ERROR[self._codec.name]).any()):
+        got = CODECS[commit.codec].decode(averaged, ELEMENTS).astype(np.float64)
+        allowed = RELATIVE_ERROR[commit.codec] * (size_of_parts / commit.samples + np.abs(exact))
+        if bool((np.abs(got - exact) > allowed + ABSOLUTE_ERROR[commit.codec]).any()):
             self._world.violated("2 mean", f"{commit.digest[:8]} is not the mean of the contributions that it names")
 
 

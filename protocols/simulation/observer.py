@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 
-from protocols.codecs import Codec
 from protocols.reasons import Reason
 from protocols.round.lead_actions import NoteFailure
 from protocols.round.member import Accept, Answer, Ready
@@ -49,9 +48,9 @@ class _Seen:
 
 
 class Observer:
-    def __init__(self, world: World, codec: Codec, genesis: str, *, overlap: bool = False) -> None:
+    def __init__(self, world: World, genesis: str, *, overlap: bool = False) -> None:
         self.world = world
-        self.lineages = Lineages(world, codec, genesis, overlap=overlap)
+        self.lineages = Lineages(world, genesis, overlap=overlap)
         self.members: dict[str, tuple[str, ...]] = {}  # lineage -> members of the commit that led there
         self.commits: dict[str, Commit] = {}  # all that a lead announced
         self.retries = 0

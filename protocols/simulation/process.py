@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from protocols.codecs import Codec
+from protocols.codecs import CODECS
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
 from protocols.round import lead_actions
@@ -61,7 +61,8 @@ class SimulatedPeer:
         machine: Machine,
         incarnation: int,
         *,
-        codec: Codec,
+        genesis: Tip,
+        codecs: tuple[str, ...],
         overlap: bool,
         target_batch_size: int,
         micro_batch: int,
@@ -69,7 +70,7 @@ class SimulatedPeer:
         bootstrap: tuple[Candidate, ...],
     ) -> None:
         self.network, self.world, self.observer = network, network.world, observer
-        self.machine, self.name, self.incarnation, self.codec = machine, machine.name, incarnation, codec
+        self.machine, self.name, self.incarnation = machine, machine.name, incarnation
         self.alive, self.stopped_until, self.died_at = True, 0.0, None
         self.candidate = Candidate(self.name, f"{self.name}:1" if machine.reachable else "")
         address = self.candidate.address
@@ -81,12 +82,11 @@ class SimulatedPeer:
             run_digest=RUN,
             target_batch_size=target_batch_size,
             elements=ELEMENTS,
-            codec=codec.name,
-            vector_bytes=codec.encoded_bytes(ELEMENTS),
+            codecs={name: CODECS[name].encoded_bytes(ELEMENTS) for name in codecs},
             max_epochs=None,
             overlap=overlap,
         )
-        self.replica = Replica(self.name, incarnation, codec, lambda state: observer.wrote(self, state), overlap=overlap)
+        self.replica = Replica(self.name, incarnation, genesis, lambda state: observer.wrote(self, state), overlap=overlap)
         self.donor, self.uploads, self.sought = Donor(self), Uploads(self), Sought()
         self.exchanges = Exchanges(self)
         self.trainer = Trainer(self, micro_batch, step_s)

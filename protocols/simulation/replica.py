@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from protocols.codecs import Codec
+from protocols.codecs import CODECS, Codec
 from protocols.errors import BadMessageError
 from protocols.round.planner import GRID
 from protocols.round.records import SignedCommit, Tip
@@ -61,10 +61,10 @@ class Frozen:
 
 class Replica:
     def __init__(
-        self, peer: str, incarnation: int, codec: Codec, wrote: Callable[[Vector | None], None], *, overlap: bool = False
+        self, peer: str, incarnation: int, genesis: Tip, wrote: Callable[[Vector | None], None], *, overlap: bool = False
     ) -> None:
         """`wrote` is told of each write to the training state, whoever writes; numpy refuses a write within one."""
-        self.peer, self.incarnation, self.codec, self.overlap = peer, incarnation, codec, overlap
+        self.peer, self.incarnation, self._genesis, self.overlap = peer, incarnation, genesis, overlap
         self.base = ""
         self.tip: Tip | None = None
         self.commit: SignedCommit | None = None
@@ -104,6 +104,11 @@ class Replica:
             frozen = Frozen(self.first, self.end, self.base, self.codec.encode(self._sum / self.samples))
         self.restart()
         return frozen
+
+    @property
+    def codec(self) -> Codec:
+        """Of the plans that build on this replica's tip."""
+        return CODECS[(self.tip or self._genesis).codec]
 
     def outcome(self, epoch: int) -> Outcome:
         return layout(epoch, self.codec)

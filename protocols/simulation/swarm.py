@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from protocols.codecs import CODECS
 from protocols.round.planner import WINDOW_BYTES
 from protocols.round.records import Candidate, Tip
 from protocols.simulation.clock import Clock
@@ -40,15 +39,15 @@ class Swarm:
         machines = [self._machine(index, index < 2 or random.random() < share) for index in range(peers)]
         self.names = [machine.name for machine in machines]
         self.network = Network(world, machines)
-        self.codec = CODECS[random.choice(("fp16", "fp32", "fp64"))]
-        self.overlap = overlap
+        codec = random.choice(("fp16", "fp32", "fp64"))
+        self.codecs, self.overlap = (codec,), overlap
         self.speeds = {name: (random.randint(1, 3), random.uniform(0.2, 0.8)) for name in self.names}
         first = self.names[0]
         self.speeds[first] = (0, 0.2)
         drawn_s = sum(count / step_s for count, step_s in self.speeds.values())
         self.target_batch_size = max(4, round(drawn_s * EPOCH_S))
-        self.genesis = Tip.genesis(RUN, "00" * 32, Candidate(first, f"{first}:1"))
-        self.observer = Observer(world, self.codec, self.genesis.lineage, overlap=overlap)
+        self.genesis = Tip.genesis(RUN, "00" * 32, Candidate(first, f"{first}:1"), codec)
+        self.observer = Observer(world, self.genesis.lineage, overlap=overlap)
         self.injector = Injector(world, self)
         self.processes: dict[str, SimulatedPeer] = {}
         self.disks: dict[str, Snapshot] = {first: Snapshot(self.genesis, None, genesis_state())}
@@ -91,7 +90,8 @@ class Swarm:
             self.observer,
             machine,
             self._incarnation,
-            codec=self.codec,
+            genesis=self.genesis,
+            codecs=self.codecs,
             overlap=self.overlap,
             target_batch_size=self.target_batch_size,
             micro_batch=micro_batch,

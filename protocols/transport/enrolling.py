@@ -33,8 +33,9 @@ class Genesis:
     lead: str
     parameters_sha256: str
 
-    def tip(self, run_digest: str) -> Tip:
-        return Tip.genesis(run_digest, self.parameters_sha256, Candidate(self.lead, ""))
+    def tip(self, run_digest: str, codec: str) -> Tip:
+        """`codec`: of the first plan."""
+        return Tip.genesis(run_digest, self.parameters_sha256, Candidate(self.lead, ""), codec)
 
 
 @dataclass(frozen=True)

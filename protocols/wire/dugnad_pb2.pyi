@@ -131,7 +131,7 @@ class Result(_message.Message):
     def __init__(self, plan_digest: _Optional[str] = ..., contributions_digest: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("ballot", "plan_digest", "contributions", "members", "shards", "codec", "total_samples", "lead", "succession")
+    __slots__ = ("ballot", "plan_digest", "contributions", "members", "shards", "codec", "total_samples", "lead", "succession", "next_codec")
     BALLOT_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +141,7 @@ class Commit(_message.Message):
     TOTAL_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     LEAD_FIELD_NUMBER: _ClassVar[int]
     SUCCESSION_FIELD_NUMBER: _ClassVar[int]
+    NEXT_CODEC_FIELD_NUMBER: _ClassVar[int]
     ballot: Ballot
     plan_digest: str
     contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
@@ -150,7 +151,8 @@ class Commit(_message.Message):
     total_samples: int
     lead: Candidate
     succession: _containers.RepeatedCompositeFieldContainer[Candidate]
-    def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., plan_digest: _Optional[str] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ..., codec: _Optional[str] = ..., total_samples: _Optional[int] = ..., lead: _Optional[_Union[Candidate, _Mapping]] = ..., succession: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
+    next_codec: str
+    def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., plan_digest: _Optional[str] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ..., codec: _Optional[str] = ..., total_samples: _Optional[int] = ..., lead: _Optional[_Union[Candidate, _Mapping]] = ..., succession: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., next_codec: _Optional[str] = ...) -> None: ...
 
 class SignedCommit(_message.Message):
     __slots__ = ("commit", "signature", "certificate")

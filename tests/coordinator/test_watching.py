@@ -28,6 +28,7 @@ def chain(seed: str, epochs: range, parent: str) -> list[SignedCommit]:
             members=(LEAD.peer,),
             shards=(ShardResult(0, 1024, "e" * 64, 1.0),),
             codec="fp32",
+            next_codec="fp32",
             total_samples=4 * epoch,
             lead=LEAD,
             succession=(),

@@ -21,7 +21,7 @@ ANN, BOB = Candidate("ann" + "0" * 29, "a:1"), Candidate("bob" + "0" * 29, "b:1"
 
 
 def tip(epoch: int) -> Tip:
-    return Tip(epoch, f"{epoch:064x}", 10 * epoch, ANN)
+    return Tip(epoch, f"{epoch:064x}", 10 * epoch, ANN, "fp32")
 
 
 def header(epoch: int) -> StateHeader:

@@ -17,7 +17,7 @@ from protocols.round.records import Ballot, Candidate, Commit, Contribution, Sha
 from protocols.state import StateHeader
 
 T = TypeVar("T")
-GENESIS = Tip(0, "a" * 64, 0, Candidate("ann", "a:1"))
+GENESIS = Tip(0, "a" * 64, 0, Candidate("ann", "a:1"), "fp32")
 
 
 def chain(length: int, start: Tip = GENESIS) -> list[SignedCommit]:
@@ -30,6 +30,7 @@ def chain(length: int, start: Tip = GENESIS) -> list[SignedCommit]:
             members=("ann",),
             shards=(ShardResult(0, 10, "c" * 64, 1.0),),
             codec="fp32",
+            next_codec="fp32",
             total_samples=tip.total_samples + 4,
             lead=Candidate("ann", "a:1"),
             succession=(),

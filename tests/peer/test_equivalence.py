@@ -135,11 +135,10 @@ def swarm_of(codec: Codec, dtype: torch.dtype, optimizer: dict[str, Any], max_gr
             model,
             opt,
             build_scheduler(spec, opt),
-            codec=codec,
             max_grad_norm=max_grad_norm,
             run_digest=RUN,
             authority=b"",
-            genesis=swarm.genesis or Tip.genesis(RUN, "00" * 32, Candidate("ann", address_of("ann"))),
+            genesis=swarm.genesis or Tip.genesis(RUN, "00" * 32, Candidate("ann", address_of("ann")), codec.name),
             genesis_sha256="00" * 32,
             residual=Residual(name, 1),
         )

@@ -29,6 +29,7 @@ def chain(
             members=tuple(sorted({*contributors, name})),
             shards=(ShardResult(0, 1024, "e" * 64, 1.0),),
             codec="fp32",
+            next_codec="fp32",
             total_samples=total,
             lead=Candidate(name, f"{name}:1"),
             succession=(),

@@ -7,7 +7,7 @@ from protocols.round.records import Candidate, Hello
 
 def test_the_stream_of_a_peer_that_was_taken_for_dead_ends_so_that_it_comes_again() -> None:
     me = Candidate("ann", "ann:1")
-    lead = Lead(me, run_digest="ab" * 32, target_batch_size=8, elements=1024, codec="fp32", vector_bytes=4096, max_epochs=None)
+    lead = Lead(me, run_digest="ab" * 32, target_batch_size=8, elements=1024, codecs={"fp32": 4096}, max_epochs=None)
     lead.active = True
     desk = LeadDesk()
     outboxes = {peer: desk.open(peer) for peer in ("bob", "cid")}

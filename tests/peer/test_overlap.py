@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 from torch import nn
 
 from peer.replica import Frozen, Replica
 from peer.trainer import Trainer
-from protocols.codecs import CODECS
 from protocols.errors import BadMessageError
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.reduction import weighted_mean
@@ -30,7 +31,7 @@ PEERS = ("ann", "bob")
 LEAD = Candidate("ann", "a:1")
 CLIP = 0.4
 EPOCHS = 6
-GENESIS = Tip.genesis(RUN, "00" * 32, LEAD)
+GENESIS = Tip.genesis(RUN, "00" * 32, LEAD, "fp64")
 
 
 @pytest.fixture(autouse=True)
@@ -43,21 +44,20 @@ def one_thread() -> Iterator[None]:
 
 def replica_of(model: nn.Module, spec: RunSpec, codec: str, *, overlap: bool, max_grad_norm: float = CLIP) -> Replica:
     optimizer = build_optimizer(spec, model)
-    schedule = build_scheduler(spec, optimizer)
+    schedule, genesis = build_scheduler(spec, optimizer), replace(GENESIS, codec=codec)
     it = Replica(
         model,
         optimizer,
         schedule,
-        codec=CODECS[codec],
         max_grad_norm=max_grad_norm,
         run_digest=RUN,
         authority=b"",
-        genesis=GENESIS,
+        genesis=genesis,
         genesis_sha256="00" * 32,
         residual=Residual(PEERS[0], 1),
         overlap=overlap,
     )
-    it.tip = GENESIS
+    it.tip = genesis
     return it
 
 
@@ -88,11 +88,12 @@ def round_of(frozen: Sequence[Frozen], it: Replica) -> tuple[SignedCommit, bytes
         plan_digest="b" * 64,
         contributions=given,
         members=PEERS,
-        shards=(ShardResult(0, it.elements, hashlib.sha256(came_to).hexdigest(), float(values @ values)),),
+        shards=(ShardResult(0, it.elements, blake3(came_to).hexdigest(), float(values @ values)),),
         codec=it.codec.name,
         total_samples=it.tip.total_samples + sum(c.weight for c in given),
         lead=LEAD,
         succession=(),
+        next_codec=it.codec.name,
     )
     return SignedCommit(commit, b"", b""), came_to
 

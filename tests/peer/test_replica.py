@@ -64,16 +64,22 @@ def genesis_sha256() -> str:
 
 
 def replica(
-    lead: Credentials, *, seed: int = 0, width: int = 5, max_grad_norm: float = 1.0, at_genesis: bool = True, **change: Any
+    lead: Credentials,
+    *,
+    seed: int = 0,
+    width: int = 5,
+    max_grad_norm: float = 1.0,
+    at_genesis: bool = True,
+    codec: str = "fp32",
+    **change: Any,
 ) -> Replica:
     model = make_model(seed, width)
     optimizer = build_optimizer(spec(), model)
     options: dict[str, Any] = {
-        "codec": CODECS["fp32"],
         "max_grad_norm": max_grad_norm,
         "run_digest": RUN,
         "authority": lead.authority,
-        "genesis": Tip.genesis(RUN, genesis_sha256(), Candidate(lead.peer_id, "")),
+        "genesis": Tip.genesis(RUN, genesis_sha256(), Candidate(lead.peer_id, ""), codec),
         "genesis_sha256": genesis_sha256(),
         "residual": Residual("ann", 1),
     }
@@ -99,6 +105,7 @@ def commit_for(it: Replica, averaged: bytes, lead: Credentials, **change: Any) -
         members=("ann",),
         shards=(shard,),
         codec=it.codec.name,
+        next_codec=it.codec.name,
         total_samples=it.tip.total_samples + 8,
         lead=Candidate(lead.peer_id, "l:1"),
         succession=(),
@@ -292,7 +299,7 @@ def gives(it: Replica, seed: int) -> bytes:
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "not named"])
 def test_what_an_encoding_lost_is_given_once_a_commit_names_it(lead: Credentials, named: bool) -> None:
-    it, fresh = replica(lead, codec=CODECS["int8"]), replica(lead, codec=CODECS["int8"])
+    it, fresh = replica(lead, codec="int8"), replica(lead, codec="int8")
     for one in (it, fresh):
         one.accumulator.end = 0 if one is it else 8
     gives(it, 1)
@@ -304,7 +311,7 @@ def test_what_an_encoding_lost_is_given_once_a_commit_names_it(lead: Credentials
 
 
 def test_whoever_restores_gives_nothing_of_what_was_lost_before(lead: Credentials) -> None:
-    it, fresh = replica(lead, codec=CODECS["int8"]), replica(lead, codec=CODECS["int8"])
+    it, fresh = replica(lead, codec="int8"), replica(lead, codec="int8")
     gives(it, 1)
     averaged = averaged_of(it, 3, it.codec)
     it.apply(commit_for(it, averaged, lead), averaged + it.slice_values(it.genesis.lineage))

@@ -45,7 +45,7 @@ def test_a_commit_is_logged_with_every_counter_range() -> None:
     contributions = (Contribution("ann", 7, 3, 5, "a" * 64, 2.0), Contribution("bob", 8, 0, 6, "a" * 64, 4.0))
     shards = (ShardResult(0, 10, "c" * 64, 9.0), ShardResult(10, 20, "d" * 64, 16.0))
     lead = Candidate("ann", "a:1")
-    commit = Commit(Ballot(4, "a" * 64, 2, "ann"), "b" * 64, contributions, ("ann", "bob"), shards, "fp32", 108, lead, ())
+    commit = Commit(Ballot(4, "a" * 64, 2, "ann"), "b" * 64, contributions, ("ann", "bob"), shards, "fp32", 108, lead, (), "fp32")
     fields = json.loads(json.dumps(commit_fields(commit)))
     assert fields["contributors"] == [
         {"peer": "ann", "incarnation": 7, "first": 3, "end": 5, "loss": 2.0},

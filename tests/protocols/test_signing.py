@@ -30,6 +30,7 @@ def commit(lead: str) -> Commit:
         members=("ann", lead) if lead > "ann" else (lead, "ann"),
         shards=(ShardResult(0, 100, "c" * 64, 1.0),),
         codec="fp32",
+        next_codec="fp32",
         total_samples=4,
         lead=Candidate(lead, "l:1"),
         succession=(),

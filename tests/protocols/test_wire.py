@@ -21,6 +21,7 @@ from protocols.round import member, records
 from protocols.round import plans as round_plans
 from protocols.round.plans import Part, Plan, part_of, peers_digest
 from protocols.round.records import (
+    CODEC_NAMES,
     Averages,
     Ballot,
     Candidate,
@@ -58,6 +59,7 @@ rates = st.floats(0, 1e5)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 ballots = st.builds(Ballot, epoch=st.integers(1, 2**40), parent=digests, attempt=st.integers(1, 2**20), lead=peers)
+codecs = st.sampled_from(sorted(CODEC_NAMES))
 candidates = st.builds(Candidate, peer=peers, address=texts)
 contributions = st.integers(0, 2**40).flatmap(
     lambda first: st.builds(
@@ -86,7 +88,9 @@ def plans(draw: st.DrawFn) -> Plan:
     cuts = sorted(draw(st.sets(st.integers(1, 2**40), min_size=1, max_size=5)))
     shards = tuple(Shard(draw(st.sampled_from(members)), draw(texts), a, b) for a, b in zip([0, *cuts], cuts, strict=False))
     contributors = tuple(sorted(draw(st.sets(st.sampled_from(members), min_size=1))))
-    return Plan(draw(digests), draw(ballots), contributors, members, shards, "fp16", draw(st.floats(0.1, 1e5)), draw(counts))
+    return Plan(
+        draw(digests), draw(ballots), contributors, members, shards, draw(codecs), draw(st.floats(0.1, 1e5)), draw(counts)
+    )
 
 
 @st.composite
@@ -97,7 +101,7 @@ def commits(draw: st.DrawFn) -> Commit:
     total = sum(c.weight for c in made) + draw(st.integers(0, 2**60))
     lead = Candidate(plan.ballot.lead, draw(texts))
     succession = tuple(draw(st.lists(candidates, max_size=3)))
-    return Commit(plan.ballot, plan.digest, made, plan.members, shards, plan.codec, total, lead, succession)
+    return Commit(plan.ballot, plan.digest, made, plan.members, shards, plan.codec, total, lead, succession, draw(codecs))
 
 
 signed_commits = st.builds(SignedCommit, commit=commits(), signature=st.binary(max_size=80), certificate=st.binary(max_size=300))
@@ -246,6 +250,8 @@ def test_a_sound_part_is_accepted() -> None:
     "change",
     [
         {"codec": "x" * (MAX_TEXT + 1)},
+        {"codec": "fp8"},
+        {"codec": ""},
         {"members": [*(f"a{n:08d}" for n in range(MAX_REPEATED)), "ann"]},
         {"members": ["x" * (MAX_TEXT + 1)], "contributors": ["x" * (MAX_TEXT + 1)]},
         {"patience_s": float("nan")},
@@ -272,6 +278,31 @@ def test_what_breaks_a_bound_or_a_records_own_checks_is_a_bad_message(change: di
         from_wire(Part, message)
 
 
+@pytest.mark.parametrize("name", ["", "fp8", "auto"])
+def test_a_commit_that_names_an_unknown_codec_is_a_bad_message(name: str) -> None:
+    held = Averages((Contribution("ann", 1, 0, 4, "a" * 64, 1.0),), (ShardResult(0, 9, "c" * 64, 1.0),))
+    commit = Commit(
+        Ballot(1, "a" * 64, 1, "ann"),
+        "b" * 64,
+        held.contributions,
+        ("ann",),
+        held.shards,
+        "fp32",
+        4,
+        Candidate("ann", "a:1"),
+        (),
+        "int8",
+    )
+    message = to_wire(commit)
+    assert from_wire(Commit, message).next_codec == "int8"
+    message.next_codec = name
+    with pytest.raises(BadMessageError):
+        from_wire(Commit, message)
+    message.next_codec, message.codec = "fp32", name
+    with pytest.raises(BadMessageError):
+        from_wire(Commit, message)
+
+
 def test_a_reason_that_nobody_knows_is_a_bad_message() -> None:
     with pytest.raises(BadMessageError):
         from_wire(member.Refuse, pb.Refuse(plan_digest="a" * 64, reason="because", promised_attempt=0))
@@ -280,7 +311,7 @@ def test_a_reason_that_nobody_knows_is_a_bad_message() -> None:
 def test_long_bytes_are_bounded_too() -> None:
     contribution = Contribution("ann", 1, 0, 4, "a" * 64, 1.0)
     shard, lead = ShardResult(0, 10, "c" * 64, 1.0), Candidate("ann", "a:1")
-    commit = Commit(Ballot(1, "a" * 64, 1, "ann"), "b" * 64, (contribution,), ("ann",), (shard,), "fp32", 4, lead, ())
+    commit = Commit(Ballot(1, "a" * 64, 1, "ann"), "b" * 64, (contribution,), ("ann",), (shard,), "fp32", 4, lead, (), "fp16")
     longest = to_wire(SignedCommit(commit, b"x" * MAX_TEXT, b""))
     assert from_wire(SignedCommit, longest).commit == commit
     with pytest.raises(BadMessageError):

@@ -135,8 +135,7 @@ class Node:
             run_digest=RUN,
             target_batch_size=swarm.target,
             elements=swarm.elements,
-            codec=swarm.codec.name,
-            vector_bytes=swarm.codec.encoded_bytes(swarm.elements),
+            codecs={swarm.codec.name: swarm.codec.encoded_bytes(swarm.elements)},
             max_epochs=max_epochs,
         )
         self.following = ""
@@ -512,7 +511,7 @@ class Swarm:
             max_epochs=max_epochs,
         )
         if self.genesis is None:
-            self.genesis = Tip.genesis(RUN, "00" * 32, node.succession._me)
+            self.genesis = Tip.genesis(RUN, "00" * 32, node.succession._me, self.codec.name)
         for other in self.nodes.values():
             there = (n.succession._me for n in self.nodes.values() if n is not other and n.hello.reachable)
             other.succession.know(list(there))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,14 +22,20 @@ def address(peer: str) -> str:
 
 
 def genesis(lead: str = "lea") -> Tip:
-    return Tip.genesis(RUN, "00" * 32, Candidate(lead, address(lead)))
+    return Tip.genesis(RUN, "00" * 32, Candidate(lead, address(lead)), "fp32")
 
 
 class Table:
     """A Lead with peers seated and a clock in hand. Collects the actions of the last event."""
 
     def __init__(
-        self, *peers: str, target: int = 20, tip: Tip | None = None, max_epochs: int | None = None, me: str = "lea"
+        self,
+        *peers: str,
+        target: int = 20,
+        tip: Tip | None = None,
+        max_epochs: int | None = None,
+        me: str = "lea",
+        codecs: Mapping[str, int] | None = None,
     ) -> None:
         self.now = 100.0
         self.tip = tip or genesis()
@@ -37,8 +44,7 @@ class Table:
             run_digest=RUN,
             target_batch_size=target,
             elements=ELEMENTS,
-            codec="fp32",
-            vector_bytes=4 * ELEMENTS,
+            codecs=codecs or {"fp32": 4 * ELEMENTS},
             max_epochs=max_epochs,
         )
         self.me = me

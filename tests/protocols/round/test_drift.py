@@ -29,7 +29,7 @@ from protocols.round.records import (
 )
 
 RUN = "ab" * 32
-GENESIS = Tip.genesis(RUN, "00" * 32, Candidate("ann", "ann:1"))
+GENESIS = Tip.genesis(RUN, "00" * 32, Candidate("ann", "ann:1"), "fp32")
 
 
 def contribution_of(peer: str) -> Contribution:
@@ -49,7 +49,7 @@ def averages_of(plan: Plan) -> Averages:
 
 
 def off(members: str, refused: dict[str, str], *, lead: str = "ann") -> tuple[str, ...]:
-    attempt = Attempt(plan_of(members, lead), 0.0, Deadline((), 0.0, 1.0, {}))
+    attempt = Attempt(plan_of(members, lead), 0.0, Deadline((), 0.0, 1.0, {}), "fp32")
     attempt.drifted = {member: tuple(reducers.split()) for member, reducers in refused.items()}
     return attempt.off()
 
@@ -88,8 +88,7 @@ def lead_of(members: str) -> Lead:
         run_digest=RUN,
         target_batch_size=8,
         elements=1024 * len(members.split()),
-        codec="fp32",
-        vector_bytes=4096 * len(members.split()),
+        codecs={"fp32": 4096 * len(members.split())},
         max_epochs=None,
     )
     lead.follow(GENESIS)
@@ -189,6 +188,7 @@ def commit_of(plan: Plan) -> SignedCommit:
         averages.samples,
         Candidate("ann", "ann:1"),
         (),
+        "fp32",
     )
     return SignedCommit(commit, b"s", b"c")
 

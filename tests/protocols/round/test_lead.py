@@ -71,9 +71,7 @@ def test_a_client_mode_peer_contributes_but_reduces_nothing() -> None:
 
 
 def test_a_lead_that_sleeps_plans_nothing() -> None:
-    lead = Lead(
-        Candidate("lea", "l:1"), run_digest=RUN, target_batch_size=1, elements=9, codec="fp32", vector_bytes=36, max_epochs=None
-    )
+    lead = Lead(Candidate("lea", "l:1"), run_digest=RUN, target_batch_size=1, elements=9, codecs={"fp32": 36}, max_epochs=None)
     assert lead.take_over(0.0) == [], "without a tip nobody can lead"
     lead.follow(genesis())
     lead.joined("lea", Hello(1, False, "l:1", "l:2", ""), 0.0)
@@ -83,14 +81,14 @@ def test_a_lead_that_sleeps_plans_nothing() -> None:
 
 @pytest.mark.parametrize(("max_epochs", "plans"), [(1, 0), (2, 1), (None, 1)])
 def test_no_epoch_is_planned_beyond_the_last(max_epochs: int | None, plans: int) -> None:
-    tip = Tip(1, "a" * 64, 100, Candidate("lea", address("lea")))
+    tip = Tip(1, "a" * 64, 100, Candidate("lea", address("lea")), "fp32")
     table = Table("bob", tip=tip, max_epochs=max_epochs)
     assert len(of(SendPlan, table.reports(lea=20, bob=20))) == plans
     assert len(of(SendPlan, table.wait(1.0))) == 0
 
 
 def test_nobody_is_planned_before_the_members_of_the_last_commit_are_heard() -> None:
-    tip = Tip(1, "a" * 64, 100, Candidate("lea", address("lea")), members=("bob", "cid", "lea"))
+    tip = Tip(1, "a" * 64, 100, Candidate("lea", address("lea")), "fp32", members=("bob", "cid", "lea"))
     table = Table("bob", tip=tip)
     assert table.opening == [Ask(("bob", "cid"))]
     assert table.reports(lea=20, bob=20) == []
@@ -98,7 +96,7 @@ def test_nobody_is_planned_before_the_members_of_the_last_commit_are_heard() -> 
 
 
 def test_a_member_that_never_answers_is_waited_for_until_detection() -> None:
-    tip = Tip(1, "a" * 64, 100, Candidate("lea", address("lea")), members=("bob", "cid", "lea"))
+    tip = Tip(1, "a" * 64, 100, Candidate("lea", address("lea")), "fp32", members=("bob", "cid", "lea"))
     table = Table("bob", tip=tip)
     table.reports(lea=20, bob=20)
     assert of(SendPlan, table.wait(DETECTION_S - 0.1)) == []
@@ -497,7 +495,7 @@ def test_a_pair_that_failed_does_not_meet_again_in_the_epoch(reason: Reason, cul
 def test_in_the_next_epoch_a_failed_pair_may_try_again() -> None:
     table, plan = three()
     table.lead.answer("bob", Failed(plan.digest, Reason.REDUCER_LOST, "bob", "lea"), table.now)
-    table.tip = Tip(1, "c" * 64, 24, Candidate("lea", address("lea")))
+    table.tip = Tip(1, "c" * 64, 24, Candidate("lea", address("lea")), "fp32")
     table.lead.follow(table.tip)
     plan = the_plan(table.reports(lea=0, bob=12, cid=12))
     assert "bob" in plan.contributors
@@ -596,7 +594,7 @@ def test_a_lead_that_steps_down_ends_its_attempt_with_a_reason() -> None:
 def test_an_attempt_that_another_commit_overtakes_ends_with_a_reason() -> None:
     """Invariant 7: no attempt drops out unlogged, and nobody is left reducing for it."""
     table, plan = three()
-    elsewhere = Tip(1, "f" * 64, 50, Candidate("bob", address("bob")))
+    elsewhere = Tip(1, "f" * 64, 50, Candidate("bob", address("bob")), "fp32")
     actions: list[Any] = table.lead.follow(elsewhere) or []
     assert [failure.ballot for failure in of(NoteFailure, actions)] == [plan.ballot]
     assert table.lead.attempt is None

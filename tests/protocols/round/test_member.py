@@ -39,7 +39,7 @@ from protocols.round.records import (
 
 RUN = "ab" * 32
 LEAD = Candidate("lea", "lea:1")
-TIP = Tip(4, "a" * 64, 1000, LEAD, members=("bob", "lea", "me"))
+TIP = Tip(4, "a" * 64, 1000, LEAD, "fp32", members=("bob", "lea", "me"))
 RESULTS = (ShardResult(0, 1024, "d" * 64, 4.0),)
 
 
@@ -70,6 +70,7 @@ def commit_of(planned: Plan, *contributions: Contribution, **change: Any) -> Sig
         members=planned.members,
         shards=RESULTS,
         codec="fp32",
+        next_codec="fp32",
         total_samples=TIP.total_samples + sum(c.weight for c in named),
         lead=Candidate(planned.ballot.lead, "x:1"),
         succession=(),

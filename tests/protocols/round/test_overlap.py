@@ -149,7 +149,7 @@ def test_a_plan_that_finishes_averages_of_another_base_is_refused(base: str, acc
 
 
 def table(*, overlap: bool = True, **change: Any) -> Table:
-    tip = Tip(1, "a" * 64, 100, TIP.lead, members=("bob", "cid", "lea"), parent=BEFORE)
+    tip = Tip(1, "a" * 64, 100, TIP.lead, TIP.codec, members=("bob", "cid", "lea"), parent=BEFORE)
     it = Table("bob", "cid", tip=tip, **change)
     it.lead.overlap = overlap
     it.reports(lea=0, bob=0, cid=0)

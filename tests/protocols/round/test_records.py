@@ -46,6 +46,7 @@ def commit(**change: Any) -> Commit:
         members=("ann", "bob", "cid"),
         shards=(ShardResult(0, 1024, "d" * 64, 9.0), ShardResult(1024, 1500, "e" * 64, 16.0)),
         codec="fp32",
+        next_codec="fp32",
         total_samples=100,
         lead=Candidate("ann", "a:1"),
         succession=(Candidate("bob", "b:1"),),
@@ -227,13 +228,13 @@ def test_a_tip_after_a_commit_is_that_commit() -> None:
 def test_a_genesis_differs_with_run_parameters_and_first_lead() -> None:
     first = Candidate("ann", "")
     tips = [
-        Tip.genesis("ab" * 32, "00" * 32, first),
-        Tip.genesis("cd" * 32, "00" * 32, first),
-        Tip.genesis("ab" * 32, "11" * 32, first),
-        Tip.genesis("ab" * 32, "00" * 32, Candidate("bob", "")),
+        Tip.genesis("ab" * 32, "00" * 32, first, "fp32"),
+        Tip.genesis("cd" * 32, "00" * 32, first, "fp32"),
+        Tip.genesis("ab" * 32, "11" * 32, first, "fp32"),
+        Tip.genesis("ab" * 32, "00" * 32, Candidate("bob", ""), "fp32"),
     ]
     assert len({tip.lineage for tip in tips}) == 4
-    assert Tip.genesis("ab" * 32, "00" * 32, Candidate("ann", "moved:1")).lineage == tips[0].lineage
+    assert Tip.genesis("ab" * 32, "00" * 32, Candidate("ann", "moved:1"), "fp32").lineage == tips[0].lineage
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_a_report_with_impossible_numbers_is_refused(change: dict[str, Any]) -> 
 )
 def test_a_tip_leads_to_the_next_commit_with_the_right_weight_alone(epoch: int, total: int, leads: bool) -> None:
     it = commit()
-    tip = Tip(it.ballot.epoch - epoch, it.ballot.parent, it.total_samples - it.samples + 16 - total, it.lead)
+    tip = Tip(it.ballot.epoch - epoch, it.ballot.parent, it.total_samples - it.samples + 16 - total, it.lead, it.codec)
     for overlap in (False, True):
         assert tip.leads_to(it, overlap=overlap) is leads
 
@@ -269,12 +270,12 @@ def test_contributions_build_on_the_parent_or_with_overlap_on_that_ones_parent(b
     it = commit(
         ballot=ballot(parent="c" * 64), contributions=(contribution("ann", base="c" * 64), contribution("bob", base=base * 64))
     )
-    tip = Tip(it.ballot.epoch - 1, "c" * 64, it.total_samples - it.samples, it.lead, parent="b" * 64)
+    tip = Tip(it.ballot.epoch - 1, "c" * 64, it.total_samples - it.samples, it.lead, it.codec, parent="b" * 64)
     assert (tip.leads_to(it, overlap=False), tip.leads_to(it, overlap=True)) == leads
 
 
 def test_contributions_to_the_first_commit_build_on_the_genesis() -> None:
-    tip = Tip.genesis("ab" * 32, "00" * 32, Candidate("ann", ""))
+    tip = Tip.genesis("ab" * 32, "00" * 32, Candidate("ann", ""), "fp32")
     assert tip.bases(True) == tip.bases(False) == (tip.lineage,)
 
 

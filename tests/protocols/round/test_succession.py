@@ -11,7 +11,7 @@ def at(*names: str) -> tuple[Candidate, ...]:
 
 
 def tip(lead: str, *after: str, lineage: str = "a") -> Tip:
-    return Tip(4, lineage * 64, 100, *at(lead), succession=at(*after))
+    return Tip(4, lineage * 64, 100, *at(lead), "fp32", succession=at(*after))
 
 
 def succession(me: str, *, client_mode: bool = False, looked: bool = True) -> Succession:
@@ -91,7 +91,7 @@ def test_when_everybody_is_silent_the_order_is_tried_from_the_top() -> None:
 def test_without_a_tip_or_anybody_reachable_there_is_no_lead() -> None:
     here = succession("bob", client_mode=True)
     assert here.acting is None
-    here.follow(Tip.genesis("ab" * 32, "00" * 32, Candidate("mia", "")))
+    here.follow(Tip.genesis("ab" * 32, "00" * 32, Candidate("mia", ""), "fp32"))
     assert here.acting is None
 
 
@@ -108,7 +108,7 @@ def test_peers_of_one_lineage_agree_on_the_order_that_the_commit_names() -> None
 def test_at_the_beginning_nobody_leads_before_the_first_lead_is_found() -> None:
     """The genesis names a lead and no address: who takes its place because a look missed it would begin a second history."""
     succession = Succession(Candidate("me", "me:1"))
-    succession.follow(Tip.genesis("ab" * 32, "cd" * 32, Candidate("first", "")))
+    succession.follow(Tip.genesis("ab" * 32, "cd" * 32, Candidate("first", ""), "fp32"))
     succession.know([Candidate("bob", "bob:1")])
     assert succession.acting is None
     succession.know([Candidate("bob", "bob:1"), Candidate("first", "first:1")])
