@@ -1,0 +1,157 @@
+"""What each codec costs a small real job: contributors' real replicas, codecs and reductions, without a network between them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from peer.replica import Replica
+from protocols.optimization import build_optimizer, build_scheduler
+from protocols.reduction import CHUNK_ELEMENTS, ShardReduction
+from protocols.residual import Residual
+from protocols.round.records import Ballot, Candidate, Commit, Contribution, Plan, Shard, SignedCommit, Tip
+from protocols.run_spec import RunSpec
+from protocols.task import open_task, prepare
+from protocols.tasks.base import Task
+
+JOB = """
+[run]
+name = "small"
+seed = {seed}
+[model]
+model_type = "gpt2"
+n_embd = 32
+n_layer = 2
+n_head = 2
+n_positions = 32
+resid_pdrop = 0.0
+embd_pdrop = 0.0
+attn_pdrop = 0.0
+[data]
+source = "files"
+paths = ["{library}/*.py"]
+held_out_bytes = 16384
+[tokenizer]
+vocab_size = 400
+[optimizer]
+learning_rate = 3e-3
+[schedule]
+warmup_steps = 10
+[training]
+target_batch_size = 24
+sequence_length = 32
+"""
+RUN, STEPS = "ab" * 32, 80
+LEAD = Candidate("ann", "a:1")
+PEERS = {"ann": 6, "bob": 8, "cid": 10}  # samples an epoch
+LIBRARY = Path(json.__file__).parent.parent / "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def job_of(folder: Path, seed: int) -> tuple[RunSpec, Task]:
+    folder.mkdir(exist_ok=True)
+    print(f"seed {seed}")
+    spec = prepare(RunSpec.from_toml(JOB.format(seed=seed, library=LIBRARY)), folder, lambda line: None)
+    return spec, open_task(spec, folder)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSpec, Task]:
+    return job_of(tmp_path_factory.mktemp("job"), 1)
+
+
+def replica_of(peer: str, spec: RunSpec, task: Task, codec: str) -> Replica:
+    torch.manual_seed(spec.run.seed)
+    model = task.build_model()
+    optimizer = build_optimizer(spec, model)
+    genesis = Tip.genesis(RUN, "00" * 32, LEAD, codec)
+    it = Replica(
+        model,
+        optimizer,
+        build_scheduler(spec, optimizer),
+        max_grad_norm=1.0,
+        run_digest=RUN,
+        authority=b"",
+        genesis=genesis,
+        genesis_sha256="00" * 32,
+        residual=Residual(peer, 1),
+    )
+    it.tip = genesis
+    return it
+
+
+def epoch(everybody: dict[str, Replica]) -> None:
+    """Freeze, reduce, apply: what every peer gave is averaged once, and everybody steps by it."""
+    first = everybody["ann"]
+    assert first.tip is not None
+    ballot = Ballot(first.tip.epoch + 1, first.tip.lineage, 1, LEAD.peer)
+    shards, codec = (Shard(LEAD.peer, LEAD.address, 0, first.elements),), first.codec
+    plan = Plan(RUN, ballot, tuple(PEERS), tuple(PEERS), shards, codec.name, 4.0, 1)
+    values = first.slice_values(ballot.parent)
+    reduction = ShardReduction(plan, 0, codec, values)
+    given = {}
+    for peer, it in everybody.items():
+        frozen = it.freeze()
+        assert frozen is not None
+        given[peer] = frozen.encoded
+        reduction.open(peer, Contribution(peer, 1, frozen.first, frozen.end, frozen.base, frozen.loss))
+    step = codec.encoded_bytes(CHUNK_ELEMENTS)
+    for at in range(0, codec.encoded_bytes(first.elements), step):
+        for peer, encoded in given.items():
+            reduction.feed(peer, encoded[at : at + step])
+    result, contributions = reduction.result, reduction.contributions
+    assert result is not None and contributions is not None
+    total = first.tip.total_samples + sum(PEERS.values())
+    commit = Commit(ballot, plan.digest, contributions, plan.members, (result,), codec.name, total, LEAD, (), codec.name)
+    for it in everybody.values():
+        it.apply(SignedCommit(commit, b"", b""), b"".join(reduction.averaged))
+
+
+def held_out_loss(job: tuple[RunSpec, Task], codec: str) -> float:
+    spec, task = job
+    everybody = {peer: replica_of(peer, spec, task, codec) for peer in PEERS}
+    sources = {peer: task.batches(seed=spec.run.seed, peer=peer, micro_batch=count) for peer, count in PEERS.items()}
+    for _ in range(STEPS):
+        for peer, it in everybody.items():
+            batch = next(sources[peer])
+            loss = task.loss(it.model.train(), batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            it.accumulator.add(task.samples_in(batch), loss.item())
+        epoch(everybody)
+    for source in sources.values():
+        source.close()
+    first, *others = everybody.values()
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), other.model.parameters(), strict=True))
+    return task.evaluate(first.model, 64)
+
+
+@pytest.fixture(scope="module")
+def exact_loss(job: tuple[RunSpec, Task]) -> float:
+    spec, task = job
+    before = task.evaluate(replica_of("ann", spec, task, "fp32").model, 64)
+    after = held_out_loss(job, "fp32")
+    assert after < before - 1.0, "it learns"
+    return after
+
+
+# Measured over seeds 1 to 3: benchmarks/README.md.
+@pytest.mark.parametrize(("codec", "margin"), [("fp16", 0.001), ("bf16", 0.001), ("int8", 0.003), ("int4", 0.02)])
+def test_each_codec_reaches_the_held_out_loss_of_fp32_within_its_margin(
+    job: tuple[RunSpec, Task], exact_loss: float, codec: str, margin: float
+) -> None:
+    loss = held_out_loss(job, codec)
+    print(f"{codec}: {loss:.4f}, fp32 {exact_loss:.4f}: {loss / exact_loss - 1:+.3%}")
+    assert loss != exact_loss, "it is another codec"
+    assert abs(loss - exact_loss) <= margin * exact_loss
