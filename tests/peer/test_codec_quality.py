@@ -13,7 +13,8 @@ from peer.replica import Replica
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.reduction import CHUNK_ELEMENTS, ShardReduction
 from protocols.residual import Residual
-from protocols.round.records import Ballot, Candidate, Commit, Contribution, Plan, Shard, SignedCommit, Tip
+from protocols.round.plans import Plan, part_of
+from protocols.round.records import Ballot, Candidate, Commit, Contribution, Shard, SignedCommit, Tip
 from protocols.run_spec import RunSpec
 from protocols.task import open_task, prepare
 from protocols.tasks.base import Task
@@ -99,7 +100,7 @@ def epoch(everybody: dict[str, Replica]) -> None:
     shards, codec = (Shard(LEAD.peer, LEAD.address, 0, first.elements),), first.codec
     plan = Plan(RUN, ballot, tuple(PEERS), tuple(PEERS), shards, codec.name, 4.0, 1)
     values = first.slice_values(ballot.parent)
-    reduction = ShardReduction(plan, 0, codec, values)
+    reduction = ShardReduction(part_of(plan, LEAD.peer), 0, codec, values)
     given = {}
     for peer, it in everybody.items():
         frozen = it.freeze()
