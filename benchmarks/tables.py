@@ -19,6 +19,8 @@ from benchmarks.crew import CrewError
 from protocols.errors import DugnadError
 from protocols.interrupts import EXIT_INTERRUPTED
 
+WIDTH = 130  # of tables that are written to a file
+
 
 def machine() -> dict[str, Any]:
     models = {line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")}
@@ -52,7 +54,7 @@ def show(result: dict[str, Any], tables: Sequence[Table], *, as_json: bool) -> N
     if as_json:
         print(json.dumps(result))
         return
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     for drawn in tables:
         console.print(drawn)
 

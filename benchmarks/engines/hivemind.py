@@ -6,7 +6,7 @@ import functools
 import time
 from typing import Any
 
-import scipy.optimize  # type: ignore[import-untyped]
+import scipy.optimize
 import torch
 
 from benchmarks.engines.base import Greeting, NotAveragedError, Seat
