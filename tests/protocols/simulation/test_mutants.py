@@ -69,8 +69,9 @@ def untagged_chunks(patch: Patch) -> None:
 
     def feed(reduction: ShardReduction, peer: str, data: bytes) -> None:
         if len(data) == reduction.expects(peer):
-            reduction._received[peer] += len(data)
-            reduction._pending[peer].append(reduction.codec.decode(data))
+            elements = reduction._next_elements(peer)
+            reduction._received[peer] += elements
+            reduction._pending[peer].append(reduction.codec.decode(data, elements))
         while reduction.contributions is not None and all(reduction._pending.values()):
             reduction._average_next()
 
