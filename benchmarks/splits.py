@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.bound import equal_fractions
@@ -15,15 +16,9 @@ UNSHAPED = 1.0
 
 def modelled(links: Sequence[Link]) -> dict[str, program.Link]:
     """As the planner sees them, each told its true rates and nobody left out. Lines that are not shaped are all alike."""
-    return {
-        f"p{rank:03}": program.Link(
-            link.upload_bytes_s or UNSHAPED,
-            link.download_bytes_s or UNSHAPED,
-            gives=not link.auxiliary,
-            reduces=not link.client_mode,
-        )
-        for rank, link in enumerate(links)
-    }
+    lines = {f"p{rank:03}": link for rank, link in enumerate(links)}
+    rates = {peer: (it.upload_bytes_s or UNSHAPED, it.download_bytes_s or UNSHAPED) for peer, it in lines.items()}
+    return {peer: program.Link(*rates[peer], not it.auxiliary, not it.client_mode) for peer, it in lines.items()}
 
 
 def seconds(links: Sequence[Link], fractions: Fractions, vector_bytes: int) -> float:
@@ -50,10 +45,13 @@ def server(links: Sequence[Link], elements: int, vector_bytes: int) -> Fractions
 
 def hivemind(links: Sequence[Link], elements: int, vector_bytes: int) -> Fractions:
     """hivemind's own program, told the slower of a peer's two rates, since it takes one number; 0 means client mode."""
-    from hivemind.averaging.load_balancing import load_balance_peers  # starts no process, but takes seconds
-
     rates = [0.0 if link.client_mode else min(link.up_mbit, link.down_mbit) or UNSHAPED for link in links]
-    return [part / elements for part in load_balance_peers(elements, rates)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it asks scipy for the interior-point method, and torch for its jit
+        from hivemind.averaging.load_balancing import load_balance_peers  # starts no process, but takes seconds
+
+        parts = load_balance_peers(elements, rates)
+    return [part / elements for part in parts]
 
 
 SPLITS: dict[str, Callable[[Sequence[Link], int, int], Fractions]] = {
