@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 WORTH = 1.1
 # Bytes/s: a line that carries less is planned as if it carried this.
 SLOWEST = 100.0
+# Less than this of a vector is the solver's rounding: on a very slow line it would cost more than all the rest.
+NEGLIGIBLE = 1e-5
 # Beyond this ratio of two rates the slower is as good as nothing, and would only trouble the solver.
 WIDEST = 1e6
 
@@ -77,7 +79,8 @@ def fastest(links: Mapping[str, Link], vector_bytes: float) -> Split:
     least, most = zip(*(times.bounds(links[peer], members, givers, longest) for peer in reducers), strict=True)
     spare = max(sum(most) - sum(least), 1e-12)
     filled = (1 - sum(least)) / spare
-    fractions = [max(0.0, low + (high - low) * filled) for low, high in zip(least, most, strict=True)]
+    fractions = [low + (high - low) * filled for low, high in zip(least, most, strict=True)]
+    fractions = [fraction if fraction > NEGLIGIBLE else 0.0 for fraction in fractions]
     total = sum(fractions)
     split = {peer: fraction / total for peer, fraction in zip(reducers, fractions, strict=True)}
     return Split(round_seconds(links, split, vector_bytes), split)
