@@ -22,13 +22,13 @@ from benchmarks import tables
 from benchmarks.bound import bound, encoded_bytes, equal_fractions, seconds
 from benchmarks.crew import Crew, CrewError
 from benchmarks.links import Link
+from benchmarks.splits import SPLITS
 from benchmarks.stage import Stage, add_peers, links_of
 from benchmarks.vectors import write_noise
 from protocols.terminal import Screen
 
 ENGINES = ("dugnad", "hivemind", "gloo")
 CODECS = ("fp32", "fp16", "bf16", "int8", "int4")
-SPLITS = ("ours", "equal")
 # A round that did not average everybody is repeated, but not for ever.
 TRIES = 6
 ROUND_LIMIT_S = 1200.0
@@ -218,7 +218,7 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--codec", choices=CODECS, default="fp32", help="of dugnad; hivemind has its fp16 beside any but fp32")
     it.add_argument("--engines", default=",".join(ENGINES), help="of dugnad, hivemind, gloo")
     it.add_argument("--rounds", type=int, default=5, help="counted ones; one more comes first")
-    it.add_argument("--split", choices=SPLITS, default="ours", help="who reduces how much: our planner's choice, or equal shards")
+    it.add_argument("--split", choices=SPLITS, default="ours", help="who reduces how much (benchmarks/splits.py)")
     it.add_argument("--json", action="store_true", help="one object on standard output")
     return it
 

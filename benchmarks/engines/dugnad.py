@@ -8,13 +8,15 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from benchmarks.engines.base import Greeting, NotAveragedError, Seat
+from benchmarks.splits import SPLITS
+from benchmarks.splits import shards as cut
 from benchmarks.vectors import Vector
 from peer.averaging import Averaging
 from peer.exchanges import DriftedError
@@ -45,7 +47,6 @@ RUN = "ab" * 32
 GENESIS = "cd" * 32
 INCARNATION = 1
 PATIENCE_S = 30.0
-SPLITS = ("ours", "equal")
 SPEC = """
 [run]
 name = "benchmark"
@@ -249,11 +250,10 @@ class Dugnad:
         layout = planner.fresh(self._present, self._lead, due)
         assert layout is not None
         shards = layout.shards
-        if self._seat.split == "equal":
-            reducers = _reachable(self._present.items())
-            fractions = planner.equal_fractions(elements, [reducer.peer for reducer in reducers])
-            most = dict.fromkeys(fractions, planner.STREAMS)
-            shards = planner.cut_shards(elements, reducers[: len(fractions)], fractions, most)
+        if self._seat.split != "ours":
+            fractions = SPLITS[self._seat.split](self._seat.links, elements, due.vector_bytes)
+            reducers = {peer: it.address for peer, it in self._present.items() if it.address}
+            shards = cut(elements, reducers, dict(zip(self._present, fractions, strict=True)))
         ballot = Ballot(1, GENESIS, self._turn + 1, self._lead)
         plan = Plan(RUN, ballot, layout.contributors, layout.members, shards, codec.name, PATIENCE_S, INCARNATION)
         return part_of(plan, self._member.credentials.peer_id)
@@ -276,7 +276,3 @@ class Dugnad:
 
     def result(self) -> Vector | None:
         return self._averaged
-
-
-def _reachable(present: Iterable[tuple[str, planner.Present]]) -> list[Candidate]:
-    return [Candidate(peer, it.address) for peer, it in sorted(present) if it.address]

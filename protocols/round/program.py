@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 WORTH = 1.1
 # Bytes/s: a line that carries less is planned as if it carried this.
 SLOWEST = 100.0
+# Less than this of a vector is the solver's rounding: on a very slow line it would cost more than all the rest.
+NEGLIGIBLE = 1e-5
 # Beyond this ratio of two rates the slower is as good as nothing, and would only trouble the solver.
 WIDEST = 1e6
 
@@ -77,7 +79,8 @@ def fastest(links: Mapping[str, Link], vector_bytes: float) -> Split:
     least, most = zip(*(times.bounds(links[peer], members, givers, longest) for peer in reducers), strict=True)
     spare = max(sum(most) - sum(least), 1e-12)
     filled = (1 - sum(least)) / spare
-    fractions = [max(0.0, low + (high - low) * filled) for low, high in zip(least, most, strict=True)]
+    fractions = [low + (high - low) * filled for low, high in zip(least, most, strict=True)]
+    fractions = [fraction if fraction > NEGLIGIBLE else 0.0 for fraction in fractions]
     total = sum(fractions)
     split = {peer: fraction / total for peer, fraction in zip(reducers, fractions, strict=True)}
     return Split(round_seconds(links, split, vector_bytes), split)
@@ -163,18 +166,24 @@ def worth_waiting_for(
     """Those of the links that give, whose samples are worth their time: without the others, which give no more and still receive,
     committed samples per second grow by more than WORTH allows.
 
-    Tried are those who could send a vector in half the time of the slowest, a quarter, and so on: one program each.
+    Tried are those who could send a vector in half the time of the slowest, a quarter, and so on: one program each, unless the
+    transfers that no split can spare anybody would take too long.
     """
     givers = frozenset(peer for peer, link in links.items() if link.gives)
-    slowest_s = max(vector_bytes / links[peer].upload_bytes_s for peer in givers)
-    tried: dict[frozenset[str], float] = {}
-    limit_s, some = slowest_s, givers
+    unavoidable_s = {peer: vector_bytes / link.upload_bytes_s for peer, link in links.items() if link.gives}
+    received_s = vector_bytes / min(link.download_bytes_s for link in links.values())
+    best, most = givers, 0.0  # samples per second that a smaller set has to beat
+    limit_s, some, last = max(unavoidable_s.values()), givers, frozenset[str]()
     while some:
-        if some not in tried:
+        committed = sum(samples[peer] for peer in some)
+        at_best_s = gather_s + max(received_s if len(some) > 1 else 0.0, *(unavoidable_s[peer] for peer in some))
+        if some != last and committed > most * at_best_s:
             planned = {peer: replace(link, gives=peer in some) for peer, link in links.items()}
-            seconds = gather_s + fastest(planned, vector_bytes).seconds
-            tried[some] = sum(samples[peer] for peer in some) / max(seconds, 1e-9)
-        limit_s /= 2
-        some = frozenset(peer for peer in givers if vector_bytes / links[peer].upload_bytes_s <= limit_s)
-    best = max(tried, key=lambda some: (tried[some], len(some)))
-    return best if tried[best] > WORTH * tried[givers] else givers
+            speed = committed / max(gather_s + fastest(planned, vector_bytes).seconds, 1e-9)
+            if some == givers:
+                most = speed * WORTH
+            elif speed > most:
+                best, most = some, speed
+        last, limit_s = some, limit_s / 2
+        some = frozenset(peer for peer in givers if unavoidable_s[peer] <= limit_s)
+    return best

@@ -110,7 +110,7 @@ def test_the_order_of_the_members_does_not_matter() -> None:
 rates = st.floats(1e2, 1e10)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=600)
 @given(st.lists(st.builds(Link, rates, rates, st.booleans(), st.booleans()), min_size=2, max_size=12))
 def test_no_split_is_faster(lines: list[Link]) -> None:
     lines[0] = Link(lines[0].upload_bytes_s, lines[0].download_bytes_s, gives=True, reduces=lines[0].reduces)
@@ -120,7 +120,7 @@ def test_no_split_is_faster(lines: list[Link]) -> None:
     assert sum(split.fractions.values()) == pytest.approx(1)
     assert all(fraction >= 0 for fraction in split.fractions.values())
     assert split.fractions.keys() == {peer for peer, link in named.items() if link.reduces}
-    assert split.seconds == pytest.approx(least_by_bisection(named, 64 * MB), rel=1e-3)
+    assert split.seconds == pytest.approx(least_by_bisection(named, 64 * MB), rel=3e-3)
 
 
 def test_one_member_alone_takes_no_time() -> None:
