@@ -28,7 +28,7 @@ from peer.forks import Forks
 from peer.handover import Handover
 from peer.lead_desk import LeadDesk, SwarmStatus
 from peer.neighbours import Neighbours
-from peer.probing import measure_line
+from peer.probing import Line
 from peer.reducing import ReduceError
 from peer.training_side import Settings, TrainingSide
 from peer.uploads import Uploads, most_snapshot_bytes
@@ -88,7 +88,7 @@ class Averaging:
         self.settings = settings
         self.donor = Donor(replica, handover)
         self.exchanges = Exchanges(me, bulk, replica, handover)
-        self._bulk, self.traffic = bulk, bulk.traffic
+        self.traffic = bulk.traffic
         self.member = Member(me, hello.incarnation, overlap=settings.overlap)
         candidate = Candidate(me, hello.address)
         self.succession = Succession(candidate)
@@ -114,6 +114,7 @@ class Averaging:
             self.succession.know(bootstrap)
         self.uploads = Uploads(most_snapshot_bytes(replica.elements), progress)
         self._donors = Donors(me, bootstrap, self.succession, self.lead, self.desk, self.uploads)
+        self._line = Line(links, bulk, self._donors.reachable)
         self._catching_up = CatchUp(self.donor, replica, handover, links, self._donors, events, progress)
         self._forks = Forks(me, self.commits, links, self._donors, events)
         self._following = Following(self, self.succession)
@@ -133,7 +134,7 @@ class Averaging:
         """Take part until cancelled. Raises what ends a peer: RefusedError by its run, UnreachableError when no donor is left."""
         self._failure = asyncio.get_running_loop().create_future()
         self._spawn(self._catch_up(Reason.JOINED))
-        for loop in (self._ticks(), self._following.run(), self._neighbours.run()):
+        for loop in (self._ticks(), self._following.run(), self._neighbours.run(), self._line.watch()):
             self._spawn(loop)
         try:
             await self._failure
@@ -427,7 +428,7 @@ class Averaging:
     async def _catch_up(self, reason: Reason) -> None:
         tip = await self._catching_up.run(reason, self._advanced)
         if reason is Reason.JOINED:
-            await measure_line(self.links, self._bulk, self._donors.reachable())
+            await self._line.measure()
         self._spawn(self._forks.settle(tip))
         self.perform(self.lead.follow(tip))
         self.succession.follow(tip)

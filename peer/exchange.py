@@ -200,6 +200,7 @@ async def _exchange_remotely(
         abreast.begin(index)
     try:
         async with links.to(shard.reducer, shard.address) as stream:
+            stream.pace(plan.pace(sum(map(len, up))))
             await stream.send_record(Kind.OPEN, opened)
             giving = asyncio.create_task(_give(stream, index, up, abreast))
             try:

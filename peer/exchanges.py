@@ -93,7 +93,7 @@ class Exchanges:
             raise ReduceError(Reason.REDUCER_LOST, me, me, "the averages that it should pass on are not here any more")
         self._links.traffic.begin()
         self._held = await exchange(plan, me, contribution, gives, own, outcome=outcome, links=self._links)
-        self._links.traffic.end()
+        self._links.traffic.end(plan.planned_s)
         assert self._held[0] is not None
         return self._held[0]
 

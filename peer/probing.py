@@ -1,4 +1,5 @@
-"""How fast is this peer's line? Asked once, when it joins: before its first round nothing else tells.
+"""How fast is this peer's line? Asked when it joins, before its first round can tell; now and then, since rounds ask for what is
+known already; and when a round took longer than planned, since somebody's line must have changed.
 
 A second of traffic each way, with a few peers at once, so that no single one of their lines is what is measured. Whoever
 receives counts: what a sender has handed to its system has not arrived yet.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -28,17 +30,38 @@ PIECE = bytes(64 << 10)
 # A peer is probed by another at most this often.
 AGAIN_S = 10.0
 LIMIT_S = 5 * PROBE_S
+# The line is measured again after this time, or this one when a round was late.
+STALE_S, DOUBTED_S = 900.0, 60.0
+LOOK_AGAIN_S = 10.0
 _log = logging.getLogger(__name__)
 
 
-async def measure_line(links: Links, bulk: BulkLinks, peers: Sequence[Candidate]) -> None:
-    """With some of `peers`, who can be called. Nobody there, nobody who answers: then the first round has to tell."""
-    try:
-        found = await ask_all(links, peers)
-    except RemoteError as error:
-        _log.info("nobody to measure the line with: %s", error)
-        return
-    await probe(bulk, [Candidate(it.peer.peer, it.bulk_address) for it in found if it.bulk_address])
+class Line:
+    def __init__(self, links: Links, bulk: BulkLinks, peers: Callable[[], Sequence[Candidate]]) -> None:
+        """`peers`: who can be called."""
+        self._links = links
+        self._bulk = bulk
+        self._peers = peers
+        self._measured_at = 0.0
+
+    async def measure(self) -> None:
+        """Nobody there, nobody who answers: then the next round has to tell."""
+        self._measured_at = time.monotonic()
+        self._bulk.traffic.is_late = False
+        try:
+            found = await ask_all(self._links, self._peers())
+        except RemoteError as error:
+            _log.info("nobody to measure the line with: %s", error)
+            return
+        await probe(self._bulk, [Candidate(it.peer.peer, it.bulk_address) for it in found if it.bulk_address])
+
+    async def watch(self) -> None:
+        """Measures again when it is time, everybody at another moment."""
+        while True:
+            await asyncio.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
+            age_s = time.monotonic() - self._measured_at
+            if age_s > STALE_S or (self._bulk.traffic.is_late and age_s > DOUBTED_S):
+                await self.measure()
 
 
 async def probe(links: BulkLinks, others: Sequence[Candidate]) -> None:

@@ -100,6 +100,7 @@ class Reducing:
 
 async def serve_reduce(reducing: Reducing, opened: pb.ReduceOpen, stream: BulkStream) -> None:
     """A member's request, seen from the reducer: what it gives and what it gets end independently. Raises as BulkStream does."""
+    stream.pace(reducing.plan.pace(reducing.reduction.shard_bytes))
     upload = asyncio.create_task(_receive(reducing, opened, stream))
     try:
         async for item in reducing.averages():

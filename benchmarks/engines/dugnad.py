@@ -9,12 +9,14 @@ import concurrent.futures
 import itertools
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from benchmarks.engines.base import Greeting, NotAveragedError, Seat
+from benchmarks.namespaces import PAYLOAD_SHARE
 from benchmarks.splits import SPLITS
 from benchmarks.splits import shards as cut
 from benchmarks.vectors import Vector
@@ -217,7 +219,10 @@ class Dugnad:
     def connect(self, greetings: list[Greeting]) -> None:
         self._present = {
             it["peer"]: planner.Present(
-                it["bulk_address"], 0 if link.auxiliary else 1, link.upload_bytes_s, link.download_bytes_s
+                it["bulk_address"],
+                0 if link.auxiliary else 1,
+                link.upload_bytes_s * PAYLOAD_SHARE,  # what probing finds
+                link.download_bytes_s * PAYLOAD_SHARE,
             )
             for it, link in zip(greetings, self._seat.links, strict=True)
         }
@@ -256,6 +261,7 @@ class Dugnad:
             shards = cut(elements, reducers, dict(zip(self._present, fractions, strict=True)))
         ballot = Ballot(1, GENESIS, self._turn + 1, self._lead)
         plan = Plan(RUN, ballot, layout.contributors, layout.members, shards, codec.name, PATIENCE_S, INCARNATION)
+        plan = replace(plan, planned_s=planner.planned_seconds(plan, self._present, due.vector_bytes))
         return part_of(plan, self._member.credentials.peer_id)
 
     async def _round(self, plan: Part) -> Vector:

@@ -31,7 +31,6 @@ class Attempt:
     started_at: float
     deadline: Deadline
     next_codec: str  # what its commit names
-    planned_s: float = 0.0  # at measured rates; 0: unknown
     accepted: dict[str, Contribution | None] = field(default_factory=dict)
     ready: dict[str, Result] = field(default_factory=dict)
     drifted: dict[str, tuple[str, ...]] = field(default_factory=dict)  # member -> reducers whose canonical values it refuses

@@ -15,6 +15,7 @@ Every reachable peer holds a Lead; it sleeps until the driver finds, by the orde
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from protocols.reasons import Reason
 from protocols.round.absences import Absences
@@ -284,11 +285,11 @@ class Lead:
         if layout is None:
             return []
         plan = self._plan(tip, layout)
+        plan = replace(plan, planned_s=planned_seconds(plan, present, self.vector_bytes))
         attempt = self._highest_attempt = plan.ballot.attempt
-        planned_s = planned_seconds(plan, present, self.vector_bytes)
-        slowest = slowest_paces(plan, present, self.vector_bytes, planned_s * self._overrun * doubled(attempt))
+        slowest = slowest_paces(plan, present, self.vector_bytes, plan.planned_s * self._overrun * doubled(attempt))
         deadline = Deadline(plan.members, now, plan.patience_s, slowest)
-        self.attempt = Attempt(plan, now, deadline, codec_after(plan, present, self.codecs, self.target_batch_size), planned_s)
+        self.attempt = Attempt(plan, now, deadline, codec_after(plan, present, self.codecs, self.target_batch_size))
         return [SendPlan(plan.members, plan, self._absences.from_plan(plan, layout.too_slow, tip, self.seats))]
 
     def _awaits_reports(self, now: float) -> bool:
@@ -430,8 +431,8 @@ class Lead:
             succession=tip.succession_of(self.me, self._reachable()),
             next_codec=attempt.next_codec,
         )
-        if attempt.planned_s:
-            self._overrun = max(1.0, (attempt.majority_at - attempt.started_at) / attempt.planned_s)
+        if attempt.plan.planned_s:
+            self._overrun = max(1.0, (attempt.majority_at - attempt.started_at) / attempt.plan.planned_s)
         self.attempt = None
         self._committed = True
         for seat in self.seats.values():

@@ -194,11 +194,13 @@ def around(failed: Pairs, present: Collection[str], me: str) -> tuple[set[str], 
 
 
 def planned_seconds(plan: Plan, present: Mapping[str, Present], vector_bytes: int) -> float:
-    """How long the plan takes whoever takes longest over its share, at measured rates; 0 while some are not known."""
-    if not all(present[member].upload_bytes_s and present[member].download_bytes_s for member in plan.members):
+    """How long the plan takes whoever of those who give or reduce takes longest over its share, at measured rates; 0 while some
+    are not known. Whoever only receives holds nobody up."""
+    needed = {*plan.contributors, *(shard.reducer for shard in plan.shards)}
+    if not all(present[member].upload_bytes_s and present[member].download_bytes_s for member in needed):
         return 0.0
-    links = {peer: _planned_link(plan, peer, present[peer]) for peer in plan.members}
-    return round_seconds(links, _planned_fractions(plan), vector_bytes)
+    links = {peer: _planned_link(plan, peer, present[peer]) for peer in needed}
+    return round_seconds(links, _planned_fractions(plan), vector_bytes, members=len(plan.members))
 
 
 def slowest_paces(plan: Plan, present: Mapping[str, Present], vector_bytes: int, seconds: float) -> dict[str, float]:

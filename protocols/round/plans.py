@@ -44,6 +44,7 @@ class PlanIdentity:
     contributors_digest: str
     members_digest: str
     finishes: Averages | None = None
+    planned_s: float = 0.0  # how long it takes at measured rates, and so the pace of each transfer; 0: not known
 
     def __post_init__(self) -> None:
         require(1 <= len(self.shards) <= MAX_REDUCERS, f"a plan has 1 to {MAX_REDUCERS} shards")
@@ -53,13 +54,15 @@ class PlanIdentity:
             "shards are contiguous",
         )
         require(0 < self.patience_s < 1e6, "a plan's patience is positive")
+        require(0 <= self.planned_s < 1e6, "a plan takes its time")
         require(self.codec in CODEC_NAMES, "a plan's codec is known")
         require_digest(self.contributors_digest, "a plan's contributors")
         require_digest(self.members_digest, "a plan's members")
         if self.finishes is not None:
             held = [(shard.start, shard.stop) for shard in self.finishes.shards]
             require([(s.start, s.stop) for s in self.shards] == held, "a plan that finishes another has the same shards")
-        object.__setattr__(self, "patience_s", float(self.patience_s))
+        for name in ("patience_s", "planned_s"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def elements(self) -> int:
@@ -92,11 +95,13 @@ class Plan:
     patience_s: float
     incarnation: int
     finishes: Averages | None = None
+    planned_s: float = 0.0
 
     def __post_init__(self) -> None:
         require(bool(self.contributors) or self.finishes is not None, "a plan has contributors")
         _require_sorted(self.contributors, self.members, self.shards)
         object.__setattr__(self, "patience_s", self.identity.patience_s)
+        object.__setattr__(self, "planned_s", self.identity.planned_s)
 
     @cached_property
     def identity(self) -> PlanIdentity:
@@ -110,6 +115,7 @@ class Plan:
             peers_digest(self.contributors),
             peers_digest(self.members),
             self.finishes,
+            self.planned_s,
         )
 
     @property
@@ -153,6 +159,11 @@ class Part(PlanIdentity):
     def is_given_to(self) -> bool:
         """Whether it has contributors at all: a plan that finishes another need not."""
         return self.contributors_digest != peers_digest(())
+
+    def pace(self, size: int) -> float | None:
+        """Bytes/s at which `size` bytes of a shard go from one peer to another: in the time that the plan takes, so that
+        no line is asked for more than it can carry. None: as fast as it can."""
+        return size / self.planned_s if self.planned_s else None
 
     @property
     def known_members(self) -> tuple[str, ...]:

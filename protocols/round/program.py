@@ -48,12 +48,14 @@ class Split:
     fractions: Mapping[str, float]  # of reducers; sum 1
 
 
-def round_seconds(links: Mapping[str, Link], fractions: Mapping[str, float], vector_bytes: float) -> float:
-    """How long the slowest line takes over its part."""
+def round_seconds(
+    links: Mapping[str, Link], fractions: Mapping[str, float], vector_bytes: float, *, members: int | None = None
+) -> float:
+    """How long the slowest of these lines takes over its part, of a round of so many `members` (None: of these)."""
     givers = sum(link.gives for link in links.values())
     longest = 0.0
     for peer, link in links.items():
-        up, down = link.load(fractions.get(peer, 0.0), len(links), givers)
+        up, down = link.load(fractions.get(peer, 0.0), members or len(links), givers)
         longest = max(longest, up / link.upload_bytes_s, down / link.download_bytes_s)
     return longest * vector_bytes
 

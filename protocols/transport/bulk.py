@@ -14,6 +14,7 @@ import os
 import socket
 import ssl
 import struct
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -45,6 +46,8 @@ DRAIN_S = 5.0
 MAX_RECORD_BYTES = 8 << 20
 KEEPALIVE_S = 20
 _HEADER = struct.Struct("<BI")
+SO_MAX_PACING_RATE = 47 if sys.platform == "linux" else 0  # Python has no name for it
+UNPACED = (1 << 64) - 1
 _log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -87,6 +90,14 @@ class BulkStream:
             self._loop.remove_reader(self._connection)
             self._loop.remove_writer(self._connection)
         self._connection.close()
+
+    def pace(self, bytes_s: float | None) -> None:
+        """Send no faster than this from now on (None: without a limit), where the system can: evenly, instead of in bursts that
+        fill the receiver's line and are dropped before it."""
+        if SO_MAX_PACING_RATE:
+            rate = min(int(bytes_s), UNPACED) if bytes_s is not None else UNPACED
+            with contextlib.suppress(OSError):  # a system without it, or a connection that is closed: it shows soon enough
+                self._connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, max(1, rate).to_bytes(8, sys.byteorder))
 
     async def handshake(self) -> None:
         await self._until_done(self._connection.do_handshake)
@@ -223,6 +234,7 @@ class BulkLinks:
         """A connection of one's own, to whoever holds the certificate of `peer` at `address`. It is kept for the next request
         when the block ends well, and closed when it does not. Raises UnreachableError."""
         stream = await self._stream(peer, address)
+        stream.pace(None)
         try:
             yield stream
         except BaseException:
@@ -345,6 +357,7 @@ class BulkServer:
             await asyncio.wait_for(self._greeted(stream, connection), DIAL_S)
             while True:
                 kind, length = await stream.header()
+                stream.pace(None)
                 await serve(stream, kind, length)
         except RefusedError:
             pass  # refusals are answers: callers make none

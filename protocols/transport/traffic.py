@@ -9,9 +9,11 @@ from collections.abc import Callable
 
 # A rate is taken over windows of this length at least: shorter ones show the system's buffers rather than the line.
 WINDOW_S = 1.0
-# A transfer that went faster than the estimate moves it by this share of the difference, a slower one by that: a line that is not
-# the round's bottleneck is used below its rate, which says little about it.
+# A transfer that went faster than the estimate moves it by this share of the difference; one that took too long, by that.
 RISE_SHARE, FALL_SHARE = 0.5, 0.1
+# Shorter transfers say little: waiting for each other is most of them.
+TELLING_S = 1.0
+LATE = 1.25  # times as long as planned
 # What a limit lets pass at once after a pause.
 BURST_S = 0.05
 
@@ -31,6 +33,11 @@ class Flow:
         self._free_at = -math.inf
 
     @property
+    def began_at(self) -> float | None:
+        """Of the transfer under way."""
+        return self._began[0] if self._began is not None else None
+
+    @property
     def bytes_s(self) -> float:
         """The moving estimate, within the limit; 0 before the first transfer."""
         return min(self._estimate, self._most_bytes_s or math.inf)
@@ -46,8 +53,9 @@ class Flow:
         self._began = self._window = (now, self.moved_bytes)
         self._peak = 0.0
 
-    def end(self) -> None:
-        """The transfer was completed."""
+    def end(self, planned_s: float = 0.0) -> None:
+        """The transfer was completed. One that took as long as planned (0: nobody knew) says nothing against a line that could
+        carry more: it was not asked to."""
         if self._began is None:
             return
         now, (began_at, began_bytes) = self._clock(), self._began
@@ -56,8 +64,12 @@ class Flow:
         if not size or seconds <= 0:
             return
         newest = max(self._peak, size / seconds)
-        share = 1.0 if not self._estimate else RISE_SHARE if newest > self._estimate else FALL_SHARE
-        self._estimate += share * (newest - self._estimate)
+        if not self._estimate:
+            self._estimate = newest
+        elif newest > self._estimate:
+            self._estimate += RISE_SHARE * (newest - self._estimate)
+        elif not planned_s or seconds > LATE * planned_s:
+            self._estimate += FALL_SHARE * (newest - self._estimate)
 
     def measured(self, bytes_s: float) -> None:
         """A probe found this rate: what was estimated before is forgotten."""
@@ -88,6 +100,8 @@ class Traffic:
         max_download_bytes_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
+        self.is_late = False  # the last transfer that tells was: somebody's rates are not what was planned with
         self.up = Flow(max_upload_bytes_s, clock)
         self.down = Flow(max_download_bytes_s, clock)
 
@@ -96,10 +110,13 @@ class Traffic:
         self.up.begin()
         self.down.begin()
 
-    def end(self) -> None:
+    def end(self, planned_s: float = 0.0) -> None:
         """It was completed."""
-        self.up.end()
-        self.down.end()
+        began_at = self.up.began_at
+        self.up.end(planned_s)
+        self.down.end(planned_s)
+        if began_at is not None and planned_s >= TELLING_S:
+            self.is_late = self._clock() - began_at > LATE * planned_s
 
     @property
     def moved_bytes(self) -> int:

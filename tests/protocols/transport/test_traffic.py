@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from protocols.transport.traffic import FALL_SHARE, RISE_SHARE, Flow
+from protocols.transport.traffic import FALL_SHARE, LATE, RISE_SHARE, Flow, Traffic
 
 
 class Clock:
@@ -17,13 +17,13 @@ class Clock:
         return self.now
 
 
-def transfer(flow: Flow, clock: Clock, *pieces: tuple[float, int]) -> None:
+def transfer(flow: Flow | Traffic, clock: Clock, *pieces: tuple[float, int], planned_s: float = 0.0) -> None:
     """(seconds, bytes that moved in them)"""
     flow.begin()
     for seconds, size in pieces:
         clock.now += seconds
-        flow.moved(size)
-    flow.end()
+        (flow.up if isinstance(flow, Traffic) else flow).moved(size)
+    flow.end(planned_s)
 
 
 def test_the_first_transfer_sets_the_rate_and_later_ones_move_it() -> None:
@@ -36,6 +36,24 @@ def test_the_first_transfer_sets_the_rate_and_later_ones_move_it() -> None:
     assert flow.bytes_s == pytest.approx(1000 + RISE_SHARE * 1000)
     transfer(flow, clock, (0.5, 250))
     assert flow.bytes_s == pytest.approx(1500 - FALL_SHARE * 1000)
+
+
+def test_a_line_that_was_not_asked_for_more_is_not_held_to_be_slower() -> None:
+    clock = Clock()
+    flow = Flow(None, clock)
+    flow.measured(1000.0)
+    transfer(flow, clock, (10.0, 2000), planned_s=9.0)
+    assert flow.bytes_s == 1000
+    transfer(flow, clock, (10.0, 2000), planned_s=5.0)
+    assert flow.bytes_s == pytest.approx(1000 - FALL_SHARE * 800), "it took twice as long as planned: perhaps this line did"
+
+
+def test_a_transfer_that_took_much_longer_than_planned_is_told() -> None:
+    clock = Clock()
+    traffic = Traffic(clock=clock)
+    for seconds, planned_s, late in ((10.0, 9.0, False), (10.0, 10.0 / LATE - 0.1, True), (0.9, 0.1, True), (10.0, 9.0, False)):
+        transfer(traffic, clock, (seconds, 1000), planned_s=planned_s)
+        assert traffic.is_late is late, "what was planned to take no time tells nothing"
 
 
 def test_waiting_for_others_does_not_count_against_the_line() -> None:
