@@ -15,7 +15,7 @@ from peer.reducing import ReduceError, Reducing
 from protocols.codecs import Bytes, Codec
 from protocols.errors import BadMessageError, RefusedError, RemoteError
 from protocols.reasons import Reason
-from protocols.reduction import CHUNK_ELEMENTS
+from protocols.reduction import chunk_elements_of
 from protocols.round.plans import Part
 from protocols.round.records import Averages, Contribution, Shard, ShardResult
 from protocols.slices import Outcome
@@ -46,11 +46,11 @@ async def exchange(
     cannot be finished; the others are given up.
     """
     came_to = np.empty(outcome.total_bytes, np.uint8).data  # numpy's memory comes in large pages, unwritten
-    ups = [list(outcome.chunks(encoded, shard.start, shard.stop, CHUNK_ELEMENTS)) for shard in plan.shards]
+    ups = [list(outcome.chunks(encoded, shard.start, shard.stop, chunk_elements_of(shard))) for shard in plan.shards]
     abreast = _Abreast([len(up) for up in ups])
     tasks = []
     for index, shard in enumerate(plan.shards):
-        taken = _Received(shard, outcome.codec, outcome.chunks(came_to, shard.start, shard.stop, CHUNK_ELEMENTS))
+        taken = _Received(shard, outcome.codec, outcome.chunks(came_to, shard.start, shard.stop, chunk_elements_of(shard)))
         if index in own:
             work = _exchange_locally(own[index], me, contribution, ups[index], taken)
         else:
@@ -143,7 +143,7 @@ class _Received:
         self._next += 1
         self._digest.update(chunk)
         if self._averaged:
-            elements = min(CHUNK_ELEMENTS, self._averaged)
+            elements = min(chunk_elements_of(self.shard), self._averaged)
             self._codec.check(chunk, elements)
             self._averaged -= elements
 

@@ -15,7 +15,7 @@ from peer.replica import Replica
 from protocols.codecs import Bytes
 from protocols.errors import BadMessageError, DugnadError
 from protocols.reasons import Reason
-from protocols.reduction import CHUNK_ELEMENTS
+from protocols.reduction import chunk_elements_of
 from protocols.round.lead import DETECTION_S
 from protocols.round.plans import Part
 from protocols.round.records import Averages, Contribution
@@ -101,7 +101,7 @@ class Exchanges:
         """To whoever fetches: all is here already."""
         for reducing in own.values():
             shard = reducing.reduction.shard
-            up = outcome.chunks(averaged, shard.start, shard.stop, CHUNK_ELEMENTS)
+            up = outcome.chunks(averaged, shard.start, shard.stop, chunk_elements_of(shard))
             await give_locally(reducing, self._me, None, up)
 
     def averaged(self, averages: Averages) -> memoryview:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from protocols.codecs import Codec
 from protocols.errors import BadMessageError, DugnadError, UnreachableError
 from protocols.reasons import Reason
-from protocols.reduction import CHUNK_ELEMENTS, reduction_of
+from protocols.reduction import chunk_elements_of, reduction_of
 from protocols.round.plans import Part
 from protocols.round.records import Contribution, ShardResult
 from protocols.transport.bulk import BulkStream, Kind, refuse
@@ -35,7 +35,7 @@ class Reducing:
     def __init__(self, plan: Part, shard_index: int, codec: Codec, canonical: bytes) -> None:
         self.plan = plan
         self.reduction = reduction_of(plan, shard_index, codec, canonical)
-        self.chunk_bytes = codec.encoded_bytes(CHUNK_ELEMENTS)
+        self.chunk_bytes = codec.encoded_bytes(chunk_elements_of(plan.shards[shard_index]))
         self._error: ReduceError | None = None
         self._waiters: list[asyncio.Future[None]] = []
 

@@ -18,11 +18,20 @@ from protocols.codecs import Bytes, Codec, FloatArray
 from protocols.errors import BadMessageError
 from protocols.round.planner import GRID
 from protocols.round.plans import Part
-from protocols.round.records import Contribution, ShardResult
+from protocols.round.records import Contribution, Shard, ShardResult
 
-CHUNK_ELEMENTS = 64 * GRID  # 256 KiB of fp32: small beside a shard, so that averages come down while most of it still goes up
+# Chunks are small beside their shard, so that averages come down while most of it still goes up; within these bounds, since each
+# costs some work (256 KiB and 16 KiB of fp32).
+CHUNKS_OF_SHARD = 64
+CHUNK_ELEMENTS, LEAST_CHUNK_ELEMENTS = 64 * GRID, 4 * GRID
 # A contributor may be this many chunks ahead of the slowest: that is what a reducer holds for it, decoded.
 WINDOW_CHUNKS = 4
+
+
+def chunk_elements_of(shard: Shard) -> int:
+    """How many elements each chunk of this shard has, but for a shorter last one."""
+    blocks = -(-(shard.stop - shard.start) // (CHUNKS_OF_SHARD * GRID))
+    return min(CHUNK_ELEMENTS, max(LEAST_CHUNK_ELEMENTS, blocks * GRID))
 
 
 def weighted_mean(parts: Sequence[FloatArray], weights: Sequence[int]) -> FloatArray:
@@ -49,7 +58,7 @@ class ShardReduction:
     ) -> None:
         """`canonical`: this reducer's values of the shard's part of the epoch's slice, sent behind the averages.
 
-        `chunk_elements`: CHUNK_ELEMENTS unless given; all must agree. The simulator's small vectors have small chunks.
+        `chunk_elements`: chunk_elements_of(shard) unless given; all must agree. The simulator's small vectors have small chunks.
         """
         shard = plan.shards[shard_index]
         self._canonical = canonical
@@ -57,7 +66,7 @@ class ShardReduction:
         self.shard = shard
         self.codec = codec
         self.shard_bytes = codec.encoded_bytes(shard.stop - shard.start)
-        self._chunk_elements = chunk_elements or CHUNK_ELEMENTS
+        self._chunk_elements = chunk_elements or chunk_elements_of(shard)
         self._contributions: dict[str, Contribution] = {}
         self._received = dict.fromkeys(plan.contributors, 0)  # elements
         self._pending: dict[str, deque[FloatArray]] = {peer: deque() for peer in plan.contributors}
@@ -149,7 +158,7 @@ class ShardRelay:
         self.contributions = plan.finishes.contributions
         self.averaged: list[bytes] = []
         self.result: ShardResult | None = None
-        self._chunk_bytes = codec.encoded_bytes(chunk_elements or CHUNK_ELEMENTS)
+        self._chunk_bytes = codec.encoded_bytes(chunk_elements or chunk_elements_of(self.shard))
         self._expected = plan.finishes.shards[shard_index]
         self._digest = blake3()
         self._received = 0

@@ -11,7 +11,7 @@ import torch
 
 from peer.replica import Replica
 from protocols.optimization import build_optimizer, build_scheduler
-from protocols.reduction import CHUNK_ELEMENTS, ShardReduction
+from protocols.reduction import ShardReduction, chunk_elements_of
 from protocols.residual import Residual
 from protocols.round.plans import Plan, part_of
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, Shard, SignedCommit, Tip
@@ -107,7 +107,7 @@ def epoch(everybody: dict[str, Replica]) -> None:
         assert frozen is not None
         given[peer] = frozen.encoded
         reduction.open(peer, Contribution(peer, 1, frozen.first, frozen.end, frozen.base, frozen.loss))
-    step = codec.encoded_bytes(CHUNK_ELEMENTS)
+    step = codec.encoded_bytes(chunk_elements_of(shards[0]))
     for at in range(0, codec.encoded_bytes(first.elements), step):
         for peer, encoded in given.items():
             reduction.feed(peer, encoded[at : at + step])

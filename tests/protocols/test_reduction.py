@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import protocols.reduction
 from protocols.codecs import CODECS, Codec
 from protocols.errors import BadMessageError
-from protocols.reduction import ShardReduction, ShardRelay, reduction_of, weighted_mean
+from protocols.reduction import ShardReduction, ShardRelay, chunk_elements_of, reduction_of, weighted_mean
 from protocols.round.planner import GRID
 from protocols.round.plans import Plan
 from protocols.round.records import Averages, Ballot, Contribution, Shard
@@ -246,6 +246,12 @@ def test_a_fast_contributor_has_no_room_until_the_slowest_comes_closer(monkeypat
         assert it.has_room(peer)
         it.feed(peer, first(peer))
     assert it.has_room("ann")
+
+
+def test_a_shard_has_many_chunks_unless_they_would_be_tiny_or_huge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols.reduction, "CHUNK_ELEMENTS", 64 * GRID)
+    sizes = {elements: chunk_elements_of(Shard("ann", "a:1", 0, elements)) for elements in (1, 10**5, 10**6, 10**8)}
+    assert sizes == {1: 4 * GRID, 10**5: 4 * GRID, 10**6: 16 * GRID, 10**8: 64 * GRID}
 
 
 def test_averaging_nothing_is_refused() -> None:
