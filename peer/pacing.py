@@ -20,10 +20,13 @@ class Pace:
         self,
         in_round: Callable[[], bool],
         *,
+        most_bytes_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """`most_bytes_s`: what the volunteer allows, if that is less than would go anyway."""
         self._in_round = in_round
+        self._bytes_s = min(MOST_BYTES_PER_S, most_bytes_s or MOST_BYTES_PER_S)
         self._clock = clock
         self._sleep = sleep
         self._free_at = 0.0  # when the next chunk may go, whoever fetches it
@@ -36,7 +39,7 @@ class Pace:
                 await self._sleep(LOOK_AGAIN_S)
             now = self._clock()
             turn_s = max(now, self._free_at)
-            self._free_at = turn_s + size_bytes / MOST_BYTES_PER_S
+            self._free_at = turn_s + size_bytes / self._bytes_s
             if turn_s > now:
                 await self._sleep(turn_s - now)
             sent_at = self._clock()

@@ -38,7 +38,7 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
     def __init__(self, averaging: Averaging, observers: Observers) -> None:
         self._averaging = averaging
         self._observers = observers
-        self._pace = Pace(lambda: averaging.member.phase is Phase.REDUCING)
+        self._pace = Pace(lambda: averaging.member.phase is Phase.REDUCING, most_bytes_s=averaging.traffic.up.most_bytes_s)
         self._probed = Probed()
         self._left: set[str] = set()  # peers that said goodbye; their stream is about to end
 

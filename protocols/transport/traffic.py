@@ -24,7 +24,7 @@ class Flow:
     def __init__(self, most_bytes_s: float | None, clock: Callable[[], float]) -> None:
         """`most_bytes_s`: what the volunteer allows; None for no limit."""
         self.moved_bytes = 0  # since the start
-        self._most_bytes_s = most_bytes_s
+        self.most_bytes_s = most_bytes_s
         self._clock = clock
         self._estimate = 0.0
         self._began: tuple[float, int] | None = None  # of the transfer under way: when, and moved_bytes then
@@ -40,7 +40,7 @@ class Flow:
     @property
     def bytes_s(self) -> float:
         """The moving estimate, within the limit; 0 before the first transfer."""
-        return min(self._estimate, self._most_bytes_s or math.inf)
+        return min(self._estimate, self.most_bytes_s or math.inf)
 
     def moved(self, size: int) -> None:
         self.moved_bytes += size
@@ -77,10 +77,10 @@ class Flow:
 
     async def turn(self, size: int) -> None:
         """Returns when `size` more bytes may pass."""
-        if self._most_bytes_s is None:
+        if self.most_bytes_s is None:
             return
         now = self._clock()
-        self._free_at = max(self._free_at, now - BURST_S) + size / self._most_bytes_s
+        self._free_at = max(self._free_at, now - BURST_S) + size / self.most_bytes_s
         if self._free_at > now:
             await asyncio.sleep(self._free_at - now)
 

@@ -37,6 +37,12 @@ def test_all_who_fetch_together_get_no_more_than_the_rate() -> None:
     assert time.now - 50.0 >= 191 * SIZE / MOST_BYTES_PER_S * 0.999
 
 
+def test_a_volunteer_s_limit_holds_for_state_too() -> None:
+    time = Time()
+    pace = Pace(lambda: False, most_bytes_s=1e6, clock=lambda: time.now, sleep=time.sleep)
+    assert asyncio.run(sent(pace, time, 8))[-1] >= 7 * SIZE / 1e6 * 0.999
+
+
 def test_time_in_which_nobody_fetched_is_not_made_up_for() -> None:
     time = Time()
     pace = time.pace()

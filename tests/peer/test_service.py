@@ -12,6 +12,7 @@ from peer.service import PeerService
 from protocols.errors import BadMessageError, UnreachableError
 from protocols.reasons import Reason
 from protocols.transport.bulk import Kind
+from protocols.transport.traffic import Traffic
 from protocols.wire import dugnad_pb2 as pb
 
 
@@ -36,7 +37,7 @@ def served(reducing: Any, kind: Kind = Kind.OPEN) -> Stream:
         return reducing
 
     async def serve() -> None:
-        service = PeerService(SimpleNamespace(exchanges=SimpleNamespace(reducing=found), member=None), None)  # type: ignore[arg-type]
+        service = PeerService(SimpleNamespace(exchanges=SimpleNamespace(reducing=found), member=None, traffic=Traffic()), None)  # type: ignore[arg-type]
         await service.bulk(stream, kind, 10)  # type: ignore[arg-type]
 
     stream = Stream()
