@@ -44,7 +44,7 @@ EXIT_DONE = 0
 FETCH_S = 600.0
 CLOSE_S = 15.0
 _log = logging.getLogger(__name__)
-PORTS = 3  # enrolment, discovery, the auxiliary peer
+PORTS = 4  # enrolment, discovery, the auxiliary peer's two
 MAX_SNAPSHOT_BYTES = 64 << 30
 # Discovery is asked this often until the auxiliary peer shows up, then less often.
 EAGER_S, DISCOVERY_S = 0.5, 3.0

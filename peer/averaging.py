@@ -398,6 +398,9 @@ class Averaging:
             averages = await self.exchanges.run(plan, contribution, self._encoded if contribution is not None else b"")
         except ReduceError as error:
             self.perform(self.member.reduce_failed(plan.digest, error.reason, error.member, error.reducer))
+        except (ValueError, ArithmeticError):  # somebody sent what no check foresaw: that ends the attempt, not this peer
+            _log.exception("the exchange of epoch %d failed", plan.ballot.epoch)
+            self.perform(self.member.reduce_failed(plan.digest, Reason.BAD_CHUNK, self.me, plan.shards[0].reducer))
         except DriftedError as error:
             _log.warning("epoch %d: this peer's state is %s", plan.ballot.epoch, error)
             self.perform(self.member.drifted(plan.digest, error.reducers))

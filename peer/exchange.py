@@ -68,7 +68,10 @@ async def exchange(
             raise ReduceError(Reason.RESULTS_DIFFER, me, received.shard.reducer, "reducers average different contributions")
     if contribution is not None and contribution not in first:
         raise ReduceError(Reason.RESULTS_DIFFER, me, plan.shards[0].reducer, "this peer's contribution is not in the average")
-    averages = Averages(first, tuple(received.result for received in shards if received.result is not None))
+    try:
+        averages = Averages(first, tuple(received.result for received in shards if received.result is not None))
+    except ValueError as error:
+        raise ReduceError(Reason.RESULTS_DIFFER, me, plan.shards[0].reducer, str(error)) from error
     if plan.finishes not in (None, averages):
         raise ReduceError(Reason.RESULTS_DIFFER, me, plan.shards[0].reducer, "these are not the averages to be finished")
     return averages, came_to
@@ -232,7 +235,7 @@ async def _take(stream: BulkStream, received: _Received) -> None:
         if kind is Kind.CHUNK:
             await stream.receive_into(received.place(length))
             received.took()
-        elif kind is Kind.AVERAGED:
+        elif kind is Kind.AVERAGED and not received.contributions:
             averaged = await stream.record(pb.Averaged, length)
             received.contributions = tuple(from_wire(Contribution, item) for item in averaged.contributions)
         elif kind is Kind.DONE:

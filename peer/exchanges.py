@@ -43,6 +43,7 @@ class Exchanges:
         self._handover = handover
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._reducing: dict[tuple[str, int], Reducing] = {}
+        self._failed: list[Reducing] = []  # some may still be told
         self._planned = asyncio.Condition()
         self._held: tuple[Averages | None, memoryview] = (None, memoryview(b""))  # of the last plan that came to averages
 
@@ -91,9 +92,13 @@ class Exchanges:
             gives = averaged if plan.gives else b""
         elif plan.finishes is not None and own and not plan.is_given_to:
             raise ReduceError(Reason.REDUCER_LOST, me, me, "the averages that it should pass on are not here any more")
-        self._links.traffic.begin()
-        self._held = await exchange(plan, me, contribution, gives, own, outcome=outcome, links=self._links)
-        self._links.traffic.end(plan.planned_s)
+        traffic = self._links.traffic
+        traffic.begin()
+        try:
+            self._held = await exchange(plan, me, contribution, gives, own, outcome=outcome, links=self._links)
+            traffic.end(plan.planned_s, sends=contribution is not None or bool(own))
+        finally:
+            traffic.give_up()
         assert self._held[0] is not None
         return self._held[0]
 
@@ -125,9 +130,14 @@ class Exchanges:
         if task is not None:
             task.cancel()
         for key in [key for key in self._reducing if key[0] == plan_digest]:
-            self._reducing.pop(key).fail(Reason.SUPERSEDED, self._me, "the attempt is over")
+            reducing = self._reducing.pop(key)
+            reducing.fail(Reason.SUPERSEDED, self._me, "the attempt is over")
+            self._failed.append(reducing)
 
     def committed(self, plan_digest: str) -> None:
         """Others may still be fetching this epoch's shards from here; what is older nobody needs."""
-        self._reducing = {key: reducing for key, reducing in self._reducing.items() if key[0] == plan_digest}
+        kept = {key: reducing for key, reducing in self._reducing.items() if key[0] == plan_digest}
+        for reducing in (*self._failed, *(it for key, it in self._reducing.items() if key not in kept)):
+            reducing.close()
+        self._reducing, self._failed = kept, []
         self._tasks.clear()

@@ -26,13 +26,17 @@ PROBE_S = 0.75
 MOST_BYTES = 32 << 20  # to or from each: on a fast line that takes less than PROBE_S
 # A line is at its speed after this much of it: TCP begins slowly.
 WARM_UP_SHARE = 0.3
-PIECE = bytes(64 << 10)
+PIECE = bytes(8 << 10)
 # A peer is probed by another at most this often.
 AGAIN_S = 10.0
-LIMIT_S = 5 * PROBE_S
+# What the other side says that came is believed up to so many times what this side finds for the whole probe.
+MOST_OF_OURS = 5.0
+LIMIT_S = 20 * PROBE_S  # what was queued in that time has to drain
 # The line is measured again after this time, or this one when a round was late.
 STALE_S, DOUBTED_S = 900.0, 60.0
 LOOK_AGAIN_S = 10.0
+# What the other side says that came is believed up to so many times what this side finds for the whole probe.
+MOST_OF_OURS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +63,8 @@ class Line:
         """Measures again when it is time, everybody at another moment."""
         while True:
             await asyncio.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
+            if self._bulk.traffic.up.began_at is not None:
+                continue  # a round has the line
             age_s = time.monotonic() - self._measured_at
             if age_s > STALE_S or (self._bulk.traffic.is_late and age_s > DOUBTED_S):
                 await self.measure()
@@ -69,7 +75,7 @@ async def probe(links: BulkLinks, others: Sequence[Candidate]) -> None:
     Directions of which nobody can tell stay as they are."""
     for flow, direction in ((links.traffic.up, _up), (links.traffic.down, _down)):
         rates = await asyncio.gather(*(_rate(links, other, direction) for other in others[:MOST_PEERS]))
-        if sum(rates):
+        if all(rates) or sum(rates) > flow.bytes_s:  # some who do not answer leave room on the line
             flow.measured(sum(rates))
 
 
@@ -83,10 +89,11 @@ async def _rate(links: BulkLinks, other: Candidate, direction: Callable[[BulkStr
 
 
 async def _up(stream: BulkStream) -> float:
+    began = time.monotonic()
     await stream.send_record(Kind.PROBE, pb.Probe(up=True))
-    await _send(stream)
+    sent = await _send(stream)
     answer = await stream.expect(Kind.DONE, pb.Probed)
-    if not 0 <= answer.bytes_s < 1e12:
+    if not 0 <= answer.bytes_s < MOST_OF_OURS * sent / (time.monotonic() - began):
         raise BadMessageError("a rate out of all bounds")
     return float(answer.bytes_s)
 
@@ -96,12 +103,13 @@ async def _down(stream: BulkStream) -> float:
     return await _receive(stream)
 
 
-async def _send(stream: BulkStream) -> None:
+async def _send(stream: BulkStream) -> int:
     until, sent = time.monotonic() + PROBE_S, 0
     while time.monotonic() < until and sent < MOST_BYTES:
         await stream.send(Kind.CHUNK, PIECE)
         sent += len(PIECE)
     await stream.send(Kind.CHUNK)
+    return sent
 
 
 async def _receive(stream: BulkStream) -> float:

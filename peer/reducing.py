@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from protocols.codecs import Codec
 from protocols.errors import BadMessageError, DugnadError, UnreachableError
@@ -38,6 +39,24 @@ class Reducing:
         self.chunk_bytes = codec.encoded_bytes(chunk_elements_of(plan.shards[shard_index]))
         self._error: ReduceError | None = None
         self._waiters: list[asyncio.Future[None]] = []
+        self._serving: dict[str, asyncio.Task[Any] | None] = {}
+
+    def admits(self, peer: str) -> bool:
+        """Whether this member opens the shard for the first time; the task that runs serves it."""
+        task = asyncio.current_task()
+        if peer in self._serving or task is None:
+            return False
+        self._serving[peer] = task
+        return True
+
+    def served(self, peer: str) -> None:
+        self._serving[peer] = None
+
+    def close(self) -> None:
+        """Nobody needs this any more; who has not taken it by now does not read."""
+        for task in self._serving.values():
+            if task is not None:
+                task.cancel()
 
     def open(self, peer: str, contribution: Contribution | None) -> None:
         """Raises BadMessageError, or the ReduceError that came before."""
@@ -115,6 +134,7 @@ async def serve_reduce(reducing: Reducing, opened: pb.ReduceOpen, stream: BulkSt
         await _stopped(upload)
         await refuse(stream, error.reason, error.member)
     finally:
+        reducing.served(stream.peer)
         await _stopped(upload)
 
 

@@ -130,6 +130,8 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
             await refuse_bulk(stream, Reason.SUPERSEDED, "the attempt is over, or was never planned here")
         elif stream.peer not in reducing.plan.members:
             await refuse_bulk(stream, Reason.NOT_A_MEMBER, f"{stream.peer[:8]} is no member of that plan")
+        elif not reducing.admits(stream.peer):
+            await refuse_bulk(stream, Reason.BUSY, f"{stream.peer[:8]} has this shard open already")
         else:
             await serve_reduce(reducing, opened, stream)
 

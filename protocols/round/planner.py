@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from protocols.round.plans import Plan
+from protocols.round.plans import LEAST_PLANNED_S, LONGEST_PLANNED_S, Plan
 from protocols.round.program import Link, fastest, measured, round_seconds, worth_waiting_for
 from protocols.round.records import MAX_REDUCERS, Averages, Candidate, ReadyFor, Shard, ShardResult
 
@@ -195,12 +195,13 @@ def around(failed: Pairs, present: Collection[str], me: str) -> tuple[set[str], 
 
 def planned_seconds(plan: Plan, present: Mapping[str, Present], vector_bytes: int) -> float:
     """How long the plan takes whoever of those who give or reduce takes longest over its share, at measured rates; 0 while some
-    are not known. Whoever only receives holds nobody up."""
+    are not known, or when that is too long to be waited for. Whoever only receives holds nobody up."""
     needed = {*plan.contributors, *(shard.reducer for shard in plan.shards)}
     if not all(present[member].upload_bytes_s and present[member].download_bytes_s for member in needed):
         return 0.0
     links = {peer: _planned_link(plan, peer, present[peer]) for peer in needed}
-    return round_seconds(links, _planned_fractions(plan), vector_bytes, members=len(plan.members))
+    seconds = round_seconds(links, _planned_fractions(plan), vector_bytes, members=len(plan.members))
+    return max(seconds, LEAST_PLANNED_S) if seconds <= LONGEST_PLANNED_S else 0.0
 
 
 def slowest_paces(plan: Plan, present: Mapping[str, Present], vector_bytes: int, seconds: float) -> dict[str, float]:

@@ -13,6 +13,9 @@ from typing import Any
 
 from protocols.round.records import CODEC_NAMES, MAX_REDUCERS, Averages, Ballot, Commit, Shard, digest_of, require, require_digest
 
+# What takes longer is not planned for: it goes as fast as it can.
+LEAST_PLANNED_S, LONGEST_PLANNED_S = 1e-3, 600.0
+
 
 @dataclass(frozen=True)
 class _Peers:
@@ -54,7 +57,7 @@ class PlanIdentity:
             "shards are contiguous",
         )
         require(0 < self.patience_s < 1e6, "a plan's patience is positive")
-        require(0 <= self.planned_s < 1e6, "a plan takes its time")
+        require(self.planned_s == 0 or LEAST_PLANNED_S <= self.planned_s <= LONGEST_PLANNED_S, "a plan takes its time")
         require(self.codec in CODEC_NAMES, "a plan's codec is known")
         require_digest(self.contributors_digest, "a plan's contributors")
         require_digest(self.members_digest, "a plan's members")
@@ -163,7 +166,7 @@ class Part(PlanIdentity):
     def pace(self, size: int) -> float | None:
         """Bytes/s at which `size` bytes of a shard go from one peer to another: in the time that the plan takes, so that
         no line is asked for more than it can carry. None: as fast as it can."""
-        return size / self.planned_s if self.planned_s else None
+        return size / self.planned_s if size and self.planned_s else None
 
     @property
     def known_members(self) -> tuple[str, ...]:

@@ -10,16 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import ssl
 import struct
 import sys
-import tempfile
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import IntEnum
-from pathlib import Path
 from typing import TypeVar
 
 from cryptography import x509
@@ -29,6 +26,7 @@ from google.protobuf.message import DecodeError, Message
 from protocols.errors import BadMessageError, PortInUseError, RefusedError, RemoteError, UnreachableError
 from protocols.identity import Credentials, peer_id_of, server_name
 from protocols.reasons import Reason
+from protocols.transport import tls
 from protocols.transport.links import PROTOCOL_VERSION
 from protocols.transport.traffic import Traffic
 from protocols.wire import dugnad_pb2 as pb
@@ -37,17 +35,18 @@ from protocols.wire import dugnad_pb2 as pb
 BURST_BYTES = 64 << 10
 # What one stream moves before the loop's other work gets its turn.
 TURN_BYTES = 512 << 10
-# What lies in the kernel without being on its way: little, so that a contribution does not queue before somebody's averages.
-UNSENT_BYTES = 256 << 10
 RECORD_BYTES = 16 << 10  # TLS's own unit
 DIAL_S = 10.0
 # A refused caller is listened to for so long, since closing at once would take the refusal back from it.
 DRAIN_S = 5.0
 MAX_RECORD_BYTES = 8 << 20
-KEEPALIVE_S = 20
+# One peer needs a connection for each shard that it gives to this one.
+MOST_CONNECTIONS_OF_PEER = 128
 _HEADER = struct.Struct("<BI")
 SO_MAX_PACING_RATE = 47 if sys.platform == "linux" else 0  # Python has no name for it
 UNPACED = (1 << 64) - 1
+# Once the kernel has put off a packet, no later change of pace hastens it.
+LEAST_PACE_BYTES_S = 16 << 10
 _log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -95,9 +94,9 @@ class BulkStream:
         """Send no faster than this from now on (None: without a limit), where the system can: evenly, instead of in bursts that
         fill the receiver's line and are dropped before it."""
         if SO_MAX_PACING_RATE:
-            rate = min(int(bytes_s), UNPACED) if bytes_s is not None else UNPACED
+            rate = UNPACED if bytes_s is None else int(min(max(bytes_s, LEAST_PACE_BYTES_S), UNPACED))
             with contextlib.suppress(OSError):  # a system without it, or a connection that is closed: it shows soon enough
-                self._connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, max(1, rate).to_bytes(8, sys.byteorder))
+                self._connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, rate.to_bytes(8, sys.byteorder))
 
     async def handshake(self) -> None:
         await self._until_done(self._connection.do_handshake)
@@ -150,10 +149,13 @@ class BulkStream:
 
     async def drain(self) -> None:
         """Read and forget until the other side closes."""
-        scratch = memoryview(bytearray(BURST_BYTES))
         with contextlib.suppress(RemoteError, asyncio.TimeoutError):
-            while True:
-                await asyncio.wait_for(self._read_into(scratch), DRAIN_S)
+            await asyncio.wait_for(self._forget_all(), DRAIN_S)
+
+    async def _forget_all(self) -> None:
+        scratch = memoryview(bytearray(BURST_BYTES))
+        while True:
+            await self._read_into(scratch)
 
     async def _read_into(self, view: memoryview) -> int:
         size = await self._until_done(lambda: self._read_some(view[:BURST_BYTES]))
@@ -225,7 +227,7 @@ class BulkLinks:
 
     def __init__(self, credentials: Credentials, run_digest: str, traffic: Traffic) -> None:
         self.traffic = traffic
-        self._tls = _context(credentials, ssl.PROTOCOL_TLS_CLIENT)
+        self._tls = tls.context(credentials, ssl.PROTOCOL_TLS_CLIENT)
         self._hello = pb.BulkHello(protocol=PROTOCOL_VERSION, run_digest=run_digest)
         self._idle: dict[tuple[str, str], list[BulkStream]] = defaultdict(list)
 
@@ -255,24 +257,14 @@ class BulkLinks:
             raise UnreachableError(f"{peer[:8]} at {address} does not answer within {DIAL_S:g} s") from error
 
     async def _dial(self, peer: str, address: str) -> BulkStream:
-        host, _, port = address.rpartition(":")
-        plain = None
+        self._forget_broken()
+        plain = await tls.connected_to(peer, address)
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-            family, kind, protocol, _, where = found[0]
-            plain = socket.socket(family, kind, protocol)
-            plain.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(plain, where)
-            _tune(plain)
+            tls.tune(plain)
             connection = self._tls.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=server_name(peer))
-        except (OSError, ValueError) as error:
-            if plain is not None:
-                plain.close()
+        except OSError as error:
+            plain.close()
             raise UnreachableError(f"{peer[:8]} cannot be reached at {address} ({error})") from error
-        except BaseException:
-            if plain is not None:
-                plain.close()
-            raise
         stream = BulkStream(connection, peer, self.traffic)
         try:
             await stream.handshake()
@@ -281,6 +273,17 @@ class BulkLinks:
             stream.close()
             raise
         return stream
+
+    def _forget_broken(self) -> None:
+        """Connections to those who left, or who listen elsewhere now."""
+        for key, streams in list(self._idle.items()):
+            alive = [stream for stream in streams if stream.is_idle]
+            for stream in streams:
+                if stream not in alive:
+                    stream.close()
+            self._idle[key] = alive
+            if not alive:
+                del self._idle[key]
 
     def close(self) -> None:
         for streams in self._idle.values():
@@ -296,11 +299,12 @@ class BulkServer:
     """Listens for other peers' connections, and answers one request after another on each."""
 
     def __init__(self, credentials: Credentials, run_digest: str, traffic: Traffic) -> None:
-        self._tls = _context(credentials, ssl.PROTOCOL_TLS_SERVER)
+        self._tls = tls.context(credentials, ssl.PROTOCOL_TLS_SERVER)
         self._run_digest = run_digest
         self._traffic = traffic
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: Counter[str] = Counter()  # by peer
 
     def listen(self, host: str, port: int) -> int:
         """The port that was bound (`port` unless that was 0). Raises PortInUseError."""
@@ -347,7 +351,7 @@ class BulkServer:
 
     async def _connected(self, plain: socket.socket, serve: Serve) -> None:
         try:
-            _tune(plain)
+            tls.tune(plain)
             connection = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
         except OSError:
             plain.close()
@@ -355,6 +359,9 @@ class BulkServer:
         stream = BulkStream(connection, "", self._traffic)
         try:
             await asyncio.wait_for(self._greeted(stream, connection), DIAL_S)
+            self._connections[stream.peer] += 1
+            if self._connections[stream.peer] > MOST_CONNECTIONS_OF_PEER:
+                await refuse(stream, Reason.BUSY, "too many connections")
             while True:
                 kind, length = await stream.header()
                 stream.pace(None)
@@ -367,6 +374,8 @@ class BulkServer:
             pass  # it is gone; whoever waited for its bytes has been told
         finally:
             stream.close()
+            self._connections[stream.peer] -= 1
+            self._connections += Counter()  # forgets those who have none
 
     async def _greeted(self, stream: BulkStream, connection: ssl.SSLSocket) -> None:
         await stream.handshake()
@@ -386,34 +395,3 @@ async def refuse(stream: BulkStream, reason: Reason, sentence: str) -> None:
     await stream.send_record(Kind.REFUSED, pb.Refused(reason=reason.value, sentence=sentence))
     await stream.drain()
     raise UnreachableError(f"{stream.peer[:8]} was refused: {sentence}")
-
-
-def _tune(plain: socket.socket) -> None:
-    plain.setblocking(False)
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", KEEPALIVE_S), ("TCP_KEEPINTVL", 5), ("TCP_NOTSENT_LOWAT", UNSENT_BYTES)):
-        if hasattr(socket, name):
-            plain.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _context(credentials: Credentials, protocol: int) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(cadata=credentials.authority.decode())
-    with _as_file(credentials.certificate + credentials.key.pem) as path:
-        context.load_cert_chain(path)
-    return context
-
-
-@contextlib.contextmanager
-def _as_file(content: bytes) -> Iterator[str]:
-    """A file that only this user may read, for as long as OpenSSL needs one: it takes keys from nowhere else."""
-    handle, path = tempfile.mkstemp()
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        yield path
-    finally:
-        Path(path).unlink()

@@ -71,6 +71,9 @@ class Flow:
         elif not planned_s or seconds > LATE * planned_s:
             self._estimate += FALL_SHARE * (newest - self._estimate)
 
+    def give_up(self) -> None:
+        self._began = None
+
     def measured(self, bytes_s: float) -> None:
         """A probe found this rate: what was estimated before is forgotten."""
         self._estimate = bytes_s
@@ -110,10 +113,16 @@ class Traffic:
         self.up.begin()
         self.down.begin()
 
-    def end(self, planned_s: float = 0.0) -> None:
-        """It was completed."""
+    def give_up(self) -> None:
+        """What was not completed says nothing."""
+        self.up.give_up()
+        self.down.give_up()
+
+    def end(self, planned_s: float = 0.0, *, sends: bool = True) -> None:
+        """It was completed. `sends`: it had much to send, and not requests only."""
         began_at = self.up.began_at
-        self.up.end(planned_s)
+        if sends:
+            self.up.end(planned_s)
         self.down.end(planned_s)
         if began_at is not None and planned_s >= TELLING_S:
             self.is_late = self._clock() - began_at > LATE * planned_s

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -89,7 +90,7 @@ max_samples = 32
 """
 
 
-def free_port(span: int = 3) -> int:
+def free_port(span: int = 4) -> int:
     """A port such that it and the next ones are free now."""
     while True:
         with socket.socket() as first:
@@ -333,7 +334,17 @@ class Swarm:
 def address_of(process: Process) -> str:
     """Where a peer accepts connections: the port that is its own process's, not its DHT daemon's."""
     listening = [c for c in psutil.Process(process.pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    return f"127.0.0.1:{listening[0].laddr.port}"
+    (port,) = (it.laddr.port for it in listening if _speaks_grpc(it.laddr.port))
+    return f"127.0.0.1:{port}"
+
+
+def _speaks_grpc(port: int) -> bool:
+    """The other port is for shards."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain, context.wrap_socket(plain) as connection:
+        return connection.selected_alpn_protocol() == "h2"
 
 
 def committed_ranges(processes: list[Process]) -> dict[tuple[str, int], list[tuple[int, int, int]]]:

@@ -34,7 +34,7 @@ def refused(code: int, cause: str, *arguments: str) -> str:
 
 def write_spec(folder: Path, old: str = "", new: str = "", *, text: Path | None = None) -> Path:
     path = folder / "run.toml"
-    path.write_text(SPEC.format(seed=1, text=text or folder, batch=32, limit="", codec="fp32").replace(old, new))
+    path.write_text(SPEC.format(seed=1, text=text or folder, batch=32, limit="", codec="fp32", overlap="false").replace(old, new))
     return path
 
 

@@ -151,7 +151,7 @@ def test_whose_loss_ends_an_attempt_after_its_majority_is_named_by_the_plan_that
 
 def test_a_member_that_only_receives_because_of_its_link_is_named_with_this_reason_in_plan_and_commit() -> None:
     table = Table("bob", "cid", "far")
-    table.lead.vector_bytes = 10_000_000
+    table.lead.codecs = dict.fromkeys(table.lead.codecs, 10_000_000)
     quick, slow = ({"upload_bytes_s": rate, "download_bytes_s": 1e8} for rate in (1e8, 1e5))
     for peer in ("lea", "bob"):
         table.report(peer, 9, **quick)

@@ -22,7 +22,7 @@ from protocols.round.planner import (
     slowest_paces,
     suppliers,
 )
-from protocols.round.plans import Plan
+from protocols.round.plans import Plan, part_of
 from protocols.round.records import MAX_REDUCERS, Ballot, Candidate, Shard, ShardResult
 
 MBIT = 125_000.0
@@ -206,6 +206,26 @@ def plan(shards: int, *, contributors: tuple[str, ...] = ("p000", "p001", "p002"
     return Plan(
         "ab" * 32, Ballot(1, "a" * 64, 1, "p000"), contributors, members, equal_shards(6 * GRID, reducers(shards)), "fp32", 4.0, 7
     )
+
+
+@pytest.mark.parametrize("rate", [1e-6, 60.0])
+def test_nobody_waits_for_days_for_one_member_whose_line_is_next_to_nothing(rate: float) -> None:
+    present = {f"p{index:03d}": Present("x:1", 1, 1e6, 1e6) for index in range(3)} | {"p001": Present("x:1", 1, rate, 1e6)}
+    assert planned_seconds(plan(3), present, 100_000_000) == 0, "as if it was not known: no pace"
+
+
+def test_who_only_receives_holds_nobody_up() -> None:
+    present = {f"p{index:03d}": Present("x:1", 1, 1e6, 1e6) for index in range(3)} | {"p002": Present("", 0, 1.0, 1.0)}
+    assert planned_seconds(plan(2, contributors=("p000", "p001")), present, 12_000) < 1
+
+
+def test_a_plan_s_pace_is_its_bytes_in_its_time_and_none_for_what_has_no_bytes() -> None:
+    part = part_of(dataclasses.replace(plan(3), planned_s=4.0), "p001")
+    assert (part.pace(1000), part.pace(0)) == (250.0, None)
+    assert part_of(plan(3), "p001").pace(1000) is None
+    for planned_s in (-1.0, 5e-324, 1e5, float("nan")):
+        with pytest.raises(ValueError, match="takes its time"):
+            dataclasses.replace(plan(3), planned_s=planned_s)
 
 
 def test_the_slowest_pace_is_half_of_what_the_longest_share_takes_at_measured_rates() -> None:

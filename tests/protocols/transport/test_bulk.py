@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -228,7 +229,7 @@ def test_a_side_that_goes_away_ends_the_wait_of_the_other(tmp_path: Path) -> Non
 def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
     async def work() -> None:
         links = BulkLinks(credentials(tmp_path), RUN, Traffic())
-        for address in ("127.0.0.1:1", "127.0.0.1:none", "nowhere.invalid:80"):
+        for address in ("127.0.0.1:1", "127.0.0.1:none", f"127.0.0.1:{10**30}", "nowhere.invalid:80"):
             with pytest.raises(UnreachableError):
                 async with links.to("bob", address):
                     pass
@@ -253,5 +254,58 @@ def test_who_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.
             reader, writer = await asyncio.open_connection(host, int(port))
             assert await reader.read() == b"", "the server closes"
             writer.close()
+
+    run(work())
+
+
+def test_a_pace_holds_and_is_taken_off_for_the_next_request(tmp_path: Path) -> None:
+    """Once the kernel has put a packet off for long, no later pace hastens it: so there is a least pace."""
+
+    async def work() -> None:
+        async with pair(tmp_path) as two:
+            for bytes_s in (0.0, float("inf"), 5e-324, 1e6):
+                async with two.to() as stream:
+                    stream.pace(bytes_s)
+                    for _ in range(20):  # the first few packets go out at once, whatever the pace
+                        await stream.send(Kind.PROBE, bytes(100))
+                        _, length = await stream.header()
+                        await stream.receive_into(memoryview(bytearray(length)))
+            async with two.to() as stream:
+                began = time.monotonic()
+                await stream.send(Kind.PROBE, bytes(4 << 20))
+                _, length = await stream.header()
+                await stream.receive_into(memoryview(bytearray(length)))
+                assert time.monotonic() - began < 3.0, "4 MiB at no pace"
+
+    run(work())
+
+
+def test_connections_of_one_peer_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "MOST_CONNECTIONS_OF_PEER", 2)
+
+    async def work() -> None:
+        async with pair(tmp_path) as two, two.to() as first, two.to() as second:
+            for stream in (first, second):
+                await stream.send(Kind.PROBE, b"x")
+                _, length = await stream.header()
+                await stream.receive_into(memoryview(bytearray(length)))
+            with pytest.raises(RefusedError) as refused:
+                async with two.to() as third:
+                    await third.header()
+            assert refused.value.reason == Reason.BUSY.value
+
+    run(work())
+
+
+def test_connections_that_broke_are_forgotten_when_another_is_dialled(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path) as two:
+            async with two.to() as stream:
+                pass
+            two.links._idle["gone", "nowhere:1"].append(stream)
+            two.links._idle[two.peer, two.address].clear()
+            stream.close()
+            async with two.to():
+                assert ("gone", "nowhere:1") not in two.links._idle
 
     run(work())
