@@ -105,7 +105,8 @@ def _last_members(peer: Process) -> list[str]:
 
 
 def test_a_late_joiner_is_bit_identical_to_the_others_once_it_has_contributed(tmp_path: Path) -> None:
-    with Swarm(tmp_path, seed=14, codec="fp16") as swarm:
+    # Epochs are long enough for two snapshots to be taken in one.
+    with Swarm(tmp_path, seed=14, codec="fp16", batch=1536) as swarm:
         early = swarm.start_peer("early")
         swarm.commits_by(early, 4, 90)
         late = swarm.start_peer("late")
