@@ -431,7 +431,7 @@ class Averaging:
     async def _catch_up(self, reason: Reason) -> None:
         tip = await self._catching_up.run(reason, self._advanced)
         if reason is Reason.JOINED:
-            await self._line.measure()
+            self._spawn(self._line.measure())  # nobody waits for it: whoever is asked may be gone
         self._spawn(self._forks.settle(tip))
         self.perform(self.lead.follow(tip))
         self.succession.follow(tip)

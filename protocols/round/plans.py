@@ -15,6 +15,8 @@ from protocols.round.records import CODEC_NAMES, MAX_REDUCERS, Averages, Ballot,
 
 # What takes longer is not planned for: it goes as fast as it can.
 LEAST_PLANNED_S, LONGEST_PLANNED_S = 1e-3, 600.0
+# Shorter rounds are mostly waiting for each other: a pace would only lengthen them.
+PACED_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Part(PlanIdentity):
     def pace(self, size: int) -> float | None:
         """Bytes/s at which `size` bytes of a shard go from one peer to another: in the time that the plan takes, so that
         no line is asked for more than it can carry. None: as fast as it can."""
-        return size / self.planned_s if size and self.planned_s else None
+        return size / self.planned_s if size and self.planned_s >= PACED_S else None
 
     @property
     def known_members(self) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ class Flow:
             self._estimate = newest
         elif newest > self._estimate:
             self._estimate += RISE_SHARE * (newest - self._estimate)
-        elif not planned_s or seconds > LATE * planned_s:
+        elif seconds >= TELLING_S and (not planned_s or seconds > LATE * planned_s):
             self._estimate += FALL_SHARE * (newest - self._estimate)
 
     def give_up(self) -> None:

@@ -35,6 +35,8 @@ def test_the_first_transfer_sets_the_rate_and_later_ones_move_it() -> None:
     transfer(flow, clock, (0.5, 1000))
     assert flow.bytes_s == pytest.approx(1000 + RISE_SHARE * 1000)
     transfer(flow, clock, (0.5, 250))
+    assert flow.bytes_s == pytest.approx(1500), "so short a transfer is mostly waiting"
+    transfer(flow, clock, (2.0, 1000))
     assert flow.bytes_s == pytest.approx(1500 - FALL_SHARE * 1000)
 
 
