@@ -189,10 +189,12 @@ class Replica:
 
     def decode(self, averaged: memoryview, into: torch.Tensor) -> None:
         """Averages of the whole vector into (elements,), piece by piece. Raises BadMessageError."""
+        piece = self.codec.room_for(min(PIECE_ELEMENTS, self.elements))
         for at in range(0, self.elements, PIECE_ELEMENTS):
             end = min(at + PIECE_ELEMENTS, self.elements)
-            data = averaged[self.codec.encoded_bytes(at) : self.codec.encoded_bytes(end)]
-            into[at:end] = torch.from_numpy(self.codec.decode(data, end - at))
+            values = piece[: end - at]
+            self.codec.decode_into(averaged[self.codec.encoded_bytes(at) : self.codec.encoded_bytes(end)], values)
+            into[at:end] = torch.from_numpy(values)
 
     def capture(self) -> tuple[bytes, StateHeader, Tip]:
         """A snapshot of the state as it stands. Raises BadMessageError when the state is of no lineage."""

@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,10 @@ class Codec(ABC):
         """In what precision vectors are taken, averaged and given back."""
         return np.float32
 
+    def room_for(self, elements: int) -> FloatArray:
+        """(elements,) floats in `working` precision, to be decoded into."""
+        return cast(FloatArray, np.empty(elements, self.working))
+
     @abstractmethod
     def encoded_bytes(self, elements: int) -> int:
         """Size of the encoding of a vector's first `elements` elements: on the grid, where element `elements` begins."""
@@ -57,9 +62,15 @@ class Codec(ABC):
     def most_error(self, values: FloatArray) -> npt.NDArray[np.float64]:
         """(n,) values -> (n,) how far from each its decoded encoding may be, unless it saturates."""
 
-    @abstractmethod
     def encode(self, values: FloatArray) -> bytes:
         """(n,) floats -> encoded_bytes(n) bytes."""
+        out = bytearray(self.encoded_bytes(len(values)))
+        self.encode_into(values, out)
+        return bytes(out)
+
+    @abstractmethod
+    def encode_into(self, values: FloatArray, out: bytearray | memoryview) -> None:
+        """(n,) floats into the encoded_bytes(n) bytes of `out`."""
 
     def check(self, data: Bytes, elements: int) -> None:
         """Raises BadMessageError unless `data` are so many elements, all finite. Reads the data once at most."""
@@ -70,17 +81,22 @@ class Codec(ABC):
 
     def decode(self, data: Bytes, elements: int) -> FloatArray:
         """(elements,) floats in `working` precision, the caller's own. Raises BadMessageError as `check` does."""
-        self.check(data, elements)
-        values: FloatArray = self._values(_tensor(np.frombuffer(data, np.uint8)), elements).numpy()
+        values = self.room_for(elements)
+        self.decode_into(data, values)
         return values
+
+    def decode_into(self, data: Bytes, values: FloatArray) -> None:
+        """Fills (elements,) floats in `working` precision. Raises BadMessageError as `check` does, with `values` untouched."""
+        self.check(data, len(values))
+        self._decode_into(_tensor(np.frombuffer(data, np.uint8)), torch.from_numpy(values))
 
     @abstractmethod
     def _is_sound(self, data: torch.Tensor, elements: int) -> bool:
         """`data`: (encoded_bytes(elements),) uint8."""
 
     @abstractmethod
-    def _values(self, data: torch.Tensor, elements: int) -> torch.Tensor:
-        """(encoded_bytes(elements),) sound uint8 -> (elements,) in new memory."""
+    def _decode_into(self, data: torch.Tensor, values: torch.Tensor) -> None:
+        """(encoded_bytes(elements),) sound uint8 into (elements,)."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +125,19 @@ class FloatCodec(Codec):
         bound: npt.NDArray[np.float64] = np.maximum(size, about.tiny) * (about.eps / 2)
         return bound
 
-    def encode(self, values: FloatArray) -> bytes:
+    def encode_into(self, values: FloatArray, out: bytearray | memoryview) -> None:
         exact = _tensor(np.ascontiguousarray(values, self.working))
-        narrow = exact.to(self.wire)
-        if narrow is not exact and not _is_finite(narrow):
+        narrow = torch.from_numpy(np.frombuffer(out, np.uint8)).view(self.wire)
+        narrow.copy_(exact)
+        if self.wire.itemsize < exact.itemsize and not _is_finite(narrow):
             most = torch.finfo(self.wire).max
-            narrow = torch.where(exact.isfinite(), exact.clamp(-most, most), exact).to(self.wire)
-        bits = torch.int16 if self.wire.itemsize == 2 else self.wire  # numpy has no bfloat16
-        return narrow.view(bits).numpy().tobytes()
+            narrow.copy_(torch.where(exact.isfinite(), exact.clamp(-most, most), exact))
 
     def _is_sound(self, data: torch.Tensor, elements: int) -> bool:
         return _is_finite(data.view(self.wire))
 
-    def _values(self, data: torch.Tensor, elements: int) -> torch.Tensor:
-        return data.view(self.wire).to(max(self.wire, torch.float32, key=lambda dtype: dtype.itemsize), copy=True)
+    def _decode_into(self, data: torch.Tensor, values: torch.Tensor) -> None:
+        values.copy_(data.view(self.wire))
 
 
 @dataclass(frozen=True)
@@ -158,9 +173,9 @@ class BlockCodec(Codec):
         bound: npt.NDArray[np.float64] = np.repeat(error, BLOCK)[: len(size)]
         return bound
 
-    def encode(self, values: FloatArray) -> bytes:
+    def encode_into(self, values: FloatArray, out: bytearray | memoryview) -> None:
         exact = _tensor(np.ascontiguousarray(values, self.working))
-        encoded = torch.empty(self.encoded_bytes(len(exact)), dtype=torch.uint8)
+        encoded = torch.from_numpy(np.frombuffer(out, np.uint8))
         whole = len(exact) - len(exact) % BLOCK
         for at in range(0, whole, PIECE_ELEMENTS):
             end = min(at + PIECE_ELEMENTS, whole)
@@ -171,7 +186,6 @@ class BlockCodec(Codec):
             piece = torch.empty(1, self.encoded_bytes(len(short)), dtype=torch.uint8)
             self._encode_blocks(short.view(1, -1), piece)
             encoded[self.encoded_bytes(whole) :] = piece[0, : len(encoded) - self.encoded_bytes(whole)]
-        return encoded.numpy().tobytes()
 
     def _encode_blocks(self, blocks: torch.Tensor, encoded: torch.Tensor) -> None:
         """(k, b) floats, b even -> (k, encoded_bytes(b)) uint8."""
@@ -218,22 +232,15 @@ class BlockCodec(Codec):
                 return False  # a zero of another sign, or numbers that stand for nothing
         return True
 
-    def _values(self, data: torch.Tensor, elements: int) -> torch.Tensor:
-        values = torch.empty(elements + elements % 2)
+    def _decode_into(self, data: torch.Tensor, values: torch.Tensor) -> None:
         at = 0
-        for piece in self._pieces(data, elements):
+        for piece in self._pieces(data, len(values)):
             numbers = piece[:, SCALE_BYTES:].view(torch.int8)
+            if self.bits == 4:
+                numbers = torch.cat((numbers << 4 >> 4, numbers >> 4), dim=1)
             end = min(at + len(piece) * BLOCK, len(values))
-            target = values[at:end].view(len(piece), -1)
-            if self.bits == 8:
-                target[:, : numbers.shape[1]].copy_(numbers)
-            else:
-                half = numbers.shape[1]
-                target[:, :half].copy_(numbers << 4 >> 4)
-                target[:, half:].copy_(numbers >> 4)
-            target.mul_(_scales(piece))
+            torch.mul(numbers[:, : (end - at) // len(piece)], _scales(piece), out=values[at:end].view(len(piece), -1))
             at = end
-        return values[:elements]
 
 
 def _scales(blocks: torch.Tensor) -> torch.Tensor:

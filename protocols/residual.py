@@ -56,8 +56,8 @@ class Residual:
                 return False
             if self._kept is not None:
                 mean.add_(self._kept[at:stop], alpha=1 / samples)
-            encoded = codec.encode(mean.numpy())
-            out[codec.encoded_bytes(at) : codec.encoded_bytes(stop)] = encoded
+            encoded = out[codec.encoded_bytes(at) : codec.encoded_bytes(stop)]
+            codec.encode_into(mean.numpy(), encoded)
             if lost is not None:
                 decoded = torch.from_numpy(codec.decode(encoded, stop - at))
                 lost[at:stop] = mean.sub_(decoded).mul_(samples)

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 import struct
 import sys
 from collections import Counter, defaultdict
@@ -19,20 +18,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import IntEnum
 from typing import TypeVar
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.message import DecodeError, Message
+from OpenSSL import SSL
 
 from protocols.errors import BadMessageError, PortInUseError, RefusedError, RemoteError, UnreachableError
-from protocols.identity import Credentials, peer_id_of, server_name
+from protocols.identity import Credentials
 from protocols.reasons import Reason
 from protocols.transport import tls
 from protocols.transport.links import PROTOCOL_VERSION
 from protocols.transport.traffic import Traffic
 from protocols.wire import dugnad_pb2 as pb
 
-# One write: OpenSSL encrypts it whole, so that it is also how far progress is known.
-BURST_BYTES = 64 << 10
+# What is read or written between two looks at limits and at progress; only so much as a slow line takes in this time, too.
+BURST_BYTES = 128 << 10
+QUICK_S = 0.25
 # What one stream moves before the loop's other work gets its turn.
 TURN_BYTES = 512 << 10
 RECORD_BYTES = 16 << 10  # TLS's own unit
@@ -66,28 +65,34 @@ class BulkStream:
     """One connection. One task may send while another receives. Raises UnreachableError when it breaks, BadMessageError when the
     other side breaks the protocol, RefusedError when it says no."""
 
-    def __init__(self, connection: ssl.SSLSocket, peer: str, traffic: Traffic) -> None:
+    def __init__(self, connection: SSL.Connection, peer: str, traffic: Traffic) -> None:
         self.peer = peer
         self._connection = connection
         self._traffic = traffic
         self._loop = asyncio.get_running_loop()
         self._in_turn = 0
+        self._burst_bytes = RECORD_BYTES
+        self._is_closed = False
 
     @property
     def is_idle(self) -> bool:
         """Still open, and nothing unexpected came: fit for another request."""
+        if self._is_closed:
+            return False
         try:
             self._connection.recv(1)  # whatever it gives, even the end, nobody asked for
-        except ssl.SSLWantReadError:
+        except SSL.WantReadError:
             return True
-        except (OSError, ValueError):
+        except (SSL.Error, OSError):
             pass
         return False
 
     def close(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._loop.remove_reader(self._connection)
-            self._loop.remove_writer(self._connection)
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._loop.remove_reader(self._connection)
+        self._loop.remove_writer(self._connection)
         self._connection.close()
 
     def pace(self, bytes_s: float | None) -> None:
@@ -165,29 +170,29 @@ class BulkStream:
         return size
 
     def _read_some(self, view: memoryview) -> int:
-        """What is there of `view`, which comes a TLS record at a time. Raises SSLWantReadError when nothing is."""
+        """What is there of `view`, which comes a TLS record at a time. Raises WantReadError when nothing is."""
         at = 0
         while at < len(view):
             try:
-                size = self._connection.recv_into(view[at:])
-            except ssl.SSLWantReadError:
+                at += self._connection.recv_into(view[at : at + RECORD_BYTES])
+            except SSL.WantReadError:
                 if at:
                     break
                 raise
-            if not size:
-                raise UnreachableError(f"{self.peer[:8]} closed the connection")
-            at += size
         return at
 
     async def write(self, view: memoryview) -> None:
         """Bytes without a frame, of which the other side knows how many come."""
         while view:
-            burst = view[:BURST_BYTES]
+            burst = view[: self._burst_bytes]
             await self._traffic.up.turn(len(burst))
-            size: int = await self._until_done(lambda burst=burst: self._connection.send(burst))  # type: ignore[misc]
-            self._traffic.up.moved(size)
-            view = view[size:]
-            await self._moved(size)
+            began = self._loop.time()
+            await self._until_done(lambda burst=burst: self._connection.send(burst))  # type: ignore[misc]
+            is_quick = self._loop.time() - began < QUICK_S
+            self._burst_bytes = min(2 * self._burst_bytes, BURST_BYTES) if is_quick else RECORD_BYTES
+            self._traffic.up.moved(len(burst))
+            view = view[len(burst) :]
+            await self._moved(len(burst))
 
     async def _moved(self, size: int) -> None:
         self._in_turn += size
@@ -197,13 +202,17 @@ class BulkStream:
 
     async def _until_done(self, act: Callable[[], T]) -> T:
         while True:
+            if self._is_closed:  # OpenSSL would go on with whatever has its file descriptor now
+                raise UnreachableError(f"the connection to {self.peer[:8]} is closed")
             try:
                 return act()
-            except ssl.SSLWantReadError:
+            except SSL.WantReadError:
                 await self._wait(self._loop.add_reader, self._loop.remove_reader)
-            except ssl.SSLWantWriteError:
+            except SSL.WantWriteError:
                 await self._wait(self._loop.add_writer, self._loop.remove_writer)
-            except (OSError, ValueError) as error:  # ValueError: closed meanwhile
+            except SSL.ZeroReturnError as error:
+                raise UnreachableError(f"{self.peer[:8]} closed the connection") from error
+            except (SSL.Error, OSError) as error:
                 raise UnreachableError(f"the connection to {self.peer[:8]} broke ({error})") from error
 
     async def _wait(self, add: Callable[..., None], remove: Callable[..., object]) -> None:
@@ -227,7 +236,7 @@ class BulkLinks:
 
     def __init__(self, credentials: Credentials, run_digest: str, traffic: Traffic) -> None:
         self.traffic = traffic
-        self._tls = tls.context(credentials, ssl.PROTOCOL_TLS_CLIENT)
+        self._tls = tls.context(credentials)
         self._hello = pb.BulkHello(protocol=PROTOCOL_VERSION, run_digest=run_digest)
         self._idle: dict[tuple[str, str], list[BulkStream]] = defaultdict(list)
 
@@ -259,15 +268,13 @@ class BulkLinks:
     async def _dial(self, peer: str, address: str) -> BulkStream:
         self._forget_broken()
         plain = await tls.connected_to(peer, address)
-        try:
-            tls.tune(plain)
-            connection = self._tls.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=server_name(peer))
-        except OSError as error:
-            plain.close()
-            raise UnreachableError(f"{peer[:8]} cannot be reached at {address} ({error})") from error
+        connection = SSL.Connection(self._tls, plain)
+        connection.set_connect_state()
         stream = BulkStream(connection, peer, self.traffic)
         try:
             await stream.handshake()
+            if (answers := tls.peer_of(connection)) != peer:
+                raise UnreachableError(f"{answers[:8]} answers at {address}, not {peer[:8]}")
             await stream.send_record(Kind.HELLO, self._hello)
         except BaseException:
             stream.close()
@@ -299,7 +306,7 @@ class BulkServer:
     """Listens for other peers' connections, and answers one request after another on each."""
 
     def __init__(self, credentials: Credentials, run_digest: str, traffic: Traffic) -> None:
-        self._tls = tls.context(credentials, ssl.PROTOCOL_TLS_SERVER)
+        self._tls = tls.context(credentials)
         self._run_digest = run_digest
         self._traffic = traffic
         self._listener: socket.socket | None = None
@@ -352,10 +359,11 @@ class BulkServer:
     async def _connected(self, plain: socket.socket, serve: Serve) -> None:
         try:
             tls.tune(plain)
-            connection = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
         except OSError:
             plain.close()
             return
+        connection = SSL.Connection(self._tls, plain)
+        connection.set_accept_state()
         stream = BulkStream(connection, "", self._traffic)
         try:
             await asyncio.wait_for(self._greeted(stream, connection), DIAL_S)
@@ -377,12 +385,9 @@ class BulkServer:
             self._connections[stream.peer] -= 1
             self._connections += Counter()  # forgets those who have none
 
-    async def _greeted(self, stream: BulkStream, connection: ssl.SSLSocket) -> None:
+    async def _greeted(self, stream: BulkStream, connection: SSL.Connection) -> None:
         await stream.handshake()
-        certificate = connection.getpeercert(binary_form=True)
-        public = x509.load_der_x509_certificate(certificate or b"").public_key()
-        assert isinstance(public, ec.EllipticCurvePublicKey)  # the authority admits no other key
-        stream.peer = peer_id_of(public)
+        stream.peer = tls.peer_of(connection)
         hello = await stream.expect(Kind.HELLO, pb.BulkHello)
         if hello.protocol != PROTOCOL_VERSION:
             await refuse(stream, Reason.OTHER_VERSION, f"this peer speaks protocol {PROTOCOL_VERSION}")

@@ -309,3 +309,26 @@ def test_connections_that_broke_are_forgotten_when_another_is_dialled(tmp_path: 
                 assert ("gone", "nowhere:1") not in two.links._idle
 
     run(work())
+
+
+def test_a_closed_connection_leaves_alone_what_has_its_file_descriptor_now(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path) as two, two.to() as stream:
+            descriptor = stream._connection.fileno()
+            mine, other = socket.socketpair()
+            stream.close()
+            os.dup2(mine.fileno(), descriptor)
+            with mine, other:
+                other.setblocking(False)
+                other.send(b"x")
+                with pytest.raises(UnreachableError):
+                    await stream.send(Kind.PROBE, b"x")
+                with pytest.raises(UnreachableError):
+                    await stream.header()
+                assert not stream.is_idle
+                assert mine.recv(1) == b"x"
+                with pytest.raises(BlockingIOError):
+                    other.recv(1)
+            os.close(descriptor)
+
+    run(work())
