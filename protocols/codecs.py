@@ -239,7 +239,8 @@ class BlockCodec(Codec):
             if self.bits == 4:
                 numbers = torch.cat((numbers << 4 >> 4, numbers >> 4), dim=1)
             end = min(at + len(piece) * BLOCK, len(values))
-            torch.mul(numbers[:, : (end - at) // len(piece)], _scales(piece), out=values[at:end].view(len(piece), -1))
+            target = values[at:end].view(len(piece), -1)
+            target.copy_(numbers[:, : target.shape[1]]).mul_(_scales(piece))
             at = end
 
 

@@ -185,8 +185,8 @@ class BulkStream:
         """Bytes without a frame, of which the other side knows how many come."""
         while view:
             burst = view[: self._burst_bytes]
-            await self._traffic.up.turn(len(burst))
             began = self._loop.time()
+            await self._traffic.up.turn(len(burst))
             await self._until_done(lambda burst=burst: self._connection.send(burst))  # type: ignore[misc]
             is_quick = self._loop.time() - began < QUICK_S
             self._burst_bytes = min(2 * self._burst_bytes, BURST_BYTES) if is_quick else RECORD_BYTES
