@@ -94,6 +94,7 @@ def commit_fields(commit: Commit) -> dict[str, Any]:
         "lineage": commit.digest,
         "parent": commit.ballot.parent,
         "attempt": commit.ballot.attempt,
+        "codec": commit.codec,
         "lead": commit.lead.peer,
         "samples": commit.samples,
         "total_samples": commit.total_samples,

@@ -52,6 +52,6 @@ def test_a_commit_is_logged_with_every_counter_range() -> None:
         {"peer": "bob", "incarnation": 8, "first": 0, "end": 6, "base": "a" * 64, "loss": 4.0},
     ]
     assert (fields["epoch"], fields["attempt"], fields["parent"], fields["lineage"]) == (4, 2, "a" * 64, commit.digest)
-    assert (fields["samples"], fields["total_samples"], fields["lead"]) == (8, 108, "ann")
+    assert (fields["samples"], fields["total_samples"], fields["lead"], fields["codec"]) == (8, 108, "ann", "fp32")
     assert fields["loss"] == pytest.approx(3.5)
     assert fields["grad_norm"] == pytest.approx(5.0)
