@@ -305,9 +305,9 @@ class Averaging:
             case member_actions.Freeze():
                 self._spawn(self._freeze())
             case member_actions.Reduce(plan, contribution):
-                self._spawn(self._reduce(plan, contribution))
+                self.exchanges.began(plan.digest, self._spawn(self._reduce(plan, contribution)))
             case member_actions.StopReducing(plan_digest, _):
-                self._spawn(self.exchanges.stop(plan_digest))
+                self.exchanges.stop(plan_digest)
             case member_actions.Send(to, answer):
                 self._answer(to, answer)
             case member_actions.Apply(signed):

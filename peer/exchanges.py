@@ -24,6 +24,7 @@ from protocols.transport.bulk import BulkLinks
 
 # A member's bulk stream may overtake the lead's plan by at most this.
 PLAN_ARRIVES_S = 3 * DETECTION_S
+_NOTHING: tuple[Averages | None, memoryview] = (None, memoryview(b""))
 
 
 class DriftedError(DugnadError):
@@ -43,36 +44,37 @@ class Exchanges:
         self._handover = handover
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._reducing: dict[tuple[str, int], Reducing] = {}
-        self._failed: list[Reducing] = []  # some may still be told
+        self._failed: list[Reducing] = []  # of the attempt that ended last: some may still be told
         self._planned = asyncio.Condition()
-        self._held: tuple[Averages | None, memoryview] = (None, memoryview(b""))  # of the last plan that came to averages
+        self._held = _NOTHING  # of the last plan that came to averages
+
+    def began(self, plan_digest: str, task: asyncio.Task[Any]) -> None:
+        """`task` takes part in that plan, until stop()."""
+        self._tasks[plan_digest] = task
 
     async def run(self, plan: Part, contribution: Contribution | None, encoded: Bytes) -> Averages:
-        """Take part in `plan`, reducing this peer's own shards of it; what it averages. Raises ReduceError, or DriftedError;
-        cancelled by stop(). The plan has been accepted, so that this peer's state stays at its parent.
+        """Take part in `plan`, reducing this peer's own shards of it; what it averages. Raises ReduceError, or DriftedError. The
+        plan has been accepted, so that this peer's state stays at its parent.
 
         `encoded` is the whole contribution, empty without one. Of a plan that finishes averages held here, nothing is fetched.
+        What an earlier attempt came to is held until this one has come to its end, since it may have to be finished yet.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks[plan.digest] = task
         try:
             values = await self._handover.run(functools.partial(self._replica.slice_values, plan.ballot.parent))
         except BadMessageError as error:
             raise ReduceError(Reason.OTHER_LINEAGE, self._me, self._me, str(error)) from error
         outcome = self._replica.outcome(plan.ballot.epoch)
-        averages = await self._come_to(plan, contribution, encoded, outcome, values)
-        came_to = self._held[1]
-        if came_to[outcome.averaged_bytes :] == values:
-            return averages  # nothing has drifted
-        excess = await self._handover.run(functools.partial(self._replica.refused, plan, came_to))
-        if excess:
-            raise DriftedError(excess)
+        averages, came_to = await self._come_to(plan, contribution, encoded, outcome, values)
+        if came_to[outcome.averaged_bytes :] != values:
+            excess = await self._handover.run(functools.partial(self._replica.refused, plan, came_to))
+            if excess:
+                raise DriftedError(excess)
+        self._held = averages, came_to
         return averages
 
     async def _come_to(
         self, plan: Part, contribution: Contribution | None, encoded: Bytes, outcome: Outcome, values: bytes
-    ) -> Averages:
+    ) -> tuple[Averages, memoryview]:
         me = self._me
         behind = outcome.averaged_bytes
         own = {}
@@ -88,19 +90,18 @@ class Exchanges:
         if plan.finishes is not None and plan.finishes == averages:
             if not plan.is_given_to:
                 await self._pass_on(own, averaged, outcome)
-                return averages
+                return averages, averaged
             gives = averaged if plan.gives else b""
         elif plan.finishes is not None and own and not plan.is_given_to:
             raise ReduceError(Reason.REDUCER_LOST, me, me, "the averages that it should pass on are not here any more")
         traffic = self._links.traffic
         traffic.begin()
         try:
-            self._held = await exchange(plan, me, contribution, gives, own, outcome=outcome, links=self._links)
+            came_to = await exchange(plan, me, contribution, gives, own, outcome=outcome, links=self._links)
             traffic.end(plan.planned_s, sends=contribution is not None or bool(own))
         finally:
             traffic.give_up()
-        assert self._held[0] is not None
-        return self._held[0]
+        return came_to
 
     async def _pass_on(self, own: dict[int, Reducing], averaged: memoryview, outcome: Outcome) -> None:
         """To whoever fetches: all is here already."""
@@ -124,18 +125,24 @@ class Exchanges:
                 await asyncio.wait_for(self._planned.wait_for(lambda: key in self._reducing), PLAN_ARRIVES_S)
         return self._reducing.get(key)
 
-    async def stop(self, plan_digest: str) -> None:
-        """The attempt is over: end its streams, and tell those who wait for this peer's shards."""
+    def stop(self, plan_digest: str) -> None:
+        """The attempt is over: end its streams, and tell those who wait for this peer's shards. Nothing more comes of it, not
+        even in a task that has not begun."""
         task = self._tasks.pop(plan_digest, None)
         if task is not None:
             task.cancel()
+        for reducing in self._failed:
+            reducing.close()
+        self._failed = []
         for key in [key for key in self._reducing if key[0] == plan_digest]:
             reducing = self._reducing.pop(key)
             reducing.fail(Reason.SUPERSEDED, self._me, "the attempt is over")
             self._failed.append(reducing)
 
     def committed(self, plan_digest: str) -> None:
-        """Others may still be fetching this epoch's shards from here; what is older nobody needs."""
+        """Others may still be fetching this epoch's shards from here; what is older nobody needs, and the whole vector is the
+        donor's now: here it would be a third beside the next round's two."""
+        self._held = _NOTHING
         kept = {key: reducing for key, reducing in self._reducing.items() if key[0] == plan_digest}
         for reducing in (*self._failed, *(it for key, it in self._reducing.items() if key not in kept)):
             reducing.close()

@@ -267,7 +267,8 @@ class Exchanges:
             self.reducing.pop(key).fail(Reason.SUPERSEDED, self._process.name)
 
     def committed(self, plan_digest: str) -> None:
-        """Others may still be fetching this epoch's shards from here; what is older nobody needs."""
+        """Others may still be fetching this epoch's shards from here; what is older nobody needs. The donor has the vector."""
+        self.held = (None, b"")
         self.reducing = {key: reducing for key, reducing in self.reducing.items() if key[0] == plan_digest}
         self._running.clear()
 
