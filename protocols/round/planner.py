@@ -17,8 +17,10 @@ GRID = 1024
 CHUNK_BLOCKS = 64
 # One TCP stream cannot fill every link: fewer reducers than this have several shards each, if these have so many blocks at least.
 STREAMS, STREAM_BLOCKS = 4, 16 * CHUNK_BLOCKS
-# What a reducer may have to hold of each contributor's part of a shard.
-WINDOW_BYTES = 4 * CHUNK_BLOCKS * GRID * 4
+# What a reducer may have to hold of each contributor's part of a shard: four chunks decoded, and one as it comes in.
+WINDOW_BYTES = 5 * CHUNK_BLOCKS * GRID * 4
+# Its own averaged shards it holds until the next commit, for whoever is late: so those of two epochs.
+EPOCHS_HELD = 2
 # Whoever gives nothing because of a slow link gives all the same in one of so many epochs: its link is measured by what it sends.
 ALL_GIVE_EVERY = 16
 Pairs = Collection[tuple[str, str]]  # (member, reducer)
@@ -72,35 +74,52 @@ def fresh(present: Mapping[str, Present], me: str, due: Round, failed: Pairs = (
     givers = frozenset(peer for peer in members if present[peer].samples > 0)
     if not givers or not reducers:
         return None
-    roomy = [reducer for reducer in reducers if _most_shards(present[reducer.peer], givers)]
-    reducers = roomy or reducers  # when nobody has the memory: slowly rather than not at all
+    room = {reducer.peer: _room(present[reducer.peer], givers, due.vector_bytes) for reducer in reducers}
+    if not any(room.values()):  # nobody has the memory: slowly rather than not at all
+        room = dict.fromkeys(room, 1.0)
+    reducers = [reducer for reducer in reducers if room[reducer.peer]]
     rates = measured({peer: (present[peer].upload_bytes_s, present[peer].download_bytes_s) for peer in members})
     worth = givers
     if rates is None:
-        fractions = equal_fractions(due.elements, [reducer.peer for reducer in reducers])
+        fractions = equal_fractions(due.elements, {reducer.peer: room[reducer.peer] for reducer in reducers})
     else:
         may_reduce = {reducer.peer for reducer in reducers}
-        links = {peer: Link(*rates[peer], peer in givers, peer in may_reduce) for peer in sorted(members)}
+        links = {peer: Link(*rates[peer], peer in givers, peer in may_reduce, room.get(peer, 0.0)) for peer in sorted(members)}
         speed = sum(present[peer].samples_per_second for peer in members)
         if speed and due.epoch % ALL_GIVE_EVERY:
             samples = {peer: present[peer].samples for peer in givers}
             worth = worth_waiting_for(links, samples, due.target_batch_size / speed, due.vector_bytes)
             links = {peer: replace(link, gives=peer in worth) for peer, link in links.items()}
         fractions = fastest_fractions(links, due.elements, due.vector_bytes)
-    most = {peer: _most_shards(present[peer], worth) for peer in fractions}
+    most = {peer: _most_shards(present[peer], worth, fraction * due.vector_bytes) for peer, fraction in fractions.items()}
     shards = cut_shards(due.elements, [reducer for reducer in reducers if reducer.peer in fractions], fractions, most)
     return Layout(tuple(sorted(members)), tuple(sorted(worth)), shards, too_slow=tuple(sorted(givers - worth)))
 
 
-def _most_shards(reducer: Present, givers: Collection[str]) -> int:
-    """That it has the memory for."""
-    return reducer.memory_bytes // (WINDOW_BYTES * len(givers)) if reducer.memory_bytes else STREAMS
+def _room(reducer: Present, givers: Collection[str], vector_bytes: float) -> float:
+    """The fraction of the vector that it has the memory to reduce, in one shard."""
+    if not reducer.memory_bytes:
+        return 1.0
+    rest_bytes = reducer.memory_bytes - WINDOW_BYTES * len(givers)
+    return min(1.0, max(0.0, rest_bytes / (EPOCHS_HELD * vector_bytes)))
 
 
-def equal_fractions(elements: int, reducers: Sequence[str]) -> dict[str, float]:
-    """For whom nothing is known; a vector too short for all uses fewer reducers."""
-    used = reducers[: min(len(reducers), MAX_REDUCERS, -(-elements // GRID))]
-    return {peer: 1 / len(used) for peer in used}
+def _most_shards(reducer: Present, givers: Collection[str], own_bytes: float) -> int:
+    """In how many that it has the memory for, when it reduces so much of the encoded vector."""
+    if not reducer.memory_bytes:
+        return STREAMS
+    return max(0, int(reducer.memory_bytes - EPOCHS_HELD * own_bytes)) // (WINDOW_BYTES * len(givers))
+
+
+def equal_fractions(elements: int, room: Mapping[str, float]) -> dict[str, float]:
+    """For reducers of whom nothing is known but the fraction that each has the memory for; a vector too short for all uses
+    fewer. When all together lack the memory, each takes the same multiple of what it has room for."""
+    used = list(room)[: min(len(room), MAX_REDUCERS, -(-elements // GRID))]
+    rest, fractions = 1.0, dict[str, float]()
+    for done, peer in enumerate(sorted(used, key=room.__getitem__)):
+        fractions[peer] = min(room[peer], rest / (len(used) - done))
+        rest -= fractions[peer]
+    return {peer: fractions[peer] / (1 - rest) for peer in used}
 
 
 def fastest_fractions(links: Mapping[str, Link], elements: int, vector_bytes: float) -> dict[str, float]:

@@ -2,10 +2,10 @@
 
 With the contributors fixed, round time T is least over the fractions w of the vector that reachable members reduce. Member i of
 M, with c_i = 1 if it is one of the n contributors, sends its contribution to the other reducers and its averages to the other
-members, and receives the others' averages and the others' contributions to its own shard:
+members, and receives the others' averages and the others' contributions to its own shard. Its memory may limit w_i:
 
     up    c_i V (1 - w_i) + w_i V (M - 1)   <= u_i T
-    down  V (1 - w_i) + w_i V (n - c_i)     <= d_i T      sum of w = 1, w >= 0
+    down  V (1 - w_i) + w_i V (n - c_i)     <= d_i T      sum of w = 1, 0 <= w_i <= m_i
 
 Equal links make it an all-reduce, one fast reachable peer among client-mode ones a parameter server; what lies between, a hybrid.
 Pure. The solver is loaded when it is first needed (prepare), since whoever never leads needs none.
@@ -35,6 +35,7 @@ class Link:
     download_bytes_s: float
     gives: bool
     reduces: bool  # whether it may
+    most: float = 1.0  # of the vector, that it has the memory to reduce
 
     def load(self, fraction: float, members: int, givers: int) -> tuple[float, float]:
         """Of what it sends and what it receives in a round, in encoded vectors, when it reduces this fraction."""
@@ -69,15 +70,18 @@ def fastest(links: Mapping[str, Link], vector_bytes: float) -> Split:
     """The split of least round time. Rates are positive, and somebody reduces.
 
     Where a line that no split can relieve makes the round long, many splits are equally fast: what others have to spare is used
-    evenly then, each being filled to the same share of what it could take in that time.
+    evenly then, each being filled to the same share of what it could take in that time. When all together lack the memory, each
+    takes the same multiple of what it has room for.
     """
     reducers = [peer for peer, link in links.items() if link.reduces]
     members, givers = len(links), sum(link.gives for link in links.values())
-    if len(reducers) == 1:
-        alone = {reducers[0]: 1.0}
-        return Split(round_seconds(links, alone, vector_bytes), alone)
+    room = sum(links[peer].most for peer in reducers)
+    if len(reducers) == 1 or 0 < room <= 1:
+        full = {peer: links[peer].most / room for peer in reducers} if len(reducers) > 1 else {reducers[0]: 1.0}
+        return Split(round_seconds(links, full, vector_bytes), full)
     times = _Times.of(links, members, givers)
-    longest = _solve([times.rows(links[peer], members, givers) for peer in reducers])
+    most_memory = [links[peer].most for peer in reducers]
+    longest = _solve([times.rows(links[peer], members, givers) for peer in reducers], most_memory)
     least, most = zip(*(times.bounds(links[peer], members, givers, longest) for peer in reducers), strict=True)
     spare = max(sum(most) - sum(least), 1e-12)
     filled = (1 - sum(least)) / spare
@@ -115,7 +119,7 @@ class _Times:
 
     def bounds(self, link: Link, members: int, givers: int, longest: float) -> tuple[float, float]:
         """Least and most that this member can reduce in that time; the most may be several vectors."""
-        least, most = 0.0, WIDEST
+        least, most = 0.0, WIDEST if link.most >= 1 else link.most
         for a, b in self.rows(link, members, givers):
             if a > 0:
                 most = min(most, max(0.0, (longest - b) / a))
@@ -124,8 +128,8 @@ class _Times:
         return least, max(least, most)
 
 
-def _solve(reducers: Sequence[tuple[Row, Row]]) -> float:
-    """Least t >= 1 such that fractions with sum 1 keep every constraint."""
+def _solve(reducers: Sequence[tuple[Row, Row]], most: Sequence[float]) -> float:
+    """Least t >= 1 such that fractions with sum 1, none beyond its `most`, keep every constraint."""
     from scipy.optimize import linprog
     from scipy.sparse import csr_array
 
@@ -143,7 +147,7 @@ def _solve(reducers: Sequence[tuple[Row, Row]]) -> float:
         b_ub=limits,
         A_eq=[[1.0] * count + [0.0]],
         b_eq=[1.0],
-        bounds=[(0.0, 1.0)] * count + [(1.0, None)],
+        bounds=[*((0.0, share) for share in most), (1.0, None)],
         method="highs",
     )
     if not found.success:  # one reducer can always do it all, so there is always a solution

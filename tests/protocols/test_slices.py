@@ -26,7 +26,7 @@ def test_a_slice_is_the_sum_of_its_shards_parts_whatever_the_plan() -> None:
     for _ in range(50):
         elements = draw.randrange(1, 300 * GRID)
         slices, epoch = Slices.of(elements), draw.randrange(1, 100)
-        fractions = equal_fractions(elements, [str(index) for index in range(draw.randrange(1, 20))])
+        fractions = equal_fractions(elements, {str(index): 1.0 for index in range(draw.randrange(1, 20))})
         shards = cut_shards(elements, [Candidate(peer, "a:1") for peer in fractions], fractions, dict.fromkeys(fractions, 1))
         parts = tuple(part for shard in shards for part in slices.at(epoch, shard.start, shard.stop))
         assert parts == slices.at(epoch)

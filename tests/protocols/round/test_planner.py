@@ -34,7 +34,7 @@ def reducers(count: int) -> list[Candidate]:
 
 
 def equal_shards(elements: int, them: list[Candidate]) -> tuple[Shard, ...]:
-    fractions = equal_fractions(elements, [reducer.peer for reducer in them])
+    fractions = equal_fractions(elements, {reducer.peer: 1.0 for reducer in them})
     return cut_shards(elements, them[: len(fractions)], fractions, dict.fromkeys(fractions, 4))
 
 
@@ -150,18 +150,26 @@ def test_at_most_64_of_the_fastest_reduce() -> None:
     assert min(share) == "p036"
 
 
-def test_whoever_lacks_the_memory_for_everybodys_windows_does_not_reduce() -> None:
-    present = {f"p{index}": line(100, 100) for index in range(4)}
-    present["p1"] = line(100, 100, memory_bytes=4 * WINDOW_BYTES - 1)
-    present["p2"] = line(100, 100, memory_bytes=4 * WINDOW_BYTES)
-    assert shares(laid_out(present)).keys() == {"p0", "p2", "p3"}
-    for scarce in present.values():
-        object.__setattr__(scarce, "memory_bytes", 1)
-    assert len(shares(laid_out(present))) == 4, "slowly rather than not at all"
+@pytest.mark.parametrize("rate", [0.0, 100.0], ids=["before any rate is known", "at known rates"])
+def test_nobody_reduces_more_than_it_has_the_memory_for(rate: float) -> None:
+    """A reducer holds a window of each contributor's chunks, and its own averages of two epochs."""
+    windows, vector_bytes = 4 * WINDOW_BYTES, due().vector_bytes
+    present = {f"p{index}": line(rate, rate) for index in range(4)}
+    present["p1"] = line(rate, rate, memory_bytes=windows)
+    present["p2"] = line(rate, rate, memory_bytes=windows + int(0.2 * vector_bytes))
+    share = shares(laid_out(present))
+    assert share.keys() == {"p0", "p2", "p3"}
+    assert share["p2"] == pytest.approx(0.1, rel=1e-2)
+    assert share["p0"] == pytest.approx(share["p3"], rel=1e-2)
+    scarce = {peer: dataclasses.replace(there, memory_bytes=1) for peer, there in present.items()}
+    assert len(shares(laid_out(scarce))) == 4, "slowly rather than not at all"
+    some = {peer: dataclasses.replace(there, memory_bytes=windows + vector_bytes // 10) for peer, there in present.items()}
+    assert list(shares(laid_out(some)).values()) == [pytest.approx(0.25, rel=1e-2)] * 4, "each lacks as much as the others"
 
 
 def test_a_reducer_has_no_more_streams_than_it_has_memory_for() -> None:
-    present = {"aux": line(1000, 1000, samples=0, memory_bytes=2 * WINDOW_BYTES), "home": line(20, 100, address="")}
+    memory_bytes = 2 * WINDOW_BYTES + 2 * due().vector_bytes
+    present = {"aux": line(1000, 1000, samples=0, memory_bytes=memory_bytes), "home": line(20, 100, address="")}
     assert len(laid_out(present).shards) == 2
 
 

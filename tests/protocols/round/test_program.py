@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -28,7 +29,7 @@ def least_by_bisection(lines: Mapping[str, Link], vector_bytes: float) -> float:
     def enough(seconds: float) -> bool:
         least_sum = most_sum = 0.0
         for link in lines.values():
-            least, most = 0.0, 1.0 if link.reduces else 0.0
+            least, most = 0.0, link.most if link.reduces else 0.0
             none, whole = link.load(0, len(lines), givers), link.load(1, len(lines), givers)
             for start, end, rate in zip(none, whole, (link.upload_bytes_s, link.download_bytes_s), strict=True):
                 may, slope = seconds * rate / vector_bytes - start, end - start
@@ -107,18 +108,33 @@ def test_the_order_of_the_members_does_not_matter() -> None:
     assert fastest(backwards, 64 * MB).fractions == pytest.approx(fastest(lines, 64 * MB).fractions)
 
 
+def test_nobody_reduces_more_than_it_has_the_memory_for_unless_all_together_lack_it() -> None:
+    lines = links(ann=(100, 100), bob=(100, 100), cid=(100, 100))
+    lines["ann"] = replace(lines["ann"], most=0.1)
+    assert fastest(lines, MB).fractions == {
+        "ann": pytest.approx(0.1),
+        "bob": pytest.approx(0.45),
+        "cid": pytest.approx(0.45),
+    }
+    scarce = {peer: replace(link, most=0.1 if peer == "ann" else 0.2) for peer, link in lines.items()}
+    assert fastest(scarce, MB).fractions == {"ann": pytest.approx(0.2), "bob": pytest.approx(0.4), "cid": pytest.approx(0.4)}
+
+
 rates = st.floats(1e2, 1e10)
+rooms = st.one_of(st.just(1.0), st.floats(0.01, 1.0))
 
 
 @settings(deadline=None, max_examples=600)
-@given(st.lists(st.builds(Link, rates, rates, st.booleans(), st.booleans()), min_size=2, max_size=12))
+@given(st.lists(st.builds(Link, rates, rates, st.booleans(), st.booleans(), rooms), min_size=2, max_size=12))
 def test_no_split_is_faster(lines: list[Link]) -> None:
-    lines[0] = Link(lines[0].upload_bytes_s, lines[0].download_bytes_s, gives=True, reduces=lines[0].reduces)
-    lines[-1] = Link(lines[-1].upload_bytes_s, lines[-1].download_bytes_s, gives=lines[-1].gives, reduces=True)
+    lines[0] = replace(lines[0], gives=True)
+    lines[-1] = replace(lines[-1], reduces=True)
+    if sum(link.most for link in lines if link.reduces) < 1.1:
+        lines = [replace(link, most=1.0) for link in lines]
     named = {f"p{index}": link for index, link in enumerate(lines)}
     split = fastest(named, 64 * MB)
     assert sum(split.fractions.values()) == pytest.approx(1)
-    assert all(fraction >= 0 for fraction in split.fractions.values())
+    assert all(0 <= fraction <= named[peer].most * (1 + 1e-3) for peer, fraction in split.fractions.items())
     assert split.fractions.keys() == {peer for peer, link in named.items() if link.reduces}
     assert split.seconds == pytest.approx(least_by_bisection(named, 64 * MB), rel=3e-3)
 
