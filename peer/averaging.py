@@ -112,7 +112,7 @@ class Averaging:
         self._bootstrap = bootstrap
         if bootstrap:
             self.succession.know(bootstrap)
-        self.uploads = Uploads(most_snapshot_bytes(replica.elements), progress)
+        self.uploads = Uploads(most_snapshot_bytes(replica.elements), progress, bulk.traffic.down)
         self._donors = Donors(me, bootstrap, self.succession, self.lead, self.desk, self.uploads)
         self._line = Line(links, bulk, self._donors.reachable)
         self._catching_up = CatchUp(self.donor, replica, handover, links, self._donors, events, progress)

@@ -31,8 +31,8 @@ def peer(
     announce: Annotated[
         str | None, typer.Option(help="HOST or HOST:PORT under which others reach you, if a router forwards PORT and the next.")
     ] = None,
-    max_upload: Annotated[float | None, typer.Option(min=0.1, help="Give the run at most so many Mbit/s of your line.")] = None,
-    max_download: Annotated[float | None, typer.Option(min=0.1, help="Take at most so many Mbit/s from others.")] = None,
+    max_upload: Annotated[float | None, typer.Option(min=1.0, help="Give the run at most so many Mbit/s of your line.")] = None,
+    max_download: Annotated[float | None, typer.Option(min=1.0, help="Take at most so many Mbit/s from others.")] = None,
     name: Annotated[str, typer.Option(help="Shown to others; this computer's name when left out.")] = "",
     data: Annotated[list[str] | None, typer.Option(help="Text file or glob to train on instead of the run's own data.")] = None,
     home: Annotated[Path | None, typer.Option(help="Folder for this peer's key, files and log.")] = None,

@@ -31,9 +31,10 @@ class PeerConfig:
     announce: str | None = None
     """host or host:port under which others reach this peer, when a router forwards that port and the next."""
     max_upload: float | None = None
-    """Mbit/s that rounds may send at most; None for no limit."""
+    """Mbit/s that rounds may send at most, and state likewise; None for no limit. At least 1: a chunk of state, 1 MiB, has to
+    arrive within the 10 s (`state_transfer.IDLE_S`) after which its donor counts as silent."""
     max_download: float | None = None
-    """Mbit/s that rounds may receive at most; None for no limit."""
+    """Mbit/s that rounds and state together may take at most; None for no limit."""
     name: str = ""
     """Shown to others beside the peer's id."""
     data: tuple[str, ...] = ()

@@ -211,9 +211,8 @@ class _Session:
     async def _take_part(self, trainer: Trainer, handover: Handover, ready: concurrent.futures.Future[Averaging]) -> None:
         config, spec, credentials = self._config, self._spec, self._enrolment.credentials
         listen_host, public_host = self._hosts()
-        links = Links(credentials, spec.digest)
         traffic = Traffic(max_upload_bytes_s=_bytes_s(config.max_upload), max_download_bytes_s=_bytes_s(config.max_download))
-        bulk = BulkLinks(credentials, spec.digest, traffic)
+        links, bulk = Links(credentials, spec.digest, traffic), BulkLinks(credentials, spec.digest, traffic)
         server, tls = peer_server(credentials)
         bulk_server = BulkServer(credentials, spec.digest, traffic)
         address = bulk_address = ""

@@ -9,6 +9,7 @@ from typing import Any
 from protocols.chunks import Download, Manifest
 from protocols.errors import BadMessageError, UnreachableError
 from protocols.transport.state_transfer import IDLE_S, Progress
+from protocols.transport.traffic import Flow
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import from_wire
 
@@ -21,9 +22,11 @@ def most_snapshot_bytes(elements: int) -> int:
 
 
 class Uploads:
-    def __init__(self, max_bytes: int, progress: Progress) -> None:
+    def __init__(self, max_bytes: int, progress: Progress, line: Flow) -> None:
+        """`line`: what this machine may receive."""
         self._max_bytes = max_bytes
         self._progress = progress
+        self._line = line
         self._wanted: dict[str, asyncio.Future[bytes]] = {}
         self._moving = asyncio.Event()
 
@@ -55,6 +58,8 @@ class Uploads:
         try:
             async for part in parts:
                 self._take(download, peer, part)
+                self._moving.set()
+                await self._line.turn(len(part.chunk.data))
                 self._moving.set()
             if not download.done:
                 raise BadMessageError(f"peer {peer[:8]}'s snapshot ended early, at {download.bytes_done} bytes")

@@ -131,6 +131,7 @@ class SnapshotFetch:
         try:
             # Donors share this peer's link: each may be silent for as long as it takes to hear of all the others.
             async for part in unless_idle(call, whom, lambda: IDLE_S * max(1, download.donors)):
+                await self._links.traffic.down.turn(len(part.chunk.data))
                 index = part.chunk.offset // download.manifest.chunk_bytes
                 try:
                     fresh = download.received(donor.peer, index, part.chunk.data)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from protocols.errors import PortInUseError, RefusedError, RemoteError, UnreachableError
 from protocols.identity import COORDINATOR_NAME, Credentials, peer_id_of, server_name
 from protocols.reasons import Reason
+from protocols.transport.traffic import Traffic
 
 PROTOCOL_VERSION = 1
 END: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # what read() returns when the other side is done
@@ -39,8 +40,10 @@ _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 class Links:
     """This process's channels to other peers, one each, opened when first used."""
 
-    def __init__(self, credentials: Credentials, run_digest: str) -> None:
+    def __init__(self, credentials: Credentials, run_digest: str, traffic: Traffic | None = None) -> None:
+        """`traffic`: has the limits that hold for state, as they do for rounds; without, there are none."""
         self.credentials = credentials
+        self.traffic = traffic or Traffic()
         self.metadata = (("dugnad-protocol", str(PROTOCOL_VERSION)), ("dugnad-run", run_digest))
         self._tls = grpc.ssl_channel_credentials(
             root_certificates=credentials.authority, private_key=credentials.key.pem, certificate_chain=credentials.certificate

@@ -85,9 +85,15 @@ def whole_snapshot(manifest: Manifest, snapshot: bytes) -> Iterator[pb.SnapshotP
 
 async def give_snapshot(links: Links, to: Candidate, manifest: Manifest, snapshot: bytes) -> None:
     """Send a snapshot to a peer that asked for it with need_state. Raises RemoteError."""
+
+    async def parts() -> AsyncIterator[pb.SnapshotPart]:
+        for part in whole_snapshot(manifest, snapshot):
+            await links.traffic.up.turn(len(part.chunk.data))
+            yield part
+
     with translated(f"peer {to.peer[:8]}"):
         stub = PeerStub(links.to(to.peer, to.address))
-        await stub.Give(whole_snapshot(manifest, snapshot), metadata=links.metadata)
+        await stub.Give(parts(), metadata=links.metadata)
 
 
 async def fetch_commits(
@@ -111,6 +117,7 @@ async def fetch_commits(
                 signed, vector = from_wire(SignedCommit, part.signed_commit), bytearray()
                 outcome = outcome_of(signed.commit.ballot.epoch)
                 continue
+            await links.traffic.down.turn(len(part.chunk.data))
             vector += part.chunk.data
             if signed is None or len(vector) > outcome.total_bytes:
                 raise BadMessageError(f"{whom} sent averages that belong to no commit")

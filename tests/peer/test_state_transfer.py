@@ -22,6 +22,7 @@ from protocols.round.records import Candidate
 from protocols.transport.fetching import SnapshotFetch
 from protocols.transport.links import Links, admit, listen, peer_server, refuse
 from protocols.transport.state_transfer import ask, chunk_part
+from protocols.transport.traffic import Traffic
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import to_wire
 from protocols.wire.dugnad_pb2_grpc import PeerServicer, add_PeerServicer_to_server
@@ -91,6 +92,7 @@ class Table:
     """Donors that serve, and a joiner that fetches from them."""
 
     def __init__(self, links: Links, there: list[Candidate], max_bytes: int, progress: Callable[[int, int], None]) -> None:
+        self.links = links
         self.there = there
         self.failed: dict[str, RemoteError] = {}
         self.fetch = SnapshotFetch(links, max_bytes, progress, self.failed.__setitem__)
@@ -114,8 +116,9 @@ async def table(
     pretend: str = "",
     outsider: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    traffic: Traffic | None = None,
 ) -> AsyncIterator[Table]:
-    """`pretend` dials the donors under another id."""
+    """`pretend` dials the donors under another id; `traffic` has the limits of whoever fetches."""
     authority = Authority.load_or_create(folder / "ours")
     async with contextlib.AsyncExitStack() as stack:
         there = []
@@ -128,7 +131,7 @@ async def table(
             stack.push_async_callback(server.stop, None)
             there.append(Candidate(pretend or theirs.peer_id, f"127.0.0.1:{port}"))
         mine = credentials(Authority.load_or_create(folder / "theirs") if outsider else authority)
-        links = Links(replace(mine, authority=authority.pem), run)
+        links = Links(replace(mine, authority=authority.pem), run, traffic)
         stack.push_async_callback(links.aclose)
         yield Table(links, there, max_bytes, progress)
 
