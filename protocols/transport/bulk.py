@@ -73,6 +73,9 @@ class BulkStream:
         self._in_turn = 0
         self._burst_bytes = RECORD_BYTES
         self._is_closed = False
+        # TLS may have to read in order to send, and the other way round: so both tasks may wait for the same.
+        self._readers: list[asyncio.Future[None]] = []
+        self._writers: list[asyncio.Future[None]] = []
 
     @property
     def is_idle(self) -> bool:
@@ -94,6 +97,7 @@ class BulkStream:
         self._loop.remove_reader(self._connection)
         self._loop.remove_writer(self._connection)
         self._connection.close()
+        _wake([*self._readers, *self._writers])  # to hear that it is closed
 
     def pace(self, bytes_s: float | None) -> None:
         """Send no faster than this from now on (None: without a limit), where the system can: evenly, instead of in bursts that
@@ -207,28 +211,33 @@ class BulkStream:
             try:
                 return act()
             except SSL.WantReadError:
-                await self._wait(self._loop.add_reader, self._loop.remove_reader)
+                await self._wait(self._readers, self._loop.add_reader, self._loop.remove_reader)
             except SSL.WantWriteError:
-                await self._wait(self._loop.add_writer, self._loop.remove_writer)
+                await self._wait(self._writers, self._loop.add_writer, self._loop.remove_writer)
             except SSL.ZeroReturnError as error:
                 raise UnreachableError(f"{self.peer[:8]} closed the connection") from error
             except (SSL.Error, OSError) as error:
                 raise UnreachableError(f"the connection to {self.peer[:8]} broke ({error})") from error
 
-    async def _wait(self, add: Callable[..., None], remove: Callable[..., object]) -> None:
+    async def _wait(self, waiters: list[asyncio.Future[None]], add: Callable[..., None], remove: Callable[..., object]) -> None:
         self._in_turn = 0
         ready = self._loop.create_future()
-        add(self._connection, _wake, ready)
+        if not waiters:
+            add(self._connection, _wake, waiters)
+        waiters.append(ready)
         try:
             await ready
         finally:
-            with contextlib.suppress(OSError, ValueError):
-                remove(self._connection)
+            waiters.remove(ready)
+            if not waiters:
+                with contextlib.suppress(OSError, ValueError):
+                    remove(self._connection)
 
 
-def _wake(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
+def _wake(waiters: list[asyncio.Future[None]]) -> None:
+    for ready in waiters:
+        if not ready.done():
+            ready.set_result(None)
 
 
 class BulkLinks:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
 import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from OpenSSL import SSL
 
 from protocols.errors import BadMessageError, PortInUseError, RefusedError, UnreachableError
 from protocols.identity import Authority, Credentials, Key
@@ -54,7 +56,7 @@ async def echo(stream: BulkStream, kind: Kind, length: int) -> None:
     await stream.send(Kind.DONE, data)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def pair(
     folder: Path,
     serve: Callable[[BulkStream, Kind, int], Awaitable[None]] = echo,
@@ -330,5 +332,70 @@ def test_a_closed_connection_leaves_alone_what_has_its_file_descriptor_now(tmp_p
                 with pytest.raises(BlockingIOError):
                     other.recv(1)
             os.close(descriptor)
+
+    run(work())
+
+
+class Entangled:
+    """A connection on which sending and receiving both wait for the same, as in TLS a key update has it: until the other side has
+    sent (or read) something."""
+
+    def __init__(self, plain: socket.socket, wants: type[SSL.Error]) -> None:
+        self._plain = plain
+        self._wants = wants
+        self.fileno, self.close = plain.fileno, plain.close
+
+    def send(self, data: memoryview) -> int:
+        return self._wait_or(len(data))
+
+    def recv_into(self, view: memoryview) -> int:
+        return self._wait_or(len(view))
+
+    def _wait_or(self, size: int) -> int:
+        readable, writable, _ = select.select([self._plain], [self._plain], [], 0)
+        if not (readable if self._wants is SSL.WantReadError else writable):
+            raise self._wants
+        return size
+
+
+@pytest.mark.parametrize("wants", [SSL.WantReadError, SSL.WantWriteError])
+def test_a_sender_and_a_receiver_that_wait_for_the_same_are_both_woken(wants: type[SSL.Error]) -> None:
+    async def work() -> None:
+        here, there = socket.socketpair()
+        with here, there:
+            here.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    here.send(bytes(1 << 16))
+            there.setblocking(False)
+            stream = BulkStream(Entangled(here, wants), "bob", Traffic())  # type: ignore[arg-type]
+            tasks = [
+                asyncio.create_task(stream.receive_into(memoryview(bytearray(10)))),
+                asyncio.create_task(stream.write(memoryview(b"hello"))),
+                asyncio.create_task(stream.receive_into(memoryview(bytearray(10)))),
+            ]
+            await asyncio.sleep(0)
+            assert not any(task.done() for task in tasks)
+            tasks.pop().cancel()  # it does not take the others' wait with it
+            await asyncio.sleep(0)
+            if wants is SSL.WantReadError:
+                there.send(b"update")
+            else:
+                with contextlib.suppress(BlockingIOError):
+                    while there.recv(1 << 16):
+                        pass
+            await asyncio.wait_for(asyncio.gather(*tasks), 5)
+
+    run(work())
+
+
+def test_who_waits_hears_that_the_connection_was_closed(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path) as two, two.to() as stream:
+            waiting = asyncio.create_task(stream.header())
+            await asyncio.sleep(0)
+            stream.close()
+            with pytest.raises(UnreachableError, match="is closed"):
+                await waiting
 
     run(work())
