@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from protocols.errors import BadMessageError, RemoteError
+from protocols.errors import BadMessageError, RefusedError, RemoteError
 from protocols.reasons import Reason
 from protocols.round.records import Candidate
 from protocols.transport.bulk import BulkLinks, BulkStream, Kind, refuse
@@ -29,10 +29,10 @@ WARM_UP_SHARE = 0.3
 PIECE = bytes(8 << 10)
 # A peer is probed by another at most this often.
 AGAIN_S = 10.0
-# What the other side says that came is believed up to so many times what this side finds for the whole probe.
-MOST_OF_OURS = 5.0
+# Who was put off because of a round is answered when it comes back within this time, round or not.
+PUT_OFF_S = 300.0
 LIMIT_S = 20 * PROBE_S  # what was queued in that time has to drain
-# The line is measured again after this time, or this one when a round was late.
+# The line is measured again after this time, or this one when a round was late, or those asked were busy with one.
 STALE_S, DOUBTED_S = 900.0, 60.0
 LOOK_AGAIN_S = 10.0
 # What the other side says that came is believed up to so many times what this side finds for the whole probe.
@@ -47,6 +47,7 @@ class Line:
         self._bulk = bulk
         self._peers = peers
         self._measured_at = 0.0
+        self._put_off = False
 
     async def measure(self) -> None:
         """Nobody there, nobody who answers: then the next round has to tell."""
@@ -57,7 +58,8 @@ class Line:
         except RemoteError as error:
             _log.info("nobody to measure the line with: %s", error)
             return
-        await probe(self._bulk, [Candidate(it.peer.peer, it.bulk_address) for it in found if it.bulk_address])
+        others = [Candidate(it.peer.peer, it.bulk_address) for it in found if it.bulk_address]
+        self._put_off = not await probe(self._bulk, others)
 
     async def watch(self) -> None:
         """Measures again when it is time, everybody at another moment."""
@@ -66,33 +68,44 @@ class Line:
             if self._bulk.traffic.up.began_at is not None:
                 continue  # a round has the line
             age_s = time.monotonic() - self._measured_at
-            if age_s > STALE_S or (self._bulk.traffic.is_late and age_s > DOUBTED_S):
+            if age_s > STALE_S or ((self._bulk.traffic.is_late or self._put_off) and age_s > DOUBTED_S):
                 await self.measure()
 
 
-async def probe(links: BulkLinks, others: Sequence[Candidate]) -> None:
+async def probe(links: BulkLinks, others: Sequence[Candidate]) -> bool:
     """Sets the rates in `links.traffic` to what this line carries to and from `others`, who are named with their bulk addresses.
-    Directions of which nobody can tell stay as they are."""
+    Directions of which nobody can tell stay as they are. False when that is because somebody was busy."""
+    answered = True
     for flow, direction in ((links.traffic.up, _up), (links.traffic.down, _down)):
         rates = await asyncio.gather(*(_rate(links, other, direction) for other in others[:MOST_PEERS]))
-        if all(rates) or sum(rates) > flow.bytes_s:  # some who do not answer leave room on the line
-            flow.measured(sum(rates))
+        known = [rate for rate in rates if rate is not None]
+        if (rates and all(rates)) or sum(known) > flow.bytes_s:  # some who do not answer leave room on the line
+            flow.measured(sum(known))
+        elif None in rates:
+            answered = False
+    return answered
 
 
-async def _rate(links: BulkLinks, other: Candidate, direction: Callable[[BulkStream], Awaitable[float]]) -> float:
+async def _rate(links: BulkLinks, other: Candidate, direction: Callable[[BulkStream], Awaitable[float]]) -> float | None:
+    """0 when it cannot be told, None when the other is busy."""
     try:
         async with links.to(other.peer, other.address) as stream:
             return await asyncio.wait_for(direction(stream), LIMIT_S)
     except (RemoteError, asyncio.TimeoutError) as error:
         _log.info("the line to %s could not be measured: %s", other.peer[:8], error)
-        return 0.0
+        return None if isinstance(error, RefusedError) and error.reason == Reason.BUSY.value else 0.0
 
 
 async def _up(stream: BulkStream) -> float:
     began = time.monotonic()
     await stream.send_record(Kind.PROBE, pb.Probe(up=True))
-    sent = await _send(stream)
-    answer = await stream.expect(Kind.DONE, pb.Probed)
+    sending = asyncio.create_task(_send(stream))
+    try:
+        answer = await stream.expect(Kind.DONE, pb.Probed)  # or a refusal, at once: then nothing more is sent
+        sent = await sending
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
     if not 0 <= answer.bytes_s < MOST_OF_OURS * sent / (time.monotonic() - began):
         raise BadMessageError("a rate out of all bounds")
     return float(answer.bytes_s)
@@ -131,17 +144,24 @@ async def _receive(stream: BulkStream) -> float:
 
 
 class Probed:
-    """Answers other peers' probes."""
+    """Answers other peers' probes; not during a round, which needs the line, unless it has put the same peer off before: in some
+    swarms a round is always on."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, in_round: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._in_round = in_round
         self._clock = clock
         self._at: dict[tuple[str, bool], float] = {}
+        self._put_off_at: dict[tuple[str, bool], float] = {}
 
     async def serve(self, stream: BulkStream, length: int) -> None:
         asked = await stream.record(pb.Probe, length)
         now, key = self._clock(), (stream.peer, asked.up)
         if now - self._at.get(key, float("-inf")) < AGAIN_S:
             await refuse(stream, Reason.BUSY, "this peer was probed a moment ago")
+        self._put_off_at = {other: at for other, at in self._put_off_at.items() if now - at < PUT_OFF_S}
+        if self._put_off_at.pop(key, None) is None and self._in_round():
+            self._put_off_at[key] = now
+            await refuse(stream, Reason.BUSY, "a round has the line")
         self._at = {other: at for other, at in self._at.items() if now - at < AGAIN_S} | {key: now}
         if asked.up:
             rate = await asyncio.wait_for(_receive(stream), LIMIT_S)

@@ -39,7 +39,7 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
         self._averaging = averaging
         self._observers = observers
         self._pace = Pace(lambda: averaging.member.phase is Phase.REDUCING, most_bytes_s=averaging.traffic.up.most_bytes_s)
-        self._probed = Probed()
+        self._probed = Probed(lambda: averaging.traffic.up.began_at is not None)
         self._left: set[str] = set()  # peers that said goodbye; their stream is about to end
 
     async def _admit(self, context: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,12 +59,13 @@ def test_a_fast_line_is_measured_with_few_bytes(tmp_path: Path, monkeypatch: pyt
     run(work())
 
 
-def test_nobody_who_answers_leaves_the_rates_unknown(tmp_path: Path) -> None:
+def test_nobody_who_answers_leaves_the_rates_as_they_are(tmp_path: Path) -> None:
     async def work() -> None:
         async with pair(tmp_path, serving(Probed())) as two:
+            two.here.up.measured(7.0)
             await probe(two.links, [])
             await probe(two.links, [Candidate("bob", "127.0.0.1:1")])
-            assert (two.here.up.bytes_s, two.here.down.bytes_s) == (0, 0)
+            assert (two.here.up.bytes_s, two.here.down.bytes_s) == (7.0, 0)
 
     run(work())
 
@@ -79,3 +81,63 @@ def test_who_probes_all_the_time_is_refused(tmp_path: Path) -> None:
             assert refused.value.reason == Reason.BUSY.value
 
     run(work())
+
+
+def test_a_probe_during_a_round_is_put_off_once_for_each_direction(tmp_path: Path) -> None:
+    """The round needs the line; but where a round is always on, a line must be measured some time."""
+    rounds = iter([True] * 4)
+
+    async def work() -> None:
+        async with pair(tmp_path, serving(Probed(lambda: next(rounds), clock=lambda: 5.0))) as two:
+            others = [Candidate(two.peer, two.address)]
+            two.here.up.measured(7.0)
+            assert await probe(two.links, others) is False
+            assert (two.here.up.bytes_s, two.here.down.bytes_s) == (7.0, 0.0)
+            assert two.here.moved_bytes < probing.MOST_BYTES / 4, "who hears that it is refused sends no more"
+            assert await probe(two.links, others) is True
+            assert two.here.up.bytes_s > MB and two.here.down.bytes_s > MB
+            assert next(rounds), "who was put off is not asked about again"
+
+    run(work())
+
+
+def test_who_was_put_off_long_ago_may_be_again(tmp_path: Path) -> None:
+    now = [0.0]
+
+    async def work() -> None:
+        async with pair(tmp_path, serving(Probed(lambda: True, clock=lambda: now[0]))) as two:
+            for _ in range(3):
+                assert await probe(two.links, [Candidate(two.peer, two.address)]) is False
+                now[0] += probing.PUT_OFF_S + 1
+
+    run(work())
+
+
+def test_a_line_that_could_not_be_measured_for_rounds_is_measured_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, probed, slept = iter([False, True]), list[float](), [0.0]
+
+    async def sleep(seconds: float) -> None:
+        slept[0] += seconds
+        if slept[0] > probing.STALE_S / 2:
+            raise asyncio.CancelledError
+
+    async def everybody(*_: Any) -> list[Any]:
+        return []
+
+    async def probing_(*_: Any) -> bool:
+        probed.append(slept[0])
+        return next(answers)
+
+    monkeypatch.setattr(probing, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(probing, "time", SimpleNamespace(monotonic=lambda: slept[0]))
+    monkeypatch.setattr(probing, "ask_all", everybody)
+    monkeypatch.setattr(probing, "probe", probing_)
+
+    async def work() -> None:
+        line = probing.Line(None, SimpleNamespace(traffic=Traffic()), list)  # type: ignore[arg-type]
+        await line.measure()
+        with pytest.raises(asyncio.CancelledError):
+            await line.watch()
+
+    asyncio.run(work())
+    assert len(probed) == 2 and probed[0] == 0 and probing.DOUBTED_S < probed[1] < probing.DOUBTED_S + 2 * probing.LOOK_AGAIN_S
