@@ -15,7 +15,7 @@ from protocols.child_process import end_with_parent
 def coordinator(
     run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run spec.")],
     directory: Annotated[Path | None, typer.Option("--dir", help="The run's folder; runs/NAME when left out.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    host: Annotated[str, typer.Option(help="IP address to listen on; :: for IPv6.")] = "0.0.0.0",
     announce: Annotated[
         list[str] | None, typer.Option(help="Host that volunteers reach this machine by; may be given several times.")
     ] = None,

@@ -15,7 +15,7 @@ class CoordinatorConfig:
     directory: Path | None = None
     """The run's folder: identity, tokenizer, history, checkpoints. None takes runs/<run.name>."""
     host: str = "0.0.0.0"
-    """Address to listen on."""
+    """IP address to listen on; `::` for all of IPv6."""
     announce: tuple[str, ...] = ()
     """Hosts that volunteers reach this machine by; they go into the ticket. Empty takes this machine's own address."""
     port: int = DEFAULT_PORT

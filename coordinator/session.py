@@ -11,6 +11,7 @@ import logging
 import queue
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from protocols.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.run_spec import RunSpec
 from protocols.task import open_task
+from protocols.transport import addresses
 from protocols.transport.discovery import Discovery, DiscoveryConfig
 from protocols.transport.fetching import SnapshotFetch
 from protocols.transport.links import Links, enrolment_server, listen
@@ -52,6 +54,8 @@ EAGER_S, DISCOVERY_S = 0.5, 3.0
 
 def run_coordinator(config: CoordinatorConfig) -> int:
     """Start or resume a run and watch it to its end. Returns the exit code; raises DugnadError for what a person should read."""
+    announce = tuple(addresses.host_alone(host) for host in config.announce)
+    config = replace(config, host=addresses.host_to_listen_on(config.host), announce=announce)
     author = RunSpec.load(config.run_file)
     path = config.directory or Path("runs") / author.run.name
     _check_ports(config)
@@ -147,7 +151,8 @@ class _Session:
     def _hosts(self) -> tuple[str, ...]:
         if self._config.announce:
             return self._config.announce
-        return (_own_address(),) if self._config.host in ("0.0.0.0", "::") else (self._config.host,)
+        host = self._config.host
+        return (addresses.own_address(addresses.family_of(host)),) if addresses.is_everywhere(host) else (host,)
 
     # -- on the network's thread -----------------------------------------------------------------------------------------------
 
@@ -186,7 +191,7 @@ class _Session:
                 run_digest=folder.spec.digest,
                 authority=authority.pem.decode(),
                 initial_peers=(),  # the first node; peers of a swarm that went on without it announce themselves
-                listen=(f"/ip4/{config.host}/tcp/{config.port + 1 if config.port else 0}",),
+                listen=(addresses.multiaddress(config.host, config.port + 1 if config.port else 0),),
                 announce=(),
                 identity=str(folder.path / "identity" / "discovery.key"),
                 client_mode=False,
@@ -218,9 +223,7 @@ class _Session:
 
     def _announced_as(self, discovery: Discovery) -> list[str]:
         """The DHT node's address under each host that the organiser announces: a router may forward what the node cannot see."""
-        rest = [address.split("/", 3)[3] for address in discovery.addresses[:1]]  # /ip4/127.0.0.1/tcp/29101/p2p/ID -> tcp/...
-        kinds = [("ip4" if host.replace(".", "").isdigit() else "dns4", host) for host in self._config.announce]
-        return [f"/{kind}/{host}/{tail}" for kind, host in kinds for tail in rest]
+        return [addresses.seen_as(node, host) for host in self._config.announce for node in discovery.addresses[:1]]
 
     async def _look_around(self, discovery: Discovery) -> None:
         while True:
@@ -267,26 +270,16 @@ class _Session:
 def _check_ports(config: CoordinatorConfig) -> None:
     """Raises PortInUseError before minutes go into corpus and tokenizer."""
     for port in range(config.port, config.port + PORTS) if config.port else ():
-        with socket.socket() as probe:
+        with socket.socket(addresses.family_of(config.host)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((config.host, port))
             except OSError as error:
                 cause = "the port is in use" if error.errno == errno.EADDRINUSE else str(error.strerror)
                 raise PortInUseError(
-                    f"cannot listen on {config.host}:{port}: {cause}", remedy="Choose another --port."
+                    f"cannot listen on {addresses.joined(config.host, port)}: {cause}", remedy="Choose another --port."
                 ) from error
 
 
-def _own_address() -> str:
-    """This machine's address towards the world; sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # reserved for documentation: nobody is there
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
-
-
 def _reachable(host: str) -> str:
-    return "127.0.0.1" if host == "0.0.0.0" else host
+    return addresses.LOOPBACK[addresses.family_of(host)] if addresses.is_everywhere(host) else host

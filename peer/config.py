@@ -25,11 +25,12 @@ class PeerConfig:
     threads: int | None = None
     """CPU threads for training; None leaves it to torch."""
     host: str | None = None
-    """Address to listen on; None listens where the coordinator is reached from."""
+    """IP address to listen on; None listens where the coordinator is reached from."""
     port: int = 0
     """Port to listen on for calls, the next for shards; 0 takes free ones."""
     announce: str | None = None
-    """host or host:port under which others reach this peer, when a router forwards that port and the next."""
+    """host, host:port or [IPv6 address]:port under which others reach this peer, when a router forwards that port and the
+    next."""
     max_upload: float | None = None
     """Mbit/s that rounds may send at most, and state likewise; None for no limit. At least 1: a chunk of state, 1 MiB, has to
     arrive within the 10 s (`state_transfer.IDLE_S`) after which its donor counts as silent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import ipaddress
 import socket
 import time
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from protocols.round import program
 from protocols.round.records import Hello
 from protocols.task import open_task, write_asset
 from protocols.tasks.base import Batches, Task, to_device
+from protocols.transport import addresses
 from protocols.transport.bulk import BulkLinks, BulkServer
 from protocols.transport.discovery import Discovery, DiscoveryConfig
 from protocols.transport.enrolling import Enrolment, enrol, fetch_assets, missing_assets
@@ -83,14 +85,18 @@ def _check(config: PeerConfig) -> None:
         raise UsageError("an auxiliary peer in client mode could do nothing: nobody could send it anything to average")
     if config.client_mode and config.announce:
         raise UsageError("--client-mode accepts no connections, so there is nothing to --announce", remedy="Leave one out.")
+    if config.host is not None:
+        addresses.host_to_listen_on(config.host)
+    if config.announce is not None:
+        addresses.host_and_port(config.announce)
 
 
 def _announced(host: str, port: int, bulk_port: int) -> tuple[str, str]:
     """(address for calls, address for shards) under which others reach this peer; a forwarded port has the next beside it."""
-    if ":" not in host:
-        return f"{host}:{port}", f"{host}:{bulk_port}"
-    name, _, forwarded = host.rpartition(":")
-    return host, f"{name}:{int(forwarded) + 1}"
+    name, forwarded = addresses.host_and_port(host)
+    if forwarded is not None:
+        port, bulk_port = forwarded, forwarded + 1
+    return addresses.joined(name, port), addresses.joined(name, bulk_port)
 
 
 def _bytes_s(mbit_s: float | None) -> float | None:
@@ -301,12 +307,11 @@ class _Session:
     def _hosts(self) -> tuple[str, str]:
         """(address to listen on, host to announce): towards the coordinator, unless the volunteer says otherwise."""
         if self._config.host is not None:
-            return self._config.host, self._config.announce or self._config.host
-        coordinator, port = self._enrolment.coordinator.rsplit(":", 1)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((coordinator, int(port)))  # sends nothing: it only asks the system for the way there
-            own = str(probe.getsockname()[0])
-        return (own if own.startswith("127.") else "0.0.0.0"), own
+            host = addresses.host_to_listen_on(self._config.host)
+            return host, addresses.own_address(addresses.family_of(host)) if addresses.is_everywhere(host) else host
+        own = addresses.own_address_towards(*addresses.split(self._enrolment.coordinator))
+        is_local = ipaddress.ip_address(own).is_loopback
+        return (own if is_local else addresses.EVERYWHERE[addresses.family_of(own)]), own
 
     def _discovery_config(self, listen_host: str) -> DiscoveryConfig:
         client_mode = self._config.client_mode
@@ -314,7 +319,7 @@ class _Session:
             run_digest=self._spec.digest,
             authority=self._enrolment.credentials.authority.decode(),
             initial_peers=self._enrolment.discovery,
-            listen=() if client_mode else (f"/ip4/{listen_host}/tcp/0",),
+            listen=() if client_mode else (addresses.multiaddress(listen_host, 0),),
             announce=(),
             identity=str(self._home / "discovery.key"),
             client_mode=client_mode,

@@ -25,6 +25,7 @@ from protocols.errors import BadMessageError, PortInUseError, RefusedError, Remo
 from protocols.identity import Credentials
 from protocols.reasons import Reason
 from protocols.transport import tls
+from protocols.transport.addresses import family_of, joined
 from protocols.transport.links import PROTOCOL_VERSION
 from protocols.transport.traffic import Traffic
 from protocols.wire import dugnad_pb2 as pb
@@ -324,11 +325,11 @@ class BulkServer:
 
     def listen(self, host: str, port: int) -> int:
         """The port that was bound (`port` unless that was 0). Raises PortInUseError."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._listener = socket.create_server((host, port), family=family, backlog=128)
+            self._listener = socket.create_server((host, port), family=family_of(host), backlog=128)
         except OSError as error:
-            raise PortInUseError(f"cannot listen on {host}:{port}: {error.strerror}", remedy="Choose another --port.") from error
+            where = joined(host, port)
+            raise PortInUseError(f"cannot listen on {where}: {error.strerror}", remedy="Choose another --port.") from error
         self._listener.setblocking(False)
         bound: int = self._listener.getsockname()[1]
         return bound

@@ -16,6 +16,7 @@ from protocols.identity import Credentials, Key, Ticket
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, Tip
 from protocols.run_spec import MAX_ASSETS_BYTES, RunSpec
+from protocols.transport.addresses import joined
 from protocols.transport.links import PROTOCOL_VERSION, coordinator_channel, translated
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import from_wire
@@ -54,7 +55,7 @@ async def enrol(ticket: Ticket, key: Key) -> Enrolment:
     """Raises TicketError for a ticket that this coordinator does not accept, UnreachableError when none of its hosts answers."""
     problem: DugnadError = UnreachableError("the ticket names no host", remedy=_REMEDY)
     for host in ticket.hosts:
-        address = f"{host}:{ticket.port}"
+        address = joined(host, ticket.port)
         try:
             authority = await _pinned_authority(host, ticket.port, ticket.fingerprint)
             return await _enrol_at(address, authority, ticket, key)
@@ -104,14 +105,15 @@ async def _pinned_authority(host: str, port: int, fingerprint: bytes) -> bytes:
     except (OSError, asyncio.TimeoutError) as error:
         code = getattr(error, "errno", None)
         cause = os.strerror(code).lower() if code and code > 0 else str(error) or "no answer"
-        raise UnreachableError(f"the coordinator at {host}:{port} cannot be reached: {cause}", remedy=_REMEDY) from error
+        where = joined(host, port)
+        raise UnreachableError(f"the coordinator at {where} cannot be reached: {cause}", remedy=_REMEDY) from error
     try:
         der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     finally:
         writer.close()
     if hashlib.sha256(der).digest() != fingerprint:
         raise TicketError(
-            f"whoever answers at {host}:{port} is not the coordinator that made this ticket",
+            f"whoever answers at {joined(host, port)} is not the coordinator that made this ticket",
             remedy="Ask the organiser for a new ticket, and whether the coordinator was set up again.",
         )
     return ssl.DER_cert_to_PEM_cert(der).encode()

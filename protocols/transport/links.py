@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from protocols.errors import PortInUseError, RefusedError, RemoteError, UnreachableError
 from protocols.identity import COORDINATOR_NAME, Credentials, peer_id_of, server_name
 from protocols.reasons import Reason
+from protocols.transport.addresses import joined
 from protocols.transport.traffic import Traffic
 
 PROTOCOL_VERSION = 1
@@ -82,9 +83,10 @@ def enrolment_server(key_pem: bytes, certificate: bytes) -> tuple[grpc.aio.Serve
 
 def listen(server: grpc.aio.Server, tls: grpc.ServerCredentials, host: str, port: int) -> int:
     """The port that was bound (`port` unless that was 0). Raises PortInUseError."""
-    problem = PortInUseError(f"cannot listen on {host}:{port}: the port is in use", remedy="Choose another --port.")
+    where = joined(host, port)
+    problem = PortInUseError(f"cannot listen on {where}: the port is in use", remedy="Choose another --port.")
     try:
-        bound = server.add_secure_port(f"{host}:{port}", tls)
+        bound = server.add_secure_port(where, tls)
     except RuntimeError as error:
         raise problem from error
     if bound == 0:

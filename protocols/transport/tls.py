@@ -12,6 +12,7 @@ from OpenSSL.crypto import X509
 
 from protocols.errors import UnreachableError
 from protocols.identity import Credentials, peer_id_of
+from protocols.transport.addresses import split
 
 # What lies in the kernel without being on its way: little, so that a contribution does not queue before somebody's averages.
 UNSENT_BYTES = 256 << 10
@@ -25,10 +26,10 @@ PARTIAL_WRITE = 0x1
 async def connected_to(peer: str, address: str) -> socket.socket:
     """By whichever of the addresses that its name has answers. Raises UnreachableError."""
     loop = asyncio.get_running_loop()
-    host, _, port = address.rpartition(":")
     problem: Exception = ValueError("no address")
     try:
-        found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        host, port = split(address)
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, ValueError, OverflowError) as error:
         found, problem = [], error
     for family, kind, protocol, _, where in found:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import socket
 from pathlib import Path
 
+import psutil
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +22,7 @@ from tests.swarm.swarm import (
     as_json,
     assert_disjoint,
     assert_one_history,
+    free_port,
     run_dugnad,
     wait_until,
 )
@@ -39,6 +42,30 @@ def test_a_coordinator_and_three_peers_train_to_the_end_and_the_loss_falls(tmp_p
         assert AutoModelForCausalLM.from_pretrained(written["path"]).num_parameters() > 0
         assert_disjoint([swarm.coordinator, *peers])
         assert_one_history([swarm.coordinator, *peers])
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+def test_a_swarm_trains_over_ipv6_alone(tmp_path: Path) -> None:
+    with Swarm(tmp_path, seed=24, host="::1") as swarm:
+        port = free_port()
+        dialled = swarm.start_peer("dialled", "--announce", f"[::1]:{port}", "--port", str(port))
+        peers = [dialled, swarm.start_peer("hidden", "--client-mode")]
+        for peer in peers:
+            swarm.contributes(peer)
+        swarm.commits_by(swarm.coordinator, 3)
+        assert_one_history([swarm.coordinator, *peers])
+        everybody = [psutil.Process(process.pid) for process in (swarm.coordinator, *peers)]
+        everybody += [child for process in (swarm.coordinator, *peers) for child in process.family()]
+        by_ipv4 = [connection for process in everybody for connection in process.net_connections("tcp4")]
+        assert not by_ipv4 and dialled.events("committed")
 
 
 def test_survivors_commit_after_a_contributor_the_coordinator_and_the_next_lead_are_killed(tmp_path: Path) -> None:
