@@ -19,7 +19,7 @@ from benchmarks.crew import CrewError
 from protocols.errors import DugnadError
 from protocols.interrupts import EXIT_INTERRUPTED
 
-WIDTH = 130  # of tables that are written to a file
+WIDTH = 1000  # of what is written to a file: as wide as a table wants to be
 
 
 def machine() -> dict[str, Any]:
