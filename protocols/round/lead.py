@@ -20,6 +20,7 @@ from dataclasses import replace
 from protocols.reasons import Reason
 from protocols.round.absences import Absences
 from protocols.round.attempt import Attempt, Seat
+from protocols.round.behind import Behind
 from protocols.round.codec_choice import codec_after
 from protocols.round.deadline import Deadline, doubled
 from protocols.round.hearing import Hearing
@@ -66,7 +67,7 @@ class Lead:
         self._highest_attempt = 0
         self._overrun = 1.0  # how much longer than planned the last commit took: links are not all that takes time
         self._committed = False
-        self._followed_at = 0.0
+        self._behind = Behind(DETECTION_S, overlap=overlap)
         self._awake_at = 0.0
         self._failed_pairs: set[tuple[str, str]] = set()
         self._absences = Absences()
@@ -80,6 +81,7 @@ class Lead:
             return []
         self.active = True
         self._awake_at = now
+        self._behind.begin(now)
         return self._hear(set(self.tip.members) - self.seats.keys(), now)
 
     def step_down(self) -> list[LeadAction]:
@@ -104,7 +106,7 @@ class Lead:
                 seat.ready_for = None
                 seat.has_commit = seat.has_commit and commit is not None and commit.ballot.lead == self.me.peer
             self._parent = commit.ballot.parent if commit is not None else ""
-            self._followed_at = self._awake_at
+            self._behind.advanced(self._awake_at)
         self.tip = tip
         self._committed = False
         if commit is not None:
@@ -278,8 +280,10 @@ class Lead:
             return []
         samples = self.gathered_samples
         # Once an attempt was made, this lead's or another's, its contributors are frozen: waiting would bring few samples.
-        if self._highest_attempt == 0 and (samples < self.target_batch_size or self._awaits_reports(now)):
-            return []
+        if self._highest_attempt == 0:
+            reports = [seat.report for seat in self.seats.values() if seat.report is not None]
+            if samples < self.target_batch_size or self._behind.awaited(tip, self._parent, reports, now):
+                return []
         present = self._present(tip)
         layout = self._layout(tip, present)
         if layout is None:
@@ -291,13 +295,6 @@ class Lead:
         deadline = Deadline(plan.members, now, plan.patience_s, slowest)
         self.attempt = Attempt(plan, now, deadline, codec_after(plan, present, self.codecs, self.target_batch_size))
         return [SendPlan(plan.members, plan, self._absences.from_plan(plan, layout.too_slow, tip, self.seats))]
-
-    def _awaits_reports(self, now: float) -> bool:
-        """With overlap, the next batch may be there as soon as the first members have applied a commit. What the others drew for
-        it would be lost, were it planned without them; they apply at about the same time."""
-        reports = [seat.report for seat in self.seats.values() if seat.report is not None and seat.report.caught_up]
-        applying = any(report.standing.lineage == self._parent for report in reports)
-        return self.overlap and applying and now - self._followed_at <= DETECTION_S
 
     def _layout(self, tip: Tip, present: dict[str, Present]) -> Layout | None:
         me, failed = self.me.peer, self._failed_pairs

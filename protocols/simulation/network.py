@@ -1,6 +1,7 @@
 """The simulated network: streams between processes over lines with latency, jitter and bandwidth, partitions and broken links.
 
-Within one direction of one stream the order is kept; between streams it is not. What is under way over a line that is blocked
+Within one direction of one stream the order is kept; between streams it is not. A line takes turns between what is sent over it, packet
+by packet: so what fits into a packet waits for nobody, and what is larger goes one after another. What is under way over a line that is blocked
 waits, as TCP's retransmissions do, and arrives when the line is whole again, unless the stream was given up meanwhile.
 """
 
@@ -14,6 +15,7 @@ from protocols.simulation.clock import Clock
 from protocols.simulation.world import World
 
 SMALL_BYTES = 200  # a control message
+PACKET_BYTES = 1500
 CONNECT_TIMEOUT_S = 6.0
 
 
@@ -204,12 +206,11 @@ class Network:
             return
         here, there = source.machine, target.machine
         now = self.world.now
-        departs = max(now, here.up_free_at) + size / here.up_bytes_s if size else now
-        if size:
-            here.up_free_at = departs
-        passed = departs
-        if size:  # both lines are reserved in the order of sending; the way between them changes the order
-            passed = there.down_free_at = max(departs, there.down_free_at) + size / there.down_bytes_s
+        # Both lines are reserved in the order of sending; the way between them changes the order.
+        up_free_at = here.up_free_at = max(now, here.up_free_at) + size / here.up_bytes_s
+        departs = up_free_at if size > PACKET_BYTES else now + size / here.up_bytes_s
+        down_free_at = there.down_free_at = max(departs, there.down_free_at) + size / there.down_bytes_s
+        passed = down_free_at if size > PACKET_BYTES else departs + size / there.down_bytes_s
         arrives = max(passed + self._latency(here, there), way.last_at)
         way.last_at = arrives
         pair = (here.name, there.name)

@@ -36,6 +36,7 @@ class Table:
         max_epochs: int | None = None,
         me: str = "lea",
         codecs: Mapping[str, int] | None = None,
+        overlap: bool = False,
     ) -> None:
         self.now = 100.0
         self.tip = tip or genesis()
@@ -46,6 +47,7 @@ class Table:
             elements=ELEMENTS,
             codecs=codecs or {"fp32": 4 * ELEMENTS},
             max_epochs=max_epochs,
+            overlap=overlap,
         )
         self.me = me
         self.lead.follow(self.tip)

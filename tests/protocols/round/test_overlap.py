@@ -150,8 +150,7 @@ def test_a_plan_that_finishes_averages_of_another_base_is_refused(base: str, acc
 
 def table(*, overlap: bool = True, **change: Any) -> Table:
     tip = Tip(1, "a" * 64, 100, TIP.lead, TIP.codec, members=("bob", "cid", "lea"), parent=BEFORE)
-    it = Table("bob", "cid", tip=tip, **change)
-    it.lead.overlap = overlap
+    it = Table("bob", "cid", tip=tip, overlap=overlap, **change)
     it.reports(lea=0, bob=0, cid=0)
     return it
 
@@ -183,9 +182,9 @@ def test_averages_of_another_base_are_not_finished(base: str, sound: bool) -> No
     assert (planned.finishes == averages) is sound
 
 
-def committed() -> tuple[Table, Tip]:
+def committed(*, overlap: bool = True) -> tuple[Table, Tip]:
     """bob and cid gave 12 each; the lead has applied the commit, and nobody else has yet."""
-    it = table()
+    it = table(overlap=overlap)
     planned = the_plan(it.reports(bob=12, cid=12))
     given_by = [Contribution(peer, 1, 0, 12, it.tip.lineage, 1.0) for peer in ("bob", "cid")]
     for peer, samples in (("lea", 0), ("bob", 12), ("cid", 12)):
@@ -214,8 +213,7 @@ def test_one_that_does_not_come_to_apply_a_commit_is_not_waited_for_for_ever() -
 
 
 def test_without_overlap_nobody_is_waited_for() -> None:
-    it, _ = committed()
-    it.lead.overlap = False
+    it, _ = committed(overlap=False)
     assert the_plan(it.report("bob", 30)).contributors == ("bob",)
 
 

@@ -1,0 +1,45 @@
+"""Those who stand one commit behind the lead when a batch is full: how long it waits for them before it plans (pure).
+
+Whoever catches up during a round is level with that round's parent when it ends, and must fetch one commit more. Where the next
+batch is full by then (a run that overlaps, a lead that draws alone), it would find the next round begun each time, and never come
+to give anything: so now and then the lead lets those who are that close come level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from protocols.round.records import Report, Tip
+
+# In one of so many epochs, for as long as the last epoch took: so whoever never comes level costs the others this share of their
+# time at most, and whoever fetches a commit in the time of an epoch is level within so many.
+WAITS_EVERY = 4
+
+
+class Behind:
+    def __init__(self, applying_s: float, *, overlap: bool) -> None:
+        """`applying_s`: how long those who have yet to apply the last commit are waited for in a run that overlaps, in any epoch:
+        what they drew would be lost, were the next planned without them."""
+        self._applying_s = applying_s
+        self._overlap = overlap
+        self._advanced_at = self._epoch_s = 0.0
+        self._full_at: float | None = None
+
+    def begin(self, now: float) -> None:
+        """This peer leads from now on: it does not know how long epochs take."""
+        self._advanced_at, self._epoch_s, self._full_at = now, 0.0, None
+
+    def advanced(self, now: float) -> None:
+        """The lead stands at another tip."""
+        self._epoch_s, self._advanced_at, self._full_at = now - self._advanced_at, now, None
+
+    def awaited(self, tip: Tip, parent: str, reports: Iterable[Report], now: float) -> bool:
+        """Whether somebody is waited for, who stands at `parent`, or at the lead's `tip` and is not back in the round yet. The
+        batch is full."""
+        if self._full_at is None:
+            self._full_at = now
+        close = [(report.standing.lineage, report.caught_up) for report in reports]
+        if self._overlap and (parent, True) in close and now - self._advanced_at <= self._applying_s:
+            return True
+        fetching = (parent, True) in close or (parent, False) in close or (tip.lineage, False) in close
+        return fetching and (tip.epoch + 1) % WAITS_EVERY == 0 and now - self._full_at < self._epoch_s

@@ -1,0 +1,107 @@
+"""Whoever stands one commit behind a lead with a full batch is waited for now and then, never for long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from protocols.round.behind import WAITS_EVERY
+from protocols.round.lead_actions import Announce, SendPlan
+from protocols.round.plans import Plan
+from protocols.round.records import Contribution, Tip
+from tests.protocols.round.table import Table, of, result_of, the_plan
+
+EPOCH_S = 3.0
+
+
+def at_epoch(epoch: int, *, overlap: bool = False) -> tuple[Table, Tip]:
+    """The lead and bob have committed `epoch`, in EPOCH_S; cid was not there. The table, and the tip that cid stands at."""
+    before = replace(Table("bob").tip, epoch=epoch - 1, lineage="a" * 64, total_samples=100, members=("bob", "cid", "lea"))
+    it = Table("bob", "cid", tip=before, overlap=overlap)
+    it.reports(lea=0, bob=0, cid=0)
+    it.report("cid", standing=replace(before.standing, lineage="b" * 64), caught_up=False)
+    it.wait(EPOCH_S)
+    planned = the_plan(it.report("bob", 20))
+    it.accept(planned, "lea")
+    it.accept(planned, "bob", 20)
+    result = result_of(planned, Contribution("bob", 1, 0, 20, before.lineage, 1.0))
+    (announced,) = of(Announce, it.ready(result, "lea", "bob"))
+    it.tip = Tip.after(announced.commit)
+    it.lead.follow(it.tip, announced.commit)
+    it.report("lea")
+    return it, before
+
+
+def plans(actions: list[Any]) -> list[Plan]:
+    return [action.plan for action in of(SendPlan, actions)]
+
+
+def fetches(it: Table, at: Tip) -> list[Any]:
+    return it.report("cid", standing=at.standing, caught_up=False)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_who_fetches_the_last_commit_is_let_come_level_in_one_of_so_many_epochs(overlap: bool) -> None:
+    it, before = at_epoch(2 * WAITS_EVERY - 1, overlap=overlap)
+    assert not plans(fetches(it, before))
+    assert not plans(it.report("bob", 30)), "the batch is full"
+    assert not plans(it.wait(EPOCH_S / 2))
+    assert not plans(fetches(it, it.tip)), "it has the commit, and is not back yet"
+    (planned,) = plans(it.report("cid", 0))
+    assert planned.members == ("bob", "cid", "lea")
+
+
+def test_who_never_comes_level_is_waited_for_as_long_as_the_last_epoch_took() -> None:
+    it, before = at_epoch(2 * WAITS_EVERY - 1)
+    fetches(it, before)
+    it.wait(2 * EPOCH_S)  # until the batch is full, nobody is waited for
+    assert not plans(it.report("bob", 30))
+    assert not plans(it.wait(EPOCH_S - 0.5))
+    (planned,) = plans(it.wait(1.0))
+    assert planned.members == ("bob", "lea")
+
+
+def test_in_the_other_epochs_nobody_is_waited_for() -> None:
+    epochs = range(WAITS_EVERY, 2 * WAITS_EVERY - 1)
+    assert epochs
+    for epoch in epochs:
+        it, before = at_epoch(epoch)
+        fetches(it, before)
+        assert plans(it.report("bob", 30)), epoch
+
+
+@pytest.mark.parametrize("where", ["b" * 64, "c" * 64])
+def test_who_is_further_away_is_not_waited_for(where: str) -> None:
+    it, before = at_epoch(2 * WAITS_EVERY - 1)
+    it.report("cid", standing=replace(before.standing, lineage=where), caught_up=False)
+    assert plans(it.report("bob", 30))
+
+
+def test_who_is_gone_is_not_waited_for() -> None:
+    it, before = at_epoch(2 * WAITS_EVERY - 1)
+    fetches(it, before)
+    assert not plans(it.report("bob", 30))
+    assert plans(it.wait(2.5, silent=("cid",)))
+
+
+def test_an_attempt_that_failed_is_followed_at_once() -> None:
+    it, before = at_epoch(2 * WAITS_EVERY - 1)
+    planned = the_plan(it.report("bob", 30))
+    fetches(it, before)
+    again = it.lead.joined("bob", it.lead.seats["bob"].hello, it.now)
+    (second,) = plans([*again, *it.report("bob", 30)])
+    assert (second.ballot.attempt, second.ballot.parent) == (2, planned.ballot.parent)
+
+
+def test_a_lead_that_has_just_taken_over_waits_for_nobody() -> None:
+    it, before = at_epoch(2 * WAITS_EVERY - 1)
+    it.lead.step_down()
+    it.lead.take_over(it.now)
+    for peer in ("lea", "bob", "cid"):
+        it.join(peer)
+    it.report("lea")
+    fetches(it, before)
+    it.wait(2.5)
+    assert plans(it.report("bob", 30))
