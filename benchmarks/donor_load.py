@@ -136,6 +136,7 @@ def donate(options: Options, folder: Path) -> None:
         genesis=genesis,
         genesis_sha256="",
         residual=Residual(credentials.peer_id, 1),
+        codecs=("fp16",),
     )
     replica.tip = genesis
     handover = Handover()

@@ -10,6 +10,7 @@ whole snapshot).
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from protocols.errors import BadMessageError, DriftError
 from protocols.optimization import Schedule
 from protocols.residual import Residual
 from protocols.round.plans import Part
-from protocols.round.records import SignedCommit, Tip
+from protocols.round.records import Commit, SignedCommit, Tip
 from protocols.signing import check_signed
 from protocols.slices import Outcome, Slices
 from protocols.state import StateHeader, capture, parameters_sha256, read_header, restore
@@ -54,8 +55,10 @@ class Replica:
         genesis: Tip,
         genesis_sha256: str,
         residual: Residual,
+        codecs: Collection[str],
         overlap: bool = False,
     ) -> None:
+        """`codecs`: those that a commit may name for the next plan."""
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
@@ -65,6 +68,7 @@ class Replica:
         self.genesis = genesis
         self.genesis_sha256 = genesis_sha256
         self._residual = residual
+        self.codecs = codecs
         self.accumulator = Accumulator(model.parameters())
         self.overlap = overlap
         self._encoded = np.empty(0, np.uint8)  # the contribution that is out
@@ -162,6 +166,7 @@ class Replica:
         commit, epoch = signed.commit, signed.commit.ballot.epoch
         if self.tip is None or not self.tip.leads_to(commit, overlap=self.overlap):
             raise BadMessageError("the commit does not follow this replica's state")
+        self._check_codec(commit)
         averaged_bytes = self.outcome(epoch).averaged_bytes
         averaged, canonical = memoryview(came_to)[:averaged_bytes], bytes(memoryview(came_to)[averaged_bytes:])
         ranges = self.slices.at(epoch)
@@ -186,6 +191,10 @@ class Replica:
         self._residual.settle(commit.contributions)
         self.commit, self.tip = signed, Tip.after(commit)
         return self.tip
+
+    def _check_codec(self, commit: Commit) -> None:
+        if commit.next_codec not in self.codecs:
+            raise BadMessageError(f"the commit names {commit.next_codec} for the next plan, which this run does not use")
 
     def decode(self, averaged: memoryview, into: torch.Tensor) -> None:
         """Averages of the whole vector into (elements,), piece by piece. Raises BadMessageError."""
@@ -224,6 +233,7 @@ class Replica:
             except ValueError as error:
                 raise BadMessageError("the snapshot's commit cannot be read") from error
             commit = check_signed(signed_commit_from_bytes(wire), self.authority)
+            self._check_codec(commit.commit)
             tip = Tip.after(commit.commit)
         else:
             commit, tip = None, self.genesis

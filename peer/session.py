@@ -191,6 +191,7 @@ class _Session:
             genesis=enrolment.genesis.tip(spec.digest, spec.averaging.first_codec),
             genesis_sha256=enrolment.genesis.parameters_sha256,
             residual=Residual(enrolment.credentials.peer_id, self._incarnation),
+            codecs=spec.averaging.codecs,
             overlap=spec.averaging.overlap,
         )
         if config.start_from is not None:

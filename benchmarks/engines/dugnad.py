@@ -131,6 +131,7 @@ class Member:
             genesis=Tip(0, GENESIS, 0, Candidate(self.credentials.peer_id, ""), seat.codec),
             genesis_sha256="",
             residual=Residual(self.credentials.peer_id, INCARNATION),
+            codecs=(seat.codec,),
             overlap=overlap,
         )
         self.handover = Handover()

@@ -87,6 +87,7 @@ def replica_of(peer: str, spec: RunSpec, task: Task, codec: str) -> Replica:
         genesis=genesis,
         genesis_sha256="00" * 32,
         residual=Residual(peer, 1),
+        codecs=(codec,),
     )
     it.tip = genesis
     return it

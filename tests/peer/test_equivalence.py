@@ -141,6 +141,7 @@ def swarm_of(codec: Codec, dtype: torch.dtype, optimizer: dict[str, Any], max_gr
             genesis=swarm.genesis or Tip.genesis(RUN, "00" * 32, Candidate("ann", address_of("ann")), codec.name),
             genesis_sha256="00" * 32,
             residual=Residual(name, 1),
+            codecs=(codec.name,),
         )
         replica.tip = replica.genesis
         swarm.add(name, Learner(name, replica, data), reachable=name != "dag", auxiliary=name == "eve")

@@ -55,6 +55,7 @@ def replica_of(model: nn.Module, spec: RunSpec, codec: str, *, overlap: bool, ma
         genesis=genesis,
         genesis_sha256="00" * 32,
         residual=Residual(PEERS[0], 1),
+        codecs=(codec,),
         overlap=overlap,
     )
     it.tip = genesis

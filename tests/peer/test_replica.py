@@ -82,6 +82,7 @@ def replica(
         "genesis": Tip.genesis(RUN, genesis_sha256(), Candidate(lead.peer_id, ""), codec),
         "genesis_sha256": genesis_sha256(),
         "residual": Residual("ann", 1),
+        "codecs": (codec,),
     }
     it = Replica(model, optimizer, build_scheduler(spec(), optimizer), **{**options, **change})
     if at_genesis:
@@ -197,6 +198,16 @@ def test_a_commit_that_does_not_follow_is_refused_and_changes_nothing(lead: Cred
     with pytest.raises(BadMessageError, match="follow"):
         it.apply(first, averaged)  # twice
     assert everything(it) == before
+
+
+def test_a_commit_that_names_a_codec_which_the_run_does_not_use_is_refused_and_changes_nothing(lead: Credentials) -> None:
+    it = replica(lead, codecs=("fp32", "fp16"))
+    averaged, before = averaged_of(it, 1), everything(it)
+    with pytest.raises(BadMessageError, match="names int4"):
+        it.apply(commit_for(it, averaged, lead, next_codec="int4"), averaged)
+    assert everything(it) == before
+    it.apply(commit_for(it, averaged, lead, next_codec="fp16"), averaged)
+    assert it.codec is CODECS["fp16"]
 
 
 def test_after_a_step_that_failed_the_state_is_of_no_lineage(lead: Credentials, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,6 +414,9 @@ BAD: dict[str, Callable[[Replica, Credentials], bytes]] = {
         old, lead, lambda s: replace(s, commit=replace(s.commit, total_samples=10**6))
     ),
     "a commit signed by somebody else": lambda old, lead: resigned(old, lead, lambda s: another_signer(lead, s)),
+    "a commit that names a codec which the run does not use": lambda old, lead: resigned(
+        old, lead, lambda s: sign_commit(replace(s.commit, next_codec="int4"), lead)
+    ),
     "truncated": lambda old, lead: old.capture()[0][:-1],
     "cut in the header": lambda old, lead: old.capture()[0][:40],
     "empty": lambda old, lead: b"",
