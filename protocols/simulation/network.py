@@ -1,8 +1,8 @@
 """The simulated network: streams between processes over lines with latency, jitter and bandwidth, partitions and broken links.
 
 Within one direction of one stream the order is kept; between streams it is not. A line takes turns by packets between all that is
-sent over it: what fits into one waits for nobody, and what is larger goes one after another. What is under way over a line that is
-blocked waits, as TCP's retransmissions do, and arrives when the line is whole again, unless the stream was given up meanwhile.
+sent over it: what fits into one waits for nobody, and what is larger goes one after another. What is under way over a line that
+is blocked waits, as TCP's retransmissions do, and arrives when the line is whole again, unless the stream was given up meanwhile.
 """
 
 from __future__ import annotations
