@@ -1,6 +1,6 @@
 """`dugnad simulate`: seeded fault schedules against the protocol's own state machines, checked by an observer.
 
-What is checked, by name: 1 order, 1 bytes, 1 state; 2 once, 2 mean, 2 weight, 2 frozen once; 3 whole, 3 ready, 3 promises,
+What is checked, by name: 1 order, 1 bytes, 1 state; 2 once, 2 base, 2 given, 2 codec, 2 mean, 2 weight, 2 frozen once; 3 whole, 3 ready, 3 promises,
 3 ballots, 3 asks; 4 heavier, 4 liveness; 5 one kill; 7 attempts, 7 contributions, 7 peers.
 
 Not simulated: signatures, and transfers from several donors. "3 asks" checks that a new lead asked or heard every member, not
@@ -75,6 +75,8 @@ def _print(summary: Summary, wall_s: float, peers: int) -> None:
     print(f"faults      {sum(summary.faults.values())} (median {numbers['median_faults']:g} a seed)")
     for kind, count in sorted(summary.faults.items()):
         print(f"              {count:7d} {kind}")
+    codecs = ", ".join(f"{count} in {codec}" for codec, count in sorted(summary.codecs.items()))
+    print(f"codecs      {codecs}; {summary.codec_changes} commits name another for the next")
     print(f"overtaken   {summary.overtaken} messages, by later ones on other connections")
     print(f"longest     {summary.longest_after_kill_s:.1f} s from a single kill to a commit")
     print(f"            {summary.longest_recovery_s:.1f} s from the last fault to one lineage and two commits")

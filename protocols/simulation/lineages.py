@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-import numpy as np
 from blake3 import blake3
 
 from protocols.codecs import CODECS
 from protocols.round.records import Commit, Contribution
+from protocols.simulation.feedback import Feedback
 from protocols.simulation.messages import Vector
-from protocols.simulation.replica import ELEMENTS, genesis_state, layout, sample_gradient, stepped
+from protocols.simulation.replica import genesis_state, layout, stepped
 from protocols.simulation.world import World
 
 Sample = tuple[str, int]  # (peer, incarnation)
-# Largest relative error of one encoding and the absolute one near zero, with a little room for the mean's own.
-RELATIVE_ERROR = {"fp64": 1e-12, "fp32": 2.0**-22, "fp16": 2.0**-10.9}
-ABSOLUTE_ERROR = {"fp64": 1e-12, "fp32": 1e-5, "fp16": 1e-4}
 
 
 @dataclass
@@ -35,8 +32,8 @@ class Lineage:
 
 
 class Lineages:
-    def __init__(self, world: World, genesis: str, *, overlap: bool) -> None:
-        self._world, self._overlap = world, overlap
+    def __init__(self, world: World, genesis: str, feedback: Feedback, *, overlap: bool) -> None:
+        self._world, self._feedback, self._overlap = world, feedback, overlap
         self._known = {genesis: Lineage(genesis, 0, 0, genesis_state(), {})}
         self.times: dict[str, float] = {}  # when each was first applied by anybody
 
@@ -69,7 +66,7 @@ class Lineages:
                 self._world.violated("2 once", f"samples {range_of(c)} of {c.peer} enter a second commit of one lineage")
             samples[c.peer, c.incarnation] = (*ranges, (c.first, c.end))
         averaged = self._checked_bytes(commit, came_to)
-        self._check_mean(commit, averaged)
+        self._feedback.check_mean(commit, CODECS[commit.codec], averaged)
         weight = parent.weight + commit.samples
         if commit.total_samples != weight:
             self._world.violated("2 weight", f"{commit.digest[:8]} claims {commit.total_samples} samples, and has {weight}")
@@ -85,20 +82,6 @@ class Lineages:
             if blake3(came_to[averaged] + came_to[canonical]).hexdigest() != shard.digest:
                 self._world.violated("1 bytes", f"the bytes of {commit.digest[:8]} are not those that it names")
         return came_to[: outcome.averaged_bytes]
-
-    def _check_mean(self, commit: Commit, averaged: bytes) -> None:
-        exact, size_of_parts = np.zeros(ELEMENTS), np.zeros(ELEMENTS)
-        for c in commit.contributions:
-            total = np.zeros(ELEMENTS)
-            for counter in range(c.first, c.end):
-                total += sample_gradient(c.peer, c.incarnation, counter, c.base)
-            exact += total
-            size_of_parts += np.abs(total)
-        exact /= commit.samples
-        got = CODECS[commit.codec].decode(averaged, ELEMENTS).astype(np.float64)
-        allowed = RELATIVE_ERROR[commit.codec] * (size_of_parts / commit.samples + np.abs(exact))
-        if bool((np.abs(got - exact) > allowed + ABSOLUTE_ERROR[commit.codec]).any()):
-            self._world.violated("2 mean", f"{commit.digest[:8]} is not the mean of the contributions that it names")
 
 
 def range_of(contribution: Contribution) -> str:

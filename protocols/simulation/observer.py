@@ -12,11 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
+from protocols.codecs import Codec
 from protocols.reasons import Reason
 from protocols.round.lead_actions import NoteFailure
 from protocols.round.member import Accept, Answer, Ready
 from protocols.round.plans import Plan
 from protocols.round.records import Commit, Contribution, Report, SignedCommit, Tip
+from protocols.simulation.feedback import Feedback
 from protocols.simulation.lineages import Lineages, Sample, range_of
 from protocols.simulation.messages import Vector
 from protocols.simulation.world import World
@@ -50,7 +52,8 @@ class _Seen:
 class Observer:
     def __init__(self, world: World, genesis: str, *, overlap: bool = False) -> None:
         self.world = world
-        self.lineages = Lineages(world, genesis, overlap=overlap)
+        self.feedback = Feedback(world)
+        self.lineages = Lineages(world, genesis, self.feedback, overlap=overlap)
         self.members: dict[str, tuple[str, ...]] = {}  # lineage -> members of the commit that led there
         self.commits: dict[str, Commit] = {}  # all that a lead announced
         self.retries = 0
@@ -154,7 +157,7 @@ class Observer:
         self._note(lead, f"fails {ballot.epoch}.{ballot.attempt}: {failure.reason.value} {failure.peer}")
         self._seen[lead].plan = None
 
-    def froze(self, process: Source, contribution: Contribution, encoded: bytes) -> None:
+    def froze(self, process: Source, contribution: Contribution, encoded: bytes, codec: Codec) -> None:
         """A contribution is fixed once per epoch: two of one process are the same or have no sample in common."""
         sha256 = hashlib.sha256(encoded).hexdigest()
         self._note(process, f"freezes [{contribution.first}, {contribution.end})")
@@ -167,6 +170,7 @@ class Observer:
             ):
                 self._violated("2 frozen once", f"{process.name} freezes {range_of(earlier)} and then {range_of(contribution)}")
         given.append((contribution, sha256))
+        self.feedback.froze(contribution, encoded, codec)
 
     def gave_up(self, process: Source, reason: Reason, contribution: Contribution | None, samples: int) -> None:
         """`samples`: those drawn and not frozen, when there is no contribution yet."""
@@ -237,6 +241,7 @@ class Observer:
         if not by_round and seen.catches_up is None:
             self._violated("7 peers", f"{process.name} applies {commit.digest[:8]} outside the round, and gave no reason")
         self.lineages.applied(process.name, commit, averaged)
+        self.feedback.applied(process.name, process.incarnation, commit)
         self.members[commit.digest] = commit.members
         self._stands_at(process, seen, commit.digest)
 
@@ -256,6 +261,7 @@ class Observer:
         seen = self._seen[process]
         if tip.lineage not in self.lineages:
             self._violated("3 whole", f"{process.name} restores a lineage that nobody ever applied")
+        self.feedback.restored(process.name, process.incarnation)
         self._stands_at(process, seen, tip.lineage)
 
     def _stands_at(self, process: Source, seen: _Seen, digest: str) -> None:

@@ -372,7 +372,7 @@ class SimulatedPeer:
         if frozen is not None:
             contribution = Contribution(self.name, self.incarnation, frozen.first, frozen.end, frozen.base, 1.0)
             self._encoded = frozen.encoded
-            self.observer.froze(self, contribution, frozen.encoded)
+            self.observer.froze(self, contribution, frozen.encoded, frozen.codec)
         self.accumulated = self.replica.samples
         self.perform(self.member.frozen(contribution))
 

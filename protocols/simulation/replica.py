@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from protocols.codecs import CODECS, Codec
 from protocols.errors import BadMessageError
+from protocols.residual import Residual
 from protocols.round.planner import GRID
 from protocols.round.records import SignedCommit, Tip
 from protocols.simulation.messages import Snapshot, Vector
@@ -21,6 +23,19 @@ from protocols.slices import Outcome, Slices
 
 ELEMENTS = 4 * GRID  # at most four reducers
 SLICES = Slices(ELEMENTS, 4)  # a block an epoch
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The gradient sum of samples [first, end), as the residual takes it."""
+
+    first: int
+    end: int
+    total: Vector
+    elements: int = ELEMENTS
+
+    def mean(self, at: int, stop: int) -> torch.Tensor:
+        return torch.from_numpy(self.total[at:stop] / (self.end - self.first))
 
 
 class DeviceError(Exception):
@@ -56,6 +71,7 @@ class Frozen:
     first: int
     end: int
     base: str
+    codec: Codec
     encoded: bytes
 
 
@@ -72,6 +88,7 @@ class Replica:
         self._wrote = wrote
         self.first = self.end = 0
         self._sum = np.zeros(ELEMENTS)
+        self.residual = Residual(peer, incarnation)
         self.fails_next_step = False
 
     @property
@@ -101,7 +118,10 @@ class Replica:
     def freeze(self) -> Frozen | None:
         frozen = None
         if self.tip is not None and self.samples:
-            frozen = Frozen(self.first, self.end, self.base, self.codec.encode(self._sum / self.samples))
+            encoded = bytearray(self.codec.encoded_bytes(ELEMENTS))
+            finite = self.residual.encode(self.codec, Sums(self.first, self.end, self._sum), memoryview(encoded))
+            assert finite
+            frozen = Frozen(self.first, self.end, self.base, self.codec, bytes(encoded))
         self.restart()
         return frozen
 
@@ -134,6 +154,7 @@ class Replica:
             state[begin:end] = canonical[at : at + end - begin]
             at += end - begin
         self.state = stepped(state, came_to[: outcome.averaged_bytes], self.codec)
+        self.residual.settle(commit.contributions)
         self.commit, self.tip = signed, Tip.after(commit)
         if not (self.overlap and self.samples):
             self.restart()
@@ -141,6 +162,7 @@ class Replica:
 
     def restore(self, snapshot: Snapshot) -> None:
         self.state, self.commit, self.tip = snapshot.state, snapshot.commit, snapshot.tip
+        self.residual.forget()
         self.restart()
 
     def capture(self) -> Snapshot | None:

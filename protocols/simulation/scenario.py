@@ -31,6 +31,8 @@ class Outcome:
     retries: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     faults_at: Counter[str] = field(default_factory=Counter)
+    codecs: Counter[str] = field(default_factory=Counter)  # of the commits announced
+    codec_changes: int = 0  # commits that name another for the next
     overtaken: int = 0
     virtual_s: float = 0.0
     recovery_s: float = 0.0
@@ -61,6 +63,9 @@ def simulate(
         outcome.trace = list(world.notable)
     outcome.commits, outcome.retries = len(swarm.observer.lineages.times), swarm.observer.retries
     outcome.faults, outcome.faults_at = swarm.injector.by_kind, swarm.injector.by_phase
+    commits = swarm.observer.commits.values()
+    outcome.codecs = Counter(commit.codec for commit in commits)
+    outcome.codec_changes = sum(commit.codec != commit.next_codec for commit in commits)
     outcome.overtaken = swarm.network.overtaken
     outcome.virtual_s, outcome.trace_digest = world.now, world.trace_digest
     return outcome

@@ -7,6 +7,7 @@ from typing import Any
 
 from protocols.round.planner import WINDOW_BYTES
 from protocols.round.records import Candidate, Tip
+from protocols.run_spec import AveragingSpec
 from protocols.simulation.clock import Clock
 from protocols.simulation.faults import Injector
 from protocols.simulation.messages import Snapshot
@@ -24,6 +25,8 @@ MISSED_LOOKS = 10
 REACHABLE = (0.1, 0.5, 0.9)
 # One machine in so many has an upload that takes nearly as long as a batch takes to draw.
 SLOW_UPLOADS = 8
+# Of the runs: one in three leaves the choice to measured rates, so that it changes between epochs.
+CODEC_CHOICES = ("fp64", "fp64", "fp32", "fp16", "bf16", "int8", "int4", "int4", "auto", "auto", "auto", "auto")
 SAVE_EVERY = 2  # commits between two snapshots on disk
 
 
@@ -31,22 +34,32 @@ class Swarm:
     """The first machine is the coordinator's: its process is auxiliary and reachable, starts the run, and keeps its disk."""
 
     def __init__(
-        self, world: World, peers: int, make: Callable[..., SimulatedPeer] = SimulatedPeer, *, overlap: bool = False
+        self,
+        world: World,
+        peers: int,
+        make: Callable[..., SimulatedPeer] = SimulatedPeer,
+        *,
+        overlap: bool = False,
+        codec: str = "",
     ) -> None:
+        """`codec`: as a run spec names it, or fp64; '' for one drawn from the seed."""
         random = world.random
         self.world, self._make = world, make
         share = random.choice(REACHABLE)
         machines = [self._machine(index, index < 2 or random.random() < share) for index in range(peers)]
         self.names = [machine.name for machine in machines]
         self.network = Network(world, machines)
-        codec = random.choice(("fp16", "fp32", "fp64"))
-        self.codecs, self.overlap = (codec,), overlap
+        self.codec = codec or random.choice(CODEC_CHOICES)
+        averaging = AveragingSpec(codec="auto") if self.codec == "auto" else None
+        self.codecs = averaging.codecs if averaging is not None else (self.codec,)
+        first_codec = averaging.first_codec if averaging is not None else self.codec
+        self.overlap = overlap
         self.speeds = {name: (random.randint(1, 3), random.uniform(0.2, 0.8)) for name in self.names}
         first = self.names[0]
         self.speeds[first] = (0, 0.2)
         drawn_s = sum(count / step_s for count, step_s in self.speeds.values())
         self.target_batch_size = max(4, round(drawn_s * EPOCH_S))
-        self.genesis = Tip.genesis(RUN, "00" * 32, Candidate(first, f"{first}:1"), codec)
+        self.genesis = Tip.genesis(RUN, "00" * 32, Candidate(first, f"{first}:1"), first_codec)
         self.observer = Observer(world, self.genesis.lineage, overlap=overlap)
         self.injector = Injector(world, self)
         self.processes: dict[str, SimulatedPeer] = {}

@@ -46,6 +46,8 @@ class Summary:
     retries: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     faults_at: Counter[str] = field(default_factory=Counter)
+    codecs: Counter[str] = field(default_factory=Counter)
+    codec_changes: int = 0
     overtaken: int = 0
     virtual_s: float = 0.0
     violations: list[Outcome] = field(default_factory=list)
@@ -63,6 +65,8 @@ class Summary:
         self.retries += outcome.retries
         self.faults += outcome.faults
         self.faults_at += outcome.faults_at
+        self.codecs += outcome.codecs
+        self.codec_changes += outcome.codec_changes
         self.overtaken += outcome.overtaken
         self.virtual_s += outcome.virtual_s
         self.commits_by_seed.append(outcome.commits)
@@ -90,6 +94,8 @@ class Summary:
             "retries": self.retries,
             "faults": dict(sorted(self.faults.items())),
             "faults_at": dict(sorted(self.faults_at.items())),
+            "codecs": dict(sorted(self.codecs.items())),
+            "codec_changes": self.codec_changes,
             "overtaken": self.overtaken,
             "median_commits": statistics.median(self.commits_by_seed or [0]),
             "median_faults": statistics.median(self.faults_by_seed or [0]),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from protocols.codecs import Codec
 from protocols.reasons import Reason
 from protocols.reduction import ShardReduction
+from protocols.residual import Residual, Sums
 from protocols.round.absences import Absences
 from protocols.round.lead import Lead
 from protocols.round.member import GiveUp, Member, Resume
@@ -168,6 +170,68 @@ def samples_that_enter_two_epochs(patch: Patch) -> None:
     _freeze_and_go_on(patch)
 
 
+def a_residual_that_an_attempt_settles(patch: Patch) -> None:
+    """What the encoding of a contribution lost is due with the next one as soon as an attempt has ended, committed or not."""
+    stop = Exchanges.stop
+
+    def mutant(exchanges: Exchanges, plan_digest: str) -> None:
+        residual = exchanges._process.replica.residual
+        residual._kept = residual._pending if residual._pending is not None else residual._kept
+        stop(exchanges, plan_digest)
+
+    patch.setattr(Exchanges, "stop", mutant)
+
+
+def a_residual_added_twice_after_an_attempt(patch: Patch) -> None:
+    """The next attempt adds it to the same contribution once more, and owes so much more."""
+    stop = Exchanges.stop
+
+    def mutant(exchanges: Exchanges, plan_digest: str) -> None:
+        residual = exchanges._process.replica.residual
+        if residual._pending is not None and residual._kept is not None:
+            residual._pending = residual._pending + residual._kept
+        stop(exchanges, plan_digest)
+
+    patch.setattr(Exchanges, "stop", mutant)
+
+
+def a_residual_dropped_at_an_abort(patch: Patch) -> None:
+    stop = Exchanges.stop
+
+    def mutant(exchanges: Exchanges, plan_digest: str) -> None:
+        exchanges._process.replica.residual.forget()
+        stop(exchanges, plan_digest)
+
+    patch.setattr(Exchanges, "stop", mutant)
+
+
+def a_residual_that_any_commit_settles(patch: Patch) -> None:
+    """Also one that does not name the contribution."""
+
+    def settle(residual: Residual, contributions: Iterable[Contribution]) -> None:
+        if residual._given is not None:
+            residual._kept = residual._pending
+        residual._given = residual._pending = None
+
+    patch.setattr(Residual, "settle", settle)
+
+
+def a_residual_taken_along_to_another_lineage(patch: Patch) -> None:
+    patch.setattr(Residual, "forget", lambda residual: None)
+
+
+def a_residual_that_a_codec_without_feedback_leaves_behind(patch: Patch) -> None:
+    """After a change of codec it is dropped instead of given."""
+    encode = Residual.encode
+
+    def mutant(residual: Residual, codec: Codec, sums: Sums, out: memoryview) -> bool:
+        if not codec.error_feedback:
+            residual._kept = None
+        return encode(residual, codec, sums, out)
+
+    patch.setattr(Residual, "encode", mutant)
+
+
 def a_fork_rule_by_the_last_epoch_only(patch: Patch) -> None:
     def heavier_than(mine: Standing, other: Standing) -> bool:
         return mine.epoch > other.epoch or (mine.epoch == other.epoch and mine.lineage < other.lineage)
@@ -222,9 +286,15 @@ MUTANTS: dict[Callable[[Patch], None], str] = {
     untagged_chunks: "2 mean",
     a_new_lead_that_does_not_ask: "3 asks",
     a_contribution_frozen_twice: "2 frozen once",
-    a_contribution_that_mixes_bases: "2 mean",
+    a_contribution_that_mixes_bases: "2 given",
     a_base_of_any_age: "2 base",
     samples_that_enter_two_epochs: "2 frozen once",
+    a_residual_that_an_attempt_settles: "2 given",
+    a_residual_added_twice_after_an_attempt: "2 given",
+    a_residual_dropped_at_an_abort: "2 given",
+    a_residual_that_any_commit_settles: "2 given",
+    a_residual_taken_along_to_another_lineage: "2 given",
+    a_residual_that_a_codec_without_feedback_leaves_behind: "2 given",
     a_fork_rule_by_the_last_epoch_only: "4 heavier",
     a_member_that_steps_twice: "1 state",
     an_absence_without_a_reason: "7 peers",

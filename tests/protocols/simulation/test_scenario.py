@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from protocols.codecs import CODECS
 from protocols.simulation.faults import KINDS, PHASES
 from protocols.simulation.observer import Observer
 from protocols.simulation.scenario import ALL_KINDS, simulate
@@ -48,6 +49,7 @@ def test_seeded_faults_break_no_invariant(monkeypatch: pytest.MonkeyPatch) -> No
     assert statistics.median(summary.commits_by_seed) >= 10
     assert statistics.median(summary.faults_by_seed) >= 5
     assert summary.overtaken > 0
+    assert set(summary.codecs) == set(CODECS) and summary.codec_changes >= 20, (summary.codecs, summary.codec_changes)
     assert set(ALL_KINDS) <= set(summary.faults)
     assert {f"{kind} @ {phase}" for kind in KINDS for phase in PHASES} <= set(summary.faults_at)
     assert sum(donors.values()) >= 100 and sum(often for many, often in donors.items() if many > 1) >= 20, donors
