@@ -25,7 +25,7 @@ ELEMENTS = 4 * GRID  # at most four reducers
 SLICES = Slices(ELEMENTS, 4)  # a block an epoch
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sums:
     """The gradient sum of samples [first, end), as the residual takes it."""
 
