@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+import torch
 
 from protocols.simulation.faults import FAULTS_S, KINDS, LONGEST_S, PATIENCE_S, Fault, Schedule, draw
 from protocols.simulation.process import SimulatedPeer
@@ -57,7 +60,8 @@ def simulate(
         schedule = draw(seed, swarm.names) if faults else ()
     outcome = Outcome(seed, schedule=schedule)
     try:
-        _play(world, swarm, outcome, faults)
+        with _one_thread():
+            _play(world, swarm, outcome, faults)
     except ViolationError as violation:
         outcome.violated, outcome.what = violation.invariant, violation.what
         outcome.trace = list(world.notable)
@@ -69,6 +73,17 @@ def simulate(
     outcome.overtaken = swarm.network.overtaken
     outcome.virtual_s, outcome.trace_digest = world.now, world.trace_digest
     return outcome
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For vectors as short as these, torch's threads cost far more than they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _play(world: World, swarm: Swarm, outcome: Outcome, faults: bool) -> None:
