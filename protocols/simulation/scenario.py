@@ -24,8 +24,8 @@ KILL_BOUND_S = 20.0
 # find each other by a look at a random neighbour every 5 s, of up to seven, in three looks for most; two batches take a smaller
 # swarm 4 s each, and one attempt may stall for 4 s. That is 53 s; the longest of 2,000 seeds was 33 s.
 #
-# The protocol does not promise it for every line (docs/PROTOCOL.md, "Behind"): somebody who is level must be able to bring a commit
-# to all who are behind in the time of an epoch. Should a seed draw a line too slow for that, it is this bound that is wrong.
+# The protocol does not promise it for every line (docs/PROTOCOL.md, "Behind"): somebody who is level must be able to bring a
+# commit to all who are behind in the time of an epoch. Should a seed draw a line too slow for that, this bound is wrong.
 LIVENESS_S = 60.0
 SETTLED_COMMITS = 2
 
