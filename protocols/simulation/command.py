@@ -1,10 +1,10 @@
 """`dugnad simulate`: seeded fault schedules against the protocol's own state machines, checked by an observer.
 
-What is checked, by name: 1 order, 1 bytes, 1 state; 2 once, 2 base, 2 given, 2 codec, 2 mean, 2 weight, 2 frozen once; 3 whole,
+What is checked, by name: 1 order, 1 bytes, 1 state; 2 once, 2 base, 2 given, 2 mean, 2 weight, 2 frozen once; 3 whole,
 3 ready, 3 promises, 3 ballots, 3 asks; 4 heavier, 4 liveness; 5 one kill; 7 attempts, 7 contributions, 7 peers.
 
 Not simulated: signatures. "3 asks" checks that a new lead asked or heard every member, not that it adopted all that it could have
-reached. "4 liveness" demands what docs/PROTOCOL.md promises (invariant 4), where whoever is level can bring a commit to all the
+reached. "4 liveness" demands what docs/PROTOCOL.md promises ("Behind"), where whoever is level can bring a commit to all the
 others in about the time of an epoch. "7 contributions" lets pass what a commit names that its own peer could not fetch, once
 that peer stands further on: it cannot tell whether the commit is an ancestor.
 """

@@ -92,8 +92,6 @@ class Feedback:
         mean, size = np.zeros(ELEMENTS), np.zeros(ELEMENTS)
         for contribution in commit.contributions:
             given = self.given(contribution)
-            if given.codec is not codec:
-                self._world.violated("2 codec", f"{named(contribution)} are in {given.codec.name}, their commit in {codec.name}")
             part = given.values * (contribution.weight / commit.samples)
             mean += part
             size += np.abs(part)
