@@ -1,14 +1,17 @@
 """The simulated network: streams between processes over lines with latency, jitter and bandwidth, partitions and broken links.
 
-Within one direction of one stream the order is kept; between streams it is not. A line takes turns by packets between all that is
-sent over it: what fits into one waits for nobody, and what is larger goes one after another. What is under way over a line that
-is blocked waits, as TCP's retransmissions do, and arrives when the line is whole again, unless the stream was given up meanwhile.
+Within one direction of one stream the order is kept; between streams it is not. A machine's upload takes turns between its
+streams, and what fits into a packet waits for none of them. What a stream had yet to send when it was closed, it does not send.
+What is under way over a line that is blocked waits, as TCP's retransmissions do, and arrives when the line is whole again, unless
+the stream was given up meanwhile.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from protocols.simulation.clock import Clock
@@ -16,6 +19,7 @@ from protocols.simulation.world import World
 
 SMALL_BYTES = 200  # a control message
 PACKET_BYTES = 1500
+TURN_BYTES = 4096
 CONNECT_TIMEOUT_S = 6.0
 
 
@@ -31,8 +35,9 @@ class Machine:
     down_bytes_s: float
     clock: Clock
     memory_bytes: int = 0  # 0: its process does not say
-    up_free_at: float = 0.0
     down_free_at: float = 0.0
+    uploading: bool = False
+    waiting: deque[_Way] = field(default_factory=deque)  # for their turns
     powered: bool = True  # a machine without power answers nobody; one whose process died refuses at once
 
 
@@ -55,6 +60,15 @@ class _End:
 
 
 @dataclass
+class _Queued:
+    stream: Stream
+    message: Any
+    size: float
+    left: float  # of it
+    from_grave: bool
+
+
+@dataclass(eq=False)
 class _Way:
     """One direction of a stream."""
 
@@ -64,6 +78,7 @@ class _Way:
     ended: Ended | None = None
     last_at: float = 0.0
     held: list[tuple[float, Any]] = field(default_factory=list)
+    queue: deque[_Queued] = field(default_factory=deque)  # yet to be sent
 
 
 class Stream:
@@ -104,8 +119,10 @@ class Stream:
             self.network.transmit(self, self.down, message, size)
 
     def close(self, sender: Process) -> None:
-        """The other end learns of it behind what was sent; this end hears nothing more."""
+        """The other end learns of it behind what was sent; this end hears nothing more. A client that closes gives up what it has
+        yet to send, a server does not."""
         if sender is self.client:
+            self.up.queue.clear()
             self.down_receive = self.down_ended = None
             if self.down is None:
                 self.open = False
@@ -165,9 +182,11 @@ class Network:
 
         def connect() -> None:
             process = self.processes.get(server)
-            if not stream.open or not client.alive:
+            if not client.alive:
                 return
-            if there is None or not there.reachable or self.is_blocked(here.name, server) or not there.powered:
+            if not stream.open:  # it was cut meanwhile, or given up: then nobody listens
+                self._refused(stream)
+            elif there is None or not there.reachable or self.is_blocked(here.name, server) or not there.powered:
                 self.world.at(CONNECT_TIMEOUT_S, client, lambda: self._refused(stream))
             elif process is None or not process.alive:
                 self.world.at(latency_s, client, lambda: self._refused(stream))
@@ -201,23 +220,54 @@ class Network:
     # -- messages --------------------------------------------------------------------------------------------------------------
 
     def transmit(self, stream: Stream, way: _Way, message: Any, size: float, *, from_grave: bool = False) -> None:
-        source, target = way.source, way.target
-        if target is None or not (source.alive or from_grave):
+        machine = way.source.machine
+        if way.target is None or not (way.source.alive or from_grave):
             return
-        here, there = source.machine, target.machine
-        now = self.world.now
-        # Both lines are reserved in the order of sending; the way between them changes the order.
-        up_free_at = here.up_free_at = max(now, here.up_free_at) + size / here.up_bytes_s
-        departs = up_free_at if size > PACKET_BYTES else now + size / here.up_bytes_s
-        down_free_at = there.down_free_at = max(departs, there.down_free_at) + size / there.down_bytes_s
-        passed = down_free_at if size > PACKET_BYTES else departs + size / there.down_bytes_s
+        if size <= PACKET_BYTES and not way.queue:
+            self._depart(stream, way, message, size, size / machine.up_bytes_s)
+            return
+        way.queue.append(_Queued(stream, message, size, size, from_grave))
+        if len(way.queue) == 1:
+            machine.waiting.append(way)
+        if not machine.uploading:
+            self._upload_next(machine)
+
+    def _upload_next(self, machine: Machine) -> None:
+        machine.uploading = False
+        while machine.waiting and not machine.uploading:
+            way = machine.waiting.popleft()
+            while way.queue and not (way.queue[0].stream.open and (way.source.alive or way.queue[0].from_grave)):
+                way.queue.popleft()
+            if way.queue:
+                machine.uploading = True
+                part = min(way.queue[0].left, TURN_BYTES)
+                self.world.at(part / machine.up_bytes_s, None, partial(self._uploaded, machine, way, way.queue[0], part))
+
+    def _uploaded(self, machine: Machine, way: _Way, item: _Queued, part: float) -> None:
+        item.left -= part
+        if way.queue and way.queue[0] is item:  # it was not given up meanwhile
+            if item.left <= 0:
+                way.queue.popleft()
+                self._depart(item.stream, way, item.message, item.size, 0.0)
+            if way.queue:
+                machine.waiting.append(way)
+        self._upload_next(machine)
+
+    def _depart(self, stream: Stream, way: _Way, message: Any, size: float, after_s: float) -> None:
+        assert way.target is not None
+        here, there, now = way.source.machine, way.target.machine, self.world.now
+        departs = passed = now + after_s
+        if size > PACKET_BYTES:
+            passed = there.down_free_at = max(departs, there.down_free_at) + size / there.down_bytes_s
+        elif size:
+            passed += size / there.down_bytes_s
         arrives = max(passed + self._latency(here, there), way.last_at)
         way.last_at = arrives
         pair = (here.name, there.name)
         last = self._last_arrival.get(pair, 0.0)
         self.overtaken += arrives < last
         self._last_arrival[pair] = max(arrives, last)
-        self.world.at(arrives - now, target, lambda: self._arrive(stream, way, departs, message))
+        self.world.at(arrives - now, way.target, lambda: self._arrive(stream, way, departs, message))
 
     def _arrive(self, stream: Stream, way: _Way, departed: float, message: Any) -> None:
         assert way.target is not None
@@ -237,6 +287,9 @@ class Network:
         if isinstance(message, _End):
             self.world.trace(f"{source}>{target} {stream.kind} end")
             _end(way)
+            back = stream.down if way is stream.up else stream.up
+            if back is not None:
+                back.queue.clear()  # nobody is there any more to take it
             if way.source is stream.client or stream.down is None or stream.down.receive is None:
                 self.forget(stream)
             return
