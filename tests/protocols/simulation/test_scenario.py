@@ -39,6 +39,7 @@ def test_without_faults_nothing_is_retried_and_everybody_commits(seed: int) -> N
     assert outcome.commits >= 10
 
 
+@pytest.mark.timeout(600)  # a minute alone on two cores
 def test_seeded_faults_break_no_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
     summary = Summary()
     donors: Counter[int] = Counter()  # how many brought chunks of a snapshot -> how often
