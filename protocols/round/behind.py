@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from protocols.round.member import Phase
 from protocols.round.records import Report, Tip
 
 # In one of so many epochs, for as long as the last epoch took: so whoever never comes level costs the others this share of their
@@ -38,8 +39,13 @@ class Behind:
         batch is full."""
         if self._full_at is None:
             self._full_at = now
-        close = [(report.standing.lineage, report.caught_up) for report in reports]
-        if self._overlap and (parent, True) in close and now - self._advanced_at <= self._applying_s:
+        catching_up, there = set(), set()  # lineages; who is there and says that it is not caught up, leaves
+        for report in reports:
+            if report.phase == Phase.CATCHING_UP.value:
+                catching_up.add(report.standing.lineage)
+            elif report.caught_up:
+                there.add(report.standing.lineage)
+        if self._overlap and parent in there and now - self._advanced_at <= self._applying_s:
             return True
-        fetching = (parent, True) in close or (parent, False) in close or (tip.lineage, False) in close
-        return fetching and (tip.epoch + 1) % WAITS_EVERY == 0 and now - self._full_at < self._epoch_s
+        close = parent in catching_up | there or tip.lineage in catching_up
+        return close and (tip.epoch + 1) % WAITS_EVERY == 0 and now - self._full_at < self._epoch_s

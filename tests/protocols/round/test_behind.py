@@ -39,7 +39,7 @@ def plans(actions: list[Any]) -> list[Plan]:
 
 
 def fetches(it: Table, at: Tip) -> list[Any]:
-    return it.report("cid", standing=at.standing, caught_up=False)
+    return it.report("cid", standing=at.standing, caught_up=False, phase="catching up")
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -75,7 +75,7 @@ def test_in_the_other_epochs_nobody_is_waited_for() -> None:
 @pytest.mark.parametrize("where", ["b" * 64, "c" * 64])
 def test_who_is_further_away_is_not_waited_for(where: str) -> None:
     it, before = at_epoch(2 * WAITS_EVERY - 1)
-    it.report("cid", standing=replace(before.standing, lineage=where), caught_up=False)
+    it.report("cid", standing=replace(before.standing, lineage=where), caught_up=False, phase="catching up")
     assert plans(it.report("bob", 30))
 
 
@@ -84,6 +84,13 @@ def test_who_is_gone_is_not_waited_for() -> None:
     fetches(it, before)
     assert not plans(it.report("bob", 30))
     assert plans(it.wait(2.5, silent=("cid",)))
+
+
+@pytest.mark.parametrize("level", [False, True])
+def test_who_leaves_is_not_waited_for(level: bool) -> None:
+    it, before = at_epoch(2 * WAITS_EVERY - 1)
+    it.report("cid", standing=(it.tip if level else before).standing, caught_up=False)
+    assert plans(it.report("bob", 30))
 
 
 def test_an_attempt_that_failed_is_followed_at_once() -> None:
