@@ -86,6 +86,13 @@ def test_who_is_gone_is_not_waited_for() -> None:
     assert plans(it.wait(2.5, silent=("cid",)))
 
 
+def test_who_has_not_begun_to_fetch_the_last_commit_is_waited_for_too() -> None:
+    it, before = at_epoch(2 * WAITS_EVERY - 1)
+    it.report("cid", standing=before.standing)
+    assert not plans(it.report("bob", 30))
+    assert plans(it.report("cid", 4))
+
+
 @pytest.mark.parametrize("level", [False, True])
 def test_who_leaves_is_not_waited_for(level: bool) -> None:
     it, before = at_epoch(2 * WAITS_EVERY - 1)
