@@ -425,6 +425,8 @@ class Averaging:
         self.commits.append(signed)
         self.perform(self.lead.follow(tip, commit))
         self.succession.follow(tip)
+        if self.member.replayed(tip):
+            self.report()
         self.events("applied", signed=signed)
         self._finish_at(tip)
 

@@ -21,6 +21,7 @@ from enum import Enum
 
 from protocols.reasons import Reason
 from protocols.round.plans import Part
+from protocols.round.promises import Promises
 from protocols.round.records import (
     MAX_REDUCERS,
     MOST_ATTEMPTS,
@@ -35,9 +36,6 @@ from protocols.round.records import (
     Standing,
     Tip,
 )
-
-# Lineages of which a promise is remembered: as many as donors keep commits, and some to spare.
-KEPT_PROMISES = 32
 
 
 class Phase(str, Enum):
@@ -164,7 +162,7 @@ class Member:
         self.phase = Phase.CATCHING_UP
         self.tip: Tip | None = None
         self.promised: Ballot | None = None
-        self._kept_promises: dict[str, Ballot] = {}  # of lineages left: a step that fails may lead back to one
+        self._promises = Promises()
         self._planned_with: tuple[str, ...] = ()
         self.plan: Part | None = None
         self.contribution: Contribution | None = None
@@ -185,6 +183,13 @@ class Member:
         self._start_epoch(tip, tip.lineage)
         self.phase = Phase.TRAINING
         return [*actions, Resume()]
+
+    def replayed(self, tip: Tip) -> bool:
+        """Whether that is news for the lead: catching up, the state has come to `tip`, and goes on from there."""
+        if self.phase is not Phase.CATCHING_UP or self.tip is None:
+            return False
+        self.promised, self.tip = self._promises.moved(self.promised, self.tip, tip), tip
+        return True
 
     def _settle_named(self, tip: Tip) -> list[MemberAction]:
         """The commit that names the contribution may be lost, with all who held it. A tip further on than it does not tell."""
@@ -434,12 +439,7 @@ class Member:
         return actions
 
     def _start_epoch(self, tip: Tip, base: str) -> None:
-        if self.tip is None or tip.lineage != self.tip.lineage:
-            if self.promised is not None:
-                self._kept_promises[self.promised.parent] = self.promised
-                for oldest in list(self._kept_promises)[:-KEPT_PROMISES]:
-                    del self._kept_promises[oldest]
-            self.promised = self._kept_promises.get(tip.lineage)
+        self.promised = self._promises.moved(self.promised, self.tip, tip)
         self.tip, self._base = tip, base
         self.plan = self._commit = None
         self._drifted = False

@@ -401,6 +401,8 @@ class SimulatedPeer:
         self.donor.keep(signed, averaged)
         self.perform(self.lead.follow(tip, signed.commit))
         self.succession.follow(tip)
+        if self.member.replayed(tip):
+            self.report()
         self.save(self)
 
     def _start_catching_up(self, reason: Reason) -> None:

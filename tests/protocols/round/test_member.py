@@ -268,6 +268,28 @@ def test_promises_do_not_outlive_their_epoch() -> None:
     assert it.on_plan(mine(following)) == [Freeze()]
 
 
+def test_while_it_replays_commits_the_lead_hears_how_far_it_is() -> None:
+    it, second = member(), replace(TIP, epoch=TIP.epoch + 1, lineage="5" * 64, total_samples=TIP.total_samples + 8)
+    it.on_plan(mine(plan()))
+    assert not it.replayed(second), "a commit of the round is applied by applied()"
+    assert it.tip == TIP
+    it.catch_up(Reason.BEHIND)
+    assert it.replayed(second)
+    report = it.report(
+        "lea", accumulated=0, samples_per_second=1.0, step_s=1.0, moved_bytes=0, upload_bytes_s=0.0, download_bytes_s=0.0
+    )
+    assert report is not None
+    assert (report.standing, report.caught_up, report.promised_attempt) == (second.standing, False, 0)
+    assert it.replayed(TIP), "a step that failed leads back"
+    assert it.promised is not None and it.promised.attempt == 1
+
+
+def test_a_newcomer_is_not_heard_of_before_it_is_level() -> None:
+    it = Member("me", 1)
+    assert not it.replayed(TIP)
+    assert it.tip is None
+
+
 def test_a_contribution_is_frozen_once_and_reused_by_every_attempt() -> None:
     it = member(frozen=given())
     for attempt in (2, 3, 4):
