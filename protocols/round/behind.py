@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from protocols.round.member import Phase
 from protocols.round.records import Report, Tip
 
-# In one of so many epochs, for as long as the last epoch took: so whoever never comes level costs the others this share of their
-# time at most, and whoever fetches a commit in the time of an epoch is level within so many.
+# In one of so many epochs, for as long as the shorter of the last two took (one may have been a pause): so whoever never comes
+# level costs the others this share of their time at most, and whoever fetches a commit in an epoch's time is level within so many.
 WAITS_EVERY = 4
 
 
@@ -23,16 +23,18 @@ class Behind:
         what they drew would be lost, were the next planned without them."""
         self._applying_s = applying_s
         self._overlap = overlap
-        self._advanced_at = self._epoch_s = 0.0
+        self._advanced_at = 0.0
+        self._epochs_s = (0.0, 0.0)  # that the last two took
         self._full_at: float | None = None
 
     def begin(self, now: float) -> None:
         """This peer leads from now on: it does not know how long epochs take."""
-        self._advanced_at, self._epoch_s, self._full_at = now, 0.0, None
+        self._advanced_at, self._epochs_s, self._full_at = now, (0.0, 0.0), None
 
     def advanced(self, now: float) -> None:
         """The lead stands at another tip."""
-        self._epoch_s, self._advanced_at, self._full_at = now - self._advanced_at, now, None
+        self._epochs_s = (self._epochs_s[1], now - self._advanced_at)
+        self._advanced_at, self._full_at = now, None
 
     def awaited(self, tip: Tip, parent: str, reports: Iterable[Report], now: float) -> bool:
         """Whether somebody is waited for, who stands at `parent`, or at the lead's `tip` and is not back in the round yet. The
@@ -48,4 +50,4 @@ class Behind:
         if self._overlap and parent in there and now - self._advanced_at <= self._applying_s:
             return True
         close = parent in catching_up | there or tip.lineage in catching_up
-        return close and (tip.epoch + 1) % WAITS_EVERY == 0 and now - self._full_at < self._epoch_s
+        return close and (tip.epoch + 1) % WAITS_EVERY == 0 and now - self._full_at < min(self._epochs_s)

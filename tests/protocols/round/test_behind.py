@@ -16,13 +16,17 @@ from tests.protocols.round.table import Table, of, result_of, the_plan
 EPOCH_S = 3.0
 
 
-def at_epoch(epoch: int, *, overlap: bool = False) -> tuple[Table, Tip]:
-    """The lead and bob have committed `epoch`, in EPOCH_S; cid was not there. The table, and the tip that cid stands at."""
+def at_epoch(epoch: int, *, overlap: bool = False, took_s: tuple[float, float] = (EPOCH_S, EPOCH_S)) -> tuple[Table, Tip]:
+    """The lead and bob have committed `epoch`; cid was not there. It and the one before `took_s`. The table, and cid's tip."""
     before = replace(Table("bob").tip, epoch=epoch - 1, lineage="a" * 64, total_samples=100, members=("bob", "cid", "lea"))
-    it = Table("bob", "cid", tip=before, overlap=overlap)
+    it = Table("bob", "cid", tip=replace(before, epoch=epoch - 2, lineage="c" * 64), overlap=overlap)
+    it.reports(lea=0, bob=0, cid=0)
+    it.wait(took_s[0])
+    it.lead.follow(before)
+    it.tip = before
     it.reports(lea=0, bob=0, cid=0)
     it.report("cid", standing=replace(before.standing, lineage="b" * 64), caught_up=False)
-    it.wait(EPOCH_S)
+    it.wait(took_s[1])
     planned = the_plan(it.report("bob", 20))
     it.accept(planned, "lea")
     it.accept(planned, "bob", 20)
@@ -53,8 +57,9 @@ def test_who_fetches_the_last_commit_is_let_come_level_in_one_of_so_many_epochs(
     assert planned.members == ("bob", "cid", "lea")
 
 
-def test_who_never_comes_level_is_waited_for_as_long_as_the_last_epoch_took() -> None:
-    it, before = at_epoch(2 * WAITS_EVERY - 1)
+@pytest.mark.parametrize("took_s", [(EPOCH_S, EPOCH_S), (100.0, EPOCH_S), (EPOCH_S, 100.0)])
+def test_who_never_comes_level_is_waited_for_as_long_as_an_epoch_took_that_was_no_pause(took_s: tuple[float, float]) -> None:
+    it, before = at_epoch(2 * WAITS_EVERY - 1, took_s=took_s)
     fetches(it, before)
     it.wait(2 * EPOCH_S)  # until the batch is full, nobody is waited for
     assert not plans(it.report("bob", 30))
