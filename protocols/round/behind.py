@@ -13,7 +13,7 @@ from protocols.round.member import Phase
 from protocols.round.records import Report, Tip
 
 # In one of so many epochs, for as long as the shorter of the last two took (one may have been a pause): so whoever never comes
-# level costs the others this share of their time at most, and whoever fetches a commit in an epoch's time is level within so many.
+# level costs the others this share of their time at most, and whoever fetches a commit in an epoch's time is level in so many.
 WAITS_EVERY = 4
 
 
