@@ -308,7 +308,7 @@ def test_a_mutant_passes_without_faults(mutant: Callable[[Patch], None], monkeyp
     mutant(monkeypatch)
     outcome = simulate(0, faults=False)
     assert (outcome.violated, outcome.what) == ("", "")
-    assert outcome.commits >= 10
+    assert outcome.commits >= 8  # the unbroken protocol has 16
 
 
 @pytest.mark.parametrize(("mutant", "invariant"), MUTANTS.items())
