@@ -14,7 +14,7 @@ import torch
 from benchmarks.engines.base import Greeting, Seat
 from benchmarks.serving import serve_forever
 
-MICRO_BATCH_S = 0.04
+MICRO_BATCH_S = 0.02
 Epoch = tuple[float, int]  # when it was over (monotonic), and the samples that its update averaged
 
 

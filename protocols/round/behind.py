@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from protocols.round.member import Phase
 from protocols.round.records import Report, Tip
 
-# In one of so many epochs, for as long as the shorter of the last two took (one may have been a pause): so whoever never comes
-# level costs the others this share of their time at most, and whoever fetches a commit in an epoch's time is level in so many.
-WAITS_EVERY = 4
+# In one of so many epochs, for as long as the shorter of the last two took (one may have been a pause): so whoever fetches a commit
+# in an epoch's time is level in so many. Each time that it was in vain, half as often, down to the least.
+WAITS_EVERY, WAITS_LEAST_EVERY = 4, 64
 
 
 class Behind:
@@ -26,15 +26,21 @@ class Behind:
         self._advanced_at = 0.0
         self._epochs_s = (0.0, 0.0)  # that the last two took
         self._full_at: float | None = None
+        self._every = WAITS_EVERY
+        self._in_vain: bool | None = None  # in this epoch; None while nobody was waited for
 
     def begin(self, now: float) -> None:
         """This peer leads from now on: it does not know how long epochs take."""
         self._advanced_at, self._epochs_s, self._full_at = now, (0.0, 0.0), None
+        self._every, self._in_vain = WAITS_EVERY, None
 
     def advanced(self, now: float) -> None:
         """The lead stands at another tip."""
         self._epochs_s = (self._epochs_s[1], now - self._advanced_at)
         self._advanced_at, self._full_at = now, None
+        if self._in_vain is not None:
+            self._every = min(2 * self._every, WAITS_LEAST_EVERY) if self._in_vain else WAITS_EVERY
+        self._in_vain = None
 
     def awaited(self, tip: Tip, parent: str, reports: Iterable[Report], now: float) -> bool:
         """Whether somebody is waited for, who stands at `parent`, or at the lead's `tip` and is not back in the round yet. The
@@ -49,5 +55,11 @@ class Behind:
                 there.add(report.standing.lineage)
         if self._overlap and parent in there and now - self._advanced_at <= self._applying_s:
             return True
-        close = parent in catching_up | there or tip.lineage in catching_up
-        return close and (tip.epoch + 1) % WAITS_EVERY == 0 and now - self._full_at < min(self._epochs_s)
+        if (tip.epoch + 1) % self._every:
+            return False
+        if parent in catching_up | there or tip.lineage in catching_up:
+            self._in_vain = now - self._full_at >= min(self._epochs_s)
+            return not self._in_vain
+        if self._in_vain is not None:
+            self._in_vain = False
+        return False

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from protocols.round.behind import WAITS_EVERY
+from protocols.round.behind import WAITS_EVERY, Behind
 from protocols.round.lead_actions import Announce, SendPlan
 from protocols.round.plans import Plan
-from protocols.round.records import Contribution, Tip
+from protocols.round.records import Contribution, Report, Tip
 from tests.protocols.round.table import Table, of, result_of, the_plan
 
 EPOCH_S = 3.0
@@ -124,3 +124,21 @@ def test_a_lead_that_has_just_taken_over_waits_for_nobody() -> None:
     fetches(it, before)
     it.wait(2.5)
     assert plans(it.report("bob", 30))
+
+
+def test_waiting_in_vain_becomes_rare_and_is_usual_again_once_somebody_came_level() -> None:
+    behind, tip, now = Behind(1.0, overlap=False), Table("bob").tip, 0.0
+    behind.begin(now)
+    waited = []
+    for epoch in range(1, 200):
+        tip = replace(tip, epoch=epoch)
+        behind.advanced(now)
+        is_close = Report(replace(tip.standing, lineage="b" * 64), 0, 0.0, 0.0, 0, 0, caught_up=False, phase="catching up")
+        now += EPOCH_S
+        if behind.awaited(tip, "b" * 64, [is_close], now):
+            waited.append(epoch + 1)
+            if epoch > 180:
+                assert not behind.awaited(tip, "b" * 64, [], now + 1), "it came level"
+            else:
+                assert not behind.awaited(tip, "b" * 64, [is_close], now + EPOCH_S)
+    assert waited == [4, 8, 16, 32, 64, 128, 192, 196, 200]
