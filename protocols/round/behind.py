@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from protocols.round.member import Phase
 from protocols.round.records import Report, Tip
 
-# In one of so many epochs, for as long as the shorter of the last two took (one may have been a pause): so whoever fetches a commit
-# in an epoch's time is level in so many. Each time that it was in vain, half as often, down to the least.
+# In one of so many epochs, for as long as the shorter of the last two took (one may have been a pause): so whoever fetches a
+# commit in an epoch's time is level in so many. Each time that it was in vain, half as often, down to the least.
 WAITS_EVERY, WAITS_LEAST_EVERY = 4, 64
 
 
