@@ -13,8 +13,11 @@ from protocols.round.member import Phase
 from protocols.round.records import Report, Tip
 
 # In one of so many epochs, for as long as the shorter of the last two took (one may have been a pause): so whoever fetches a
-# commit in an epoch's time is level in so many. Each time that it was in vain, half as often, down to the least.
+# commit in an epoch's time is level in so many. After each wait of more than a quarter of that time, whatever came of it, half as
+# often, down to the least.
 WAITS_EVERY, WAITS_LEAST_EVERY = 4, 64
+LONG_SHARE = 0.25
+MOST_WAIT_S = 300.0
 
 
 class Behind:
@@ -27,20 +30,20 @@ class Behind:
         self._epochs_s = (0.0, 0.0)  # that the last two took
         self._full_at: float | None = None
         self._every = WAITS_EVERY
-        self._in_vain: bool | None = None  # in this epoch; None while nobody was waited for
+        self._was_long: bool | None = None  # the wait in this epoch; None while nobody was waited for
 
     def begin(self, now: float) -> None:
         """This peer leads from now on: it does not know how long epochs take."""
         self._advanced_at, self._epochs_s, self._full_at = now, (0.0, 0.0), None
-        self._every, self._in_vain = WAITS_EVERY, None
+        self._every, self._was_long = WAITS_EVERY, None
 
     def advanced(self, now: float) -> None:
         """The lead stands at another tip."""
         self._epochs_s = (self._epochs_s[1], now - self._advanced_at)
         self._advanced_at, self._full_at = now, None
-        if self._in_vain is not None:
-            self._every = min(2 * self._every, WAITS_LEAST_EVERY) if self._in_vain else WAITS_EVERY
-        self._in_vain = None
+        if self._was_long is not None:
+            self._every = min(2 * self._every, WAITS_LEAST_EVERY) if self._was_long else WAITS_EVERY
+        self._was_long = None
 
     def awaited(self, tip: Tip, parent: str, reports: Iterable[Report], now: float) -> bool:
         """Whether somebody is waited for, who stands at `parent`, or at the lead's `tip` and is not back in the round yet. The
@@ -55,11 +58,9 @@ class Behind:
                 there.add(report.standing.lineage)
         if self._overlap and parent in there and now - self._advanced_at <= self._applying_s:
             return True
-        if (tip.epoch + 1) % self._every:
+        is_close = parent in catching_up | there or tip.lineage in catching_up
+        if not is_close or (tip.epoch + 1) % self._every:
             return False
-        if parent in catching_up | there or tip.lineage in catching_up:
-            self._in_vain = now - self._full_at >= min(self._epochs_s)
-            return not self._in_vain
-        if self._in_vain is not None:
-            self._in_vain = False
-        return False
+        waited_s, most_s = now - self._full_at, min(*self._epochs_s, MOST_WAIT_S)
+        self._was_long = waited_s >= LONG_SHARE * most_s
+        return waited_s < most_s

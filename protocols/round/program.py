@@ -80,12 +80,9 @@ def fastest(links: Mapping[str, Link], vector_bytes: float) -> Split:
         full = {peer: links[peer].most / room for peer in reducers} if len(reducers) > 1 else {reducers[0]: 1.0}
         return Split(round_seconds(links, full, vector_bytes), full)
     times = _Times.of(links, members, givers)
-    most_memory = [links[peer].most for peer in reducers]
-    longest = _solve([times.rows(links[peer], members, givers) for peer in reducers], most_memory)
-    least, most = zip(*(times.bounds(links[peer], members, givers, longest) for peer in reducers), strict=True)
-    spare = max(sum(most) - sum(least), 1e-12)
-    filled = (1 - sum(least)) / spare
-    fractions = [low + (high - low) * filled for low, high in zip(least, most, strict=True)]
+    memory = [links[peer].most for peer in reducers]
+    longest = _solve([times.rows(links[peer], members, givers) for peer in reducers], memory)
+    fractions = _filled([times.bounds(links[peer], members, givers, longest) for peer in reducers], memory)
     fractions = [fraction if fraction > NEGLIGIBLE else 0.0 for fraction in fractions]
     total = sum(fractions)
     split = {peer: fraction / total for peer, fraction in zip(reducers, fractions, strict=True)}
@@ -118,14 +115,34 @@ class _Times:
         return up, down
 
     def bounds(self, link: Link, members: int, givers: int, longest: float) -> tuple[float, float]:
-        """Least and most that this member can reduce in that time; the most may be several vectors."""
-        least, most = 0.0, WIDEST if link.most >= 1 else link.most
+        """Least and most that this member's line lets it reduce in that time; the most may be several vectors."""
+        least, most = 0.0, WIDEST
         for a, b in self.rows(link, members, givers):
             if a > 0:
                 most = min(most, max(0.0, (longest - b) / a))
             elif a < 0:
                 least = max(least, (longest - b) / a)
         return least, max(least, most)
+
+
+def _filled(bounds: Sequence[tuple[float, float]], most: Sequence[float]) -> list[float]:
+    """Fractions with sum 1, each as far between its bounds as the others; those that would be beyond their `most` are at it."""
+    fractions = list(most)
+    free = set(range(len(most)))
+    while free:
+        rest = 1 - sum(most[index] for index in range(len(most)) if index not in free)
+        spare = max(sum(bounds[index][1] - bounds[index][0] for index in free), 1e-12)
+        filled = (rest - sum(bounds[index][0] for index in free)) / spare
+        for index in free:
+            low, high = bounds[index]
+            fractions[index] = low + (high - low) * filled
+        beyond = {index for index in free if fractions[index] > most[index]}
+        if not beyond:
+            break
+        for index in beyond:
+            fractions[index] = most[index]
+        free -= beyond
+    return fractions
 
 
 def _solve(reducers: Sequence[tuple[Row, Row]], most: Sequence[float]) -> float:

@@ -25,7 +25,7 @@ from protocols.errors import BadMessageError, PortInUseError, RefusedError, Remo
 from protocols.identity import Credentials
 from protocols.reasons import Reason
 from protocols.transport import tls
-from protocols.transport.addresses import family_of, joined
+from protocols.transport.addresses import EVERYWHERE, family_of, joined
 from protocols.transport.links import PROTOCOL_VERSION
 from protocols.transport.traffic import Traffic
 from protocols.wire import dugnad_pb2 as pb
@@ -192,7 +192,11 @@ class BulkStream:
             burst = view[: self._burst_bytes]
             began = self._loop.time()
             await self._traffic.up.turn(len(burst))
-            await self._until_done(lambda burst=burst: self._connection.send(burst))  # type: ignore[misc]
+            try:
+                await self._until_done(lambda burst=burst: self._connection.send(burst))  # type: ignore[misc]
+            except asyncio.CancelledError:  # a part of it may be on its way: nothing that follows would be understood
+                self.close()
+                raise
             is_quick = self._loop.time() - began < QUICK_S
             self._burst_bytes = min(2 * self._burst_bytes, BURST_BYTES) if is_quick else RECORD_BYTES
             self._traffic.up.moved(len(burst))
@@ -326,7 +330,8 @@ class BulkServer:
     def listen(self, host: str, port: int) -> int:
         """The port that was bound (`port` unless that was 0). Raises PortInUseError."""
         try:
-            self._listener = socket.create_server((host, port), family=family_of(host), backlog=128)
+            both = host == EVERYWHERE[socket.AF_INET6] and socket.has_dualstack_ipv6()  # as gRPC does it
+            self._listener = socket.create_server((host, port), family=family_of(host), backlog=128, dualstack_ipv6=both)
         except OSError as error:
             where = joined(host, port)
             raise PortInUseError(f"cannot listen on {where}: {error.strerror}", remedy="Choose another --port.") from error

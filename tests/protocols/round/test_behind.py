@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from protocols.round.behind import WAITS_EVERY, Behind
+from protocols.round.behind import MOST_WAIT_S, WAITS_EVERY, Behind
 from protocols.round.lead_actions import Announce, SendPlan
 from protocols.round.plans import Plan
 from protocols.round.records import Contribution, Report, Tip
@@ -126,19 +127,33 @@ def test_a_lead_that_has_just_taken_over_waits_for_nobody() -> None:
     assert plans(it.report("bob", 30))
 
 
-def test_waiting_in_vain_becomes_rare_and_is_usual_again_once_somebody_came_level() -> None:
+def waits_of(close_for_s: Callable[[int], float], epochs: int = 200, epoch_s: float = EPOCH_S) -> dict[int, float]:
+    """How long a lead waits before each epoch, when in every one somebody is one commit behind, for so long as told."""
     behind, tip, now = Behind(1.0, overlap=False), Table("bob").tip, 0.0
     behind.begin(now)
-    waited = []
-    for epoch in range(1, 200):
+    waited = {}
+    for epoch in range(1, epochs):
         tip = replace(tip, epoch=epoch)
         behind.advanced(now)
-        is_close = Report(replace(tip.standing, lineage="b" * 64), 0, 0.0, 0.0, 0, 0, caught_up=False, phase="catching up")
-        now += EPOCH_S
-        if behind.awaited(tip, "b" * 64, [is_close], now):
-            waited.append(epoch + 1)
-            if epoch > 180:
-                assert not behind.awaited(tip, "b" * 64, [], now + 1), "it came level"
-            else:
-                assert not behind.awaited(tip, "b" * 64, [is_close], now + EPOCH_S)
-    assert waited == [4, 8, 16, 32, 64, 128, 192, 196, 200]
+        now += epoch_s
+        full_at, level_at = now, now + close_for_s(epoch + 1)
+        one_behind = Report(replace(tip.standing, lineage="b" * 64), 0, 0.0, 0.0, 0, 0, caught_up=False, phase="catching up")
+        while behind.awaited(tip, "b" * 64, [one_behind] if now < level_at else [], now):
+            now += epoch_s / 16
+        if now > full_at:
+            waited[epoch + 1] = now - full_at
+    return waited
+
+
+def test_long_waits_become_rare_and_are_usual_again_after_a_short_one() -> None:
+    waited = waits_of(lambda epoch: EPOCH_S / 8 if epoch > 180 else 1e9)
+    assert list(waited) == [4, 8, 16, 32, 64, 128, 192, 196, 200]
+    assert all(waited[epoch] == EPOCH_S for epoch in (4, 8, 128))
+
+
+def test_who_gives_up_just_before_the_wait_ends_costs_no_more_than_who_never_comes() -> None:
+    assert list(waits_of(lambda epoch: 0.95 * EPOCH_S)) == list(waits_of(lambda epoch: 1e9))
+
+
+def test_after_epochs_of_hours_nobody_is_waited_for_longer_than_minutes() -> None:
+    assert max(waits_of(lambda epoch: 1e9, epoch_s=10_800.0).values()) <= MOST_WAIT_S + 10_800 / 16

@@ -190,3 +190,15 @@ def test_a_plans_splits_are_found_in_time(peers: int, most_s: float) -> None:
     began = time.perf_counter()
     worth_waiting_for(lines, dict.fromkeys(lines, 100), 10.0, 64 * MB)
     assert time.perf_counter() - began < 5 * most_s
+
+
+def test_a_limit_on_memory_that_does_not_bind_changes_nothing() -> None:
+    free = links(a=(800, 800), b=(800, 800), c=(800, 800), home=(10, 10))
+    limited = {**free, "b": replace(free["b"], most=0.87), "c": replace(free["c"], most=0.34)}
+    assert fastest(limited, 400 * MB).fractions == pytest.approx(fastest(free, 400 * MB).fractions)
+
+
+def test_what_one_has_no_memory_for_is_spread_evenly_over_the_others() -> None:
+    free = links(a=(800, 800), b=(800, 800), c=(800, 800), home=(10, 10))
+    split = fastest({**free, "c": replace(free["c"], most=0.1)}, 400 * MB)
+    assert split.fractions == pytest.approx({"a": 0.45, "b": 0.45, "c": 0.1})

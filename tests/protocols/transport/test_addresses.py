@@ -41,7 +41,7 @@ def test_what_may_be_announced(text: str, means: tuple[str, int | None]) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":80", "host:", "host:0", "host:65536", "host:http", "[::1", "[::1]:", "[host]:80", "1:2:3"]
+    "text", ["", ":80", "host:", "host:0", "host:65535", "host:http", "[::1", "[::1]:", "[host]:80", "1:2:3"]
 )
 def test_what_is_no_address_is_refused_with_the_way_to_write_one(text: str) -> None:
     with pytest.raises(UsageError) as refused:

@@ -399,3 +399,30 @@ def test_who_waits_hears_that_the_connection_was_closed(tmp_path: Path) -> None:
                 await waiting
 
     run(work())
+
+
+def test_a_write_that_was_cancelled_midway_ends_the_connection(tmp_path: Path) -> None:
+    async def deaf(stream: BulkStream, kind: Kind, length: int) -> None:
+        await asyncio.sleep(LIMIT_S)
+
+    async def work() -> None:
+        async with pair(tmp_path, deaf) as two, two.to() as stream:
+            sending = asyncio.create_task(stream.send(Kind.PROBE, bytes(64 << 20)))
+            moved = -1
+            while moved != two.here.up.moved_bytes:  # until no buffer takes any more
+                moved = two.here.up.moved_bytes
+                await asyncio.sleep(0.1)
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            with pytest.raises(UnreachableError):  # and is not waited for
+                await asyncio.wait_for(stream.send(Kind.PROBE, bytes(1 << 20)), LIMIT_S / 10)
+
+    run(work())
+
+
+def test_a_server_on_all_of_ipv6_is_reached_by_ipv4_too(tmp_path: Path) -> None:
+    server = BulkServer(credentials(tmp_path), RUN, Traffic())
+    port = server.listen("::", 0)
+    with contextlib.closing(server._listener or socket.socket()), socket.create_connection(("127.0.0.1", port), LIMIT_S):
+        pass
