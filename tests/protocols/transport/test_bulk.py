@@ -416,7 +416,7 @@ def test_a_write_that_was_cancelled_midway_ends_the_connection(tmp_path: Path) -
             with pytest.raises(asyncio.CancelledError):
                 await sending
             with pytest.raises(UnreachableError):  # and is not waited for
-                await asyncio.wait_for(stream.send(Kind.PROBE, bytes(1 << 20)), LIMIT_S / 10)
+                await asyncio.wait_for(stream.write(memoryview(bytes(1 << 20))), LIMIT_S / 10)
 
     run(work())
 
