@@ -44,7 +44,7 @@ def test_seeded_faults_break_no_invariant(monkeypatch: pytest.MonkeyPatch) -> No
     summary = Summary()
     donors: Counter[int] = Counter()  # how many brought chunks of a snapshot -> how often
     monkeypatch.setattr(Observer, "downloaded", lambda observer, process, chunks: donors.update([len(chunks)]))
-    for outcome in outcomes(SEEDS, PEERS, 2):
+    for outcome in outcomes(SEEDS, PEERS, 1):
         summary.add(outcome)
     assert [(o.seed, o.violated, o.what) for o in summary.violations] == []
     assert statistics.median(summary.commits_by_seed) >= 10
