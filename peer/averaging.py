@@ -46,6 +46,7 @@ from protocols.signing import check_signed, sign_commit
 from protocols.transport.bulk import BulkLinks
 from protocols.transport.discovery import Discovery
 from protocols.transport.links import Links
+from protocols.transport.network_thread import cancel_all
 from protocols.transport.state_transfer import Progress, ask
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import answer_to_wire, from_wire, to_wire
@@ -139,9 +140,7 @@ class Averaging:
         try:
             await self._failure
         finally:
-            for task in list(self._tasks):
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await cancel_all(self._tasks)
 
     def progressed(self, first: int, end: int, samples_per_second: float, step_s: float) -> None:
         """The training thread finished a micro-batch; samples [first, end) are accumulated now. Call on the network's thread."""

@@ -27,6 +27,7 @@ from protocols.reasons import Reason
 from protocols.transport import tls
 from protocols.transport.addresses import EVERYWHERE, family_of, joined
 from protocols.transport.links import PROTOCOL_VERSION
+from protocols.transport.network_thread import cancel_all
 from protocols.transport.traffic import Traffic
 from protocols.wire import dugnad_pb2 as pb
 
@@ -343,9 +344,7 @@ class BulkServer:
         self._spawn(self._accept(serve))
 
     async def aclose(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(self._tasks)
         if self._listener is not None:
             self._listener.close()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+AGAIN_S = 0.5
 
 
 class NetworkThread:
@@ -42,7 +43,14 @@ class NetworkThread:
         self.loop.close()
 
     async def _cancel_rest(self) -> None:
-        rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        await cancel_all(task for task in asyncio.all_tasks() if task is not asyncio.current_task())
+
+
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Returns when all have ended. Who does not is cancelled again: before Python 3.12, asyncio.wait_for loses a cancellation
+    that comes together with what it waits for."""
+    rest = set(tasks)
+    while rest:
         for task in rest:
             task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        _, rest = await asyncio.wait(rest, timeout=AGAIN_S)
