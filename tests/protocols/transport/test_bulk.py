@@ -291,10 +291,14 @@ def test_connections_of_one_peer_are_limited(tmp_path: Path, monkeypatch: pytest
                 await stream.send(Kind.PROBE, b"x")
                 _, length = await stream.header()
                 await stream.receive_into(memoryview(bytearray(length)))
-            with pytest.raises(RefusedError) as refused:
-                async with two.to() as third:
-                    await third.header()
-            assert refused.value.reason == Reason.BUSY.value
+            # Being refused for something else makes no room for one more.
+            two.links._hello.run_digest = "cd" * 32
+            for reason in (Reason.OTHER_RUN, Reason.BUSY):
+                with pytest.raises(RefusedError) as refused:
+                    async with two.to() as third:
+                        await third.header()
+                assert refused.value.reason == reason.value
+                two.links._hello.run_digest = RUN
 
     run(work())
 
