@@ -10,8 +10,8 @@ import typer
 
 from coordinator.cli import coordinator, demo, status
 from peer.cli import peer
-from protocols.command import run_app
-from protocols.simulation.command import simulate
+from peer.simulation.command import simulate
+from protocols.host.command import run_app
 
 app = typer.Typer(
     help="Train one transformer together on the computers you already own.",

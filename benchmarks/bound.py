@@ -11,7 +11,7 @@ from benchmarks.links import Link
 
 
 def encoded_bytes(codec: str, elements: int) -> int:
-    from protocols.codecs import CODECS  # torch comes with it
+    from protocols.gradients.codecs import CODECS  # torch comes with it
 
     return CODECS[codec].encoded_bytes(elements)
 

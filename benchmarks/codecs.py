@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from protocols.codecs import CODECS, Codec
-from protocols.reduction import CHUNK_ELEMENTS
+from protocols.gradients.codecs import CODECS, Codec
+from protocols.gradients.shard_average import CHUNK_ELEMENTS
 
 NAMES = ("fp32", "fp16", "bf16", "int8", "int4")
 

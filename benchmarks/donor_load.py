@@ -30,27 +30,27 @@ import psutil
 import torch
 from torch import nn
 
-import peer.donor
-from peer.averaging import Averaging
-from peer.handover import Handover
-from peer.observers import Observers
-from peer.replica import Replica
-from peer.service import PeerService
-from peer.trainer import Trainer
-from peer.training_side import Settings
-from peer.uploads import most_snapshot_bytes
+import peer.catch_up.kept_state
+from peer.catch_up.pushed_snapshots import max_snapshot_bytes
+from peer.epoch.engine import Engine
+from peer.epoch.observers import Observers
+from peer.epoch.service import PeerService
+from peer.epoch.settings import Settings
+from peer.training.job_queue import JobQueue
+from peer.training.replica import Replica
+from peer.training.trainer import Trainer
+from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.identity import Authority, Credentials, Key
 from protocols.optimization import build_optimizer, build_scheduler
-from protocols.residual import Residual
 from protocols.round.records import Candidate, Hello, Tip
 from protocols.run_spec import RunSpec
+from protocols.snapshot.fetch import SnapshotFetch
 from protocols.tasks.base import Batches, Task
-from protocols.transport.bulk import BulkLinks
+from protocols.transport.bandwidth import Bandwidth
+from protocols.transport.bulk import BulkConnections
+from protocols.transport.channels import Channels, listen, peer_server
 from protocols.transport.discovery import Discovery
-from protocols.transport.fetching import SnapshotFetch
-from protocols.transport.links import Links, listen, peer_server
 from protocols.transport.network_thread import NetworkThread
-from protocols.transport.traffic import Traffic
 from protocols.wire.dugnad_pb2_grpc import add_PeerServicer_to_server
 
 SPEC = """
@@ -118,7 +118,7 @@ def model_of(params: int) -> nn.Module:
 def donate(options: Options, folder: Path) -> None:
     """Train until standard input ends; answer each line there with the samples drawn and the seconds of CPU used so far."""
     torch.set_num_threads(1)
-    peer.donor.WANTED_S = 1.0  # so that windows without a joiner are without captures for one, too
+    peer.catch_up.kept_state.WANTED_S = 1.0  # so that windows without a joiner are without captures for one, too
     authority = Authority.load_or_create(folder)
     key = Key.load_or_create(folder / "donor.key")
     credentials = Credentials(key, authority.admit(key.request()), authority.pem)
@@ -135,11 +135,11 @@ def donate(options: Options, folder: Path) -> None:
         authority=authority.pem,
         genesis=genesis,
         genesis_sha256="",
-        residual=Residual(credentials.peer_id, 1),
+        error_feedback=ErrorFeedback(credentials.peer_id, 1),
         codecs=("fp16",),
     )
     replica.tip = genesis
-    handover = Handover()
+    jobs = JobQueue()
     with NetworkThread() as network:
 
         def progressed(first: int, end: int, samples_per_second: float, step_s: float) -> None:
@@ -147,27 +147,27 @@ def donate(options: Options, folder: Path) -> None:
 
         trainer = Trainer(
             replica,
-            handover,
+            jobs,
             task=cast(Task, Sleeper(MICRO_BATCH / options.samples_per_second)),
             batches=cast(Batches, itertools.repeat({"input_ids": torch.zeros(MICRO_BATCH, 1)})),
             device=torch.device("cpu"),
             progressed=progressed,
         )
 
-        async def take_part() -> tuple[Averaging, int, grpc.aio.Server]:
+        async def take_part() -> tuple[Engine, int, grpc.aio.Server]:
             server, tls = peer_server(credentials)
             port = listen(server, tls, "127.0.0.1", 0)
             hello = Hello(1, False, f"127.0.0.1:{port}", f"127.0.0.1:{port}", "donor")
-            part = Averaging(
+            part = Engine(
                 hello=hello,
-                links=Links(credentials, RUN),
-                bulk=BulkLinks(credentials, RUN, Traffic()),
+                channels=Channels(credentials, RUN),
+                bulk=BulkConnections(credentials, RUN, Bandwidth()),
                 discovery=cast(Discovery, NoDiscovery()),
                 bootstrap=(),
                 coordinator="127.0.0.1:1",
                 settings=Settings(RUN, options.target_batch, None, ("fp16",)),
                 training=trainer,
-                handover=handover,
+                jobs=jobs,
                 events=lambda event, /, **fields: None,
             )
             part.succession.know([Candidate(credentials.peer_id, hello.address)])
@@ -224,18 +224,18 @@ class SlowLine:
         writer.close()
 
 
-async def join(options: Options, folder: Path, donor: str, port: int) -> None:
+async def join(options: Options, folder: Path, kept_state: str, port: int) -> None:
     """Fetch the donor's snapshot over and over between the lines "go" and "stop" on standard input."""
     authority = Authority.load_or_create(folder)
     line = SlowLine(port, options.mbit * 1e6 / 8)
-    there = Candidate(donor, f"127.0.0.1:{await line.start()}")
+    there = Candidate(kept_state, f"127.0.0.1:{await line.start()}")
     loop = asyncio.get_running_loop()
 
     async def fetch_for_ever() -> None:
         while True:
             key = Key.generate()  # a newcomer each time
-            links = Links(Credentials(key, authority.admit(key.request()), authority.pem), RUN)
-            fetch = SnapshotFetch(links, most_snapshot_bytes(options.params), lambda done, total: None, fail)
+            links = Channels(Credentials(key, authority.admit(key.request()), authority.pem), RUN)
+            fetch = SnapshotFetch(links, max_snapshot_bytes(options.params), lambda done, total: None, fail)
             try:
                 await fetch.run([there])
                 fetched.append(1)
@@ -297,11 +297,11 @@ def child(part: str, options: Options, folder: Path, *arguments: str) -> Iterato
         it.end()
 
 
-def window(donor: Child, seconds: float) -> dict[str, float]:
+def window(kept_state: Child, seconds: float) -> dict[str, float]:
     """From one commit to the first one after `seconds`, so that no window has more than its share of rounds."""
-    before, began = next_commit(donor)
+    before, began = next_commit(kept_state)
     time.sleep(seconds)
-    after, ended = next_commit(donor)
+    after, ended = next_commit(kept_state)
     return {
         "samples_per_second": (after["samples"] - before["samples"]) / (ended - began),
         "cpu_share": (after["cpu_s"] - before["cpu_s"]) / (ended - began),
@@ -309,10 +309,10 @@ def window(donor: Child, seconds: float) -> dict[str, float]:
     }
 
 
-def next_commit(donor: Child) -> tuple[dict[str, Any], float]:
-    epoch = donor.ask("count")["epoch"]
+def next_commit(kept_state: Child) -> tuple[dict[str, Any], float]:
+    epoch = kept_state.ask("count")["epoch"]
     while True:
-        counted, now = donor.ask("count"), time.monotonic()
+        counted, now = kept_state.ask("count"), time.monotonic()
         if counted["epoch"] not in (epoch, -1):  # -1 in the middle of a step
             return counted, now
         time.sleep(0.01)
@@ -323,17 +323,17 @@ def measure(options: Options) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         Authority.load_or_create(folder)
-        donor = stack.enter_context(child("donor", options, folder))
-        where = donor.read()
+        kept_state = stack.enter_context(child("donor", options, folder))
+        where = kept_state.read()
         joiner = stack.enter_context(child("joiner", options, folder, where["peer"], str(where["port"])))
-        next_commit(donor), next_commit(donor)  # the optimizer's state exists, and the speed is steady
+        next_commit(kept_state), next_commit(kept_state)  # the optimizer's state exists, and the speed is steady
         moved, served_s = 0, 0.0
         for number in range(options.pairs):
             pair: dict[str, Any] = {"load_average": psutil.getloadavg()[0]}
             for serving in (number % 2 == 0, number % 2 == 1):
                 begun, began = joiner.ask("go" if serving else "stop"), time.monotonic()
                 time.sleep(2.0)  # what the last window left behind is over
-                pair["serving" if serving else "alone"] = window(donor, options.window_s)
+                pair["serving" if serving else "alone"] = window(kept_state, options.window_s)
                 moved += joiner.ask("stop")["bytes"] - begun["bytes"]
                 served_s += time.monotonic() - began if serving else 0.0
             pair["ratio"] = pair["serving"]["samples_per_second"] / pair["alone"]["samples_per_second"]

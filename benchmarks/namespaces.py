@@ -26,7 +26,7 @@ PAYLOAD_SHARE = (MTU_BYTES - 52) / (MTU_BYTES + 14)
 BURST_BYTES = 1 << 16
 # What waits beyond that is dropped after so long: a home router's buffer, and enough for TCP to fill the link.
 QUEUE_S = 0.1
-LEAST_QUEUE_BYTES = 1 << 18
+MIN_QUEUE_BYTES = 1 << 18
 PROBE_S = 1.0
 WORST_SHARE = 0.9  # of what the link must carry
 _TC_OVERSHOOT = 1.03
@@ -105,12 +105,12 @@ class Shaped(Hosts):
 
     def __init__(self, links: Sequence[Link]) -> None:
         super().__init__(len(links))
-        self._links = links
+        self._channels = links
 
     def __enter__(self) -> Shaped:
         super().__enter__()
         try:
-            for index, link in enumerate(self._links):
+            for index, link in enumerate(self._channels):
                 _shape(self.names[index], DEVICE, link.upload_bytes_s)
                 _shape(self.bridge, f"port{index}", link.download_bytes_s)
         except BaseException:
@@ -122,7 +122,7 @@ class Shaped(Hosts):
         """Sends plain TCP over one line of each kind, both ways. Raises NamespaceError when a line is not what it should be."""
         found: dict[str, Any] = {}
         middle = (self.bridge, self.middle_address)  # its own line is not shaped
-        for (up_mbit, down_mbit), index in {(link.up_mbit, link.down_mbit): i for i, link in enumerate(self._links)}.items():
+        for (up_mbit, down_mbit), index in {(link.up_mbit, link.down_mbit): i for i, link in enumerate(self._channels)}.items():
             host = (self.names[index], self.addresses[index])
             up, down = _probe(host, middle), _probe(middle, host)
             may_up, may_down = up_mbit * PAYLOAD_SHARE, down_mbit * PAYLOAD_SHARE
@@ -164,7 +164,7 @@ def _inside(namespace: str) -> tuple[str, ...]:
 
 
 def _shape(namespace: str, device: str, bytes_s: float) -> None:
-    limit = int(max(LEAST_QUEUE_BYTES, bytes_s * QUEUE_S)) + BURST_BYTES
+    limit = int(max(MIN_QUEUE_BYTES, bytes_s * QUEUE_S)) + BURST_BYTES
     rate = f"{int(bytes_s * 8)}bit"
     _run(*_inside(namespace), "tc", "qdisc", "add", "dev", device, "root", "tbf",
          "rate", rate, "burst", str(BURST_BYTES), "limit", str(limit))  # fmt: skip

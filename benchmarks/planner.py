@@ -34,7 +34,7 @@ WIDEST_MBIT = 1000
 
 def compared(links_text: str, elements: int, codec: str) -> dict[str, Any]:
     links, vector_bytes = parse_links(links_text), encoded_bytes(codec, elements)
-    least_s = bound(vector_bytes, links)
+    min_s = bound(vector_bytes, links)
     equal_s = seconds(links, SPLITS["equal"](links, elements, vector_bytes), vector_bytes)
     splits = {}
     for name, split in SPLITS.items():
@@ -42,11 +42,11 @@ def compared(links_text: str, elements: int, codec: str) -> dict[str, Any]:
         took_s = seconds(links, fractions, vector_bytes)
         splits[name] = {
             "seconds": round(took_s, 3),
-            "ratio_bound": round(took_s / least_s, 3),
+            "ratio_bound": round(took_s / min_s, 3),
             "speedup_equal": round(equal_s / took_s, 3),
             "fractions": [round(fraction, 4) for fraction in fractions],
         }
-    return {"links": links_text, "bound_s": round(least_s, 3), "splits": splits}
+    return {"links": links_text, "bound_s": round(min_s, 3), "splits": splits}
 
 
 def planning_s(peers: int, elements: int, vector_bytes: int) -> dict[str, float]:

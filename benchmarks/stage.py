@@ -54,7 +54,7 @@ class Stage:
     """A context manager: a folder that all processes share, and their places on the network."""
 
     def __init__(self, links: Sequence[Link], say: Callable[[str], None]) -> None:
-        self._links = tuple(links)
+        self._channels = tuple(links)
         self._say = say
         self._stack = contextlib.ExitStack()
         self.addresses: tuple[str, ...] = ("127.0.0.1",) * len(links)
@@ -66,10 +66,10 @@ class Stage:
         with contextlib.ExitStack() as stack:
             self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dugnad-benchmark-")))
             Authority.load_or_create(self.folder)
-            if self._links[0].up_mbit:
-                shaped = stack.enter_context(Shaped(self._links))
+            if self._channels[0].up_mbit:
+                shaped = stack.enter_context(Shaped(self._channels))
                 self.addresses, self.device = shaped.addresses, shaped.device
-                self.under = [shaped.inside(rank) for rank in range(len(self._links))]
+                self.under = [shaped.inside(rank) for rank in range(len(self._channels))]
                 self.network = shaped.verify(self._say)
             self._stack = stack.pop_all()
         return self
@@ -79,6 +79,6 @@ class Stage:
 
     def seats(self, params: int, codec: str, split: str) -> list[Seat]:
         return [
-            Seat(rank, self._links, address, self.device, params, codec, split, self.folder)
+            Seat(rank, self._channels, address, self.device, params, codec, split, self.folder)
             for rank, address in enumerate(self.addresses)
         ]

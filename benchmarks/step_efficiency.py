@@ -27,7 +27,7 @@ WARM_UP_EPOCHS = 3
 LOOK_S = 0.25
 # An epoch that takes this many times its ideal length will not come.
 PATIENCE = 20.0
-LEAST_PATIENCE_S = 90.0
+MIN_PATIENCE_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def measure(options: Options, crew: Crew, say: Callable[[str], None]) -> dict[st
                 )
                 say(f"{crew.engine}: epoch {number}, {samples} samples, {what}")
             epochs = seen
-        elif time.monotonic() - grown_at > max(LEAST_PATIENCE_S, PATIENCE * ideal_s):
+        elif time.monotonic() - grown_at > max(MIN_PATIENCE_S, PATIENCE * ideal_s):
             raise CrewError(f"{crew.engine}: no epoch ended in {time.monotonic() - grown_at:.0f} s{crew.complaint}")
         time.sleep(LOOK_S)
     counted = epochs[

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from benchmarks.crew import CrewError
 from protocols.errors import DugnadError
-from protocols.interrupts import EXIT_INTERRUPTED
+from protocols.host.interrupts import EXIT_INTERRUPTED
 
 WIDTH = 1000  # of what is written to a file: as wide as a table wants to be
 

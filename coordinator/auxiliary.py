@@ -34,7 +34,7 @@ class AuxiliaryPeer:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._arguments, "--start-from", str(self._start_from)],
-                stdin=subprocess.PIPE,  # stays open as long as this process lives: see protocols/child_process.py
+                stdin=subprocess.PIPE,  # stays open as long as this process lives: see protocols/host/child_process.py
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal is the coordinator's to handle

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from coordinator.config import DEFAULT_PORT, CoordinatorConfig
-from protocols.child_process import end_with_parent
+from protocols.host.child_process import end_with_parent
 
 
 def coordinator(
@@ -34,7 +34,7 @@ def coordinator(
     """
     if end_with_standard_input:
         end_with_parent()
-    from coordinator.session import run_coordinator  # torch takes seconds: a wrong option should not wait for it
+    from coordinator.app import run_coordinator  # torch takes seconds: a wrong option should not wait for it
 
     config = CoordinatorConfig(run_file=run, directory=directory, host=host, announce=tuple(announce or ()), port=port, json=json)
     raise typer.Exit(run_coordinator(config))

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coordinator.checkpoints import Checkpoints
-from coordinator.history import Summary, summarise
-from coordinator.plots import terminal_loss_curve, write_loss_curve
+from coordinator.checkpoints.store import Checkpoints
+from coordinator.sinks.history import Summary, summarise
+from coordinator.sinks.plots import terminal_loss_curve, write_loss_curve
 from protocols.errors import LocalError
-from protocols.event_log import read_events
+from protocols.host.event_log import read_events
 from protocols.run_spec import RunSpec
 
 RUN_FILE = Path(__file__).resolve().parent.parent / "examples" / "python_lm" / "run.toml"
@@ -35,7 +35,7 @@ EXIT_DONE = 0
 
 @dataclass
 class _Processes:
-    """The demo's children: none outlives it (see protocols/child_process.py)."""
+    """The demo's children: none outlives it (see protocols/host/child_process.py)."""
 
     directory: Path
     ticket: str = ""
@@ -132,7 +132,7 @@ def _show(directory: Path, killed: list[str], seconds: float, *, as_json: bool) 
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    from protocols.task import open_task
+    from protocols.tasks.registry import open_task
 
     transformers_logging.disable_progress_bar()
 

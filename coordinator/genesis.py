@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.checkpoints import Checkpoints
-from coordinator.enrolment import coordinator_key, load_or_create_secret
+from coordinator.admission import coordinator_key, load_or_create_secret
+from coordinator.checkpoints.store import Checkpoints
 from protocols.errors import DiskError, UsageError
-from protocols.files import write_durably
+from protocols.host.files import write_durably
 from protocols.identity import Authority, Credentials, Key
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.run_spec import RunSpec
-from protocols.state import StateHeader, capture, parameters_sha256
-from protocols.task import initial_model, prepare
+from protocols.snapshot.format import StateHeader, capture, parameters_sha256
+from protocols.tasks.registry import initial_model, prepare
 from protocols.transport.enrolling import Genesis
 
 
@@ -79,7 +79,7 @@ def _resolved(author: RunSpec, path: Path, progress: Callable[[str], None]) -> R
     return spec
 
 
-def _make_genesis(author: RunSpec, spec: RunSpec, path: Path, lead: str, file: Path) -> None:
+def _make_genesis(author: RunSpec, spec: RunSpec, path: Path, leader: str, file: Path) -> None:
     model = initial_model(author, spec, path)
     optimizer = build_optimizer(spec, model)
     schedule = build_scheduler(spec, optimizer)
@@ -88,5 +88,5 @@ def _make_genesis(author: RunSpec, spec: RunSpec, path: Path, lead: str, file: P
         header = StateHeader(spec.digest, epoch=0, lineage=lineage, samples=0, commit="", scheduler=schedule.state_dict())
         return capture(model, optimizer, header)
 
-    genesis = Genesis(lead, parameters_sha256(snapshot("")))
+    genesis = Genesis(leader, parameters_sha256(snapshot("")))
     write_durably(file, snapshot(genesis.tip(spec.digest, spec.averaging.first_codec).lineage))

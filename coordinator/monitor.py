@@ -16,17 +16,17 @@ from pathlib import Path
 
 import torch
 
-from coordinator.checkpoints import CheckpointFacts, Checkpoints
-from coordinator.console import Console
-from coordinator.history import History
+from coordinator.checkpoints.store import CheckpointFacts, Checkpoints
+from coordinator.sinks.console import Console
+from coordinator.sinks.history import History
 from coordinator.watching import swarm_view
 from protocols.errors import BadMessageError, DiskError, RemoteError
-from protocols.event_log import commit_fields
+from protocols.host.event_log import commit_fields
 from protocols.optimization import Schedule
 from protocols.round.records import SignedCommit
 from protocols.run_spec import RunSpec
 from protocols.signing import check_signed
-from protocols.state import StateHeader, read_header, read_parameters
+from protocols.snapshot.format import StateHeader, read_header, read_parameters
 from protocols.tasks.base import Task
 from protocols.view import PeerView, SwarmView
 from protocols.wire import dugnad_pb2 as pb
@@ -136,9 +136,9 @@ class Monitor:
         for peer in view.peers:
             self._joined(peer)
         here = {peer.peer for peer in view.peers}
-        if any(peer.is_lead for peer in view.peers):  # after a change of lead: who has not come to the new one?
+        if any(peer.is_leader for peer in view.peers):  # after a change of leader: who has not come to the new one?
             for gone in [peer for peer in self._present if peer not in here]:
-                self._record("peer_left", peer=gone, name=self._present.pop(gone), reason="not-with-the-new-lead")
+                self._record("peer_left", peer=gone, name=self._present.pop(gone), reason="not-with-the-new-leader")
 
     def _joined(self, peer: PeerView) -> None:
         if peer.peer not in self._present:
@@ -198,7 +198,7 @@ class Monitor:
         self._kept_epoch = max(self._kept_epoch, header.epoch)
 
     def _check(self, header: StateHeader) -> None:
-        """Raises BadMessageError unless the snapshot is of this run and of a commit that its lead signed."""
+        """Raises BadMessageError unless the snapshot is of this run and of a commit that its leader signed."""
         if header.run_digest != self._run.spec.digest:
             raise BadMessageError("the snapshot is of another run")
         if header.commit:

@@ -6,11 +6,11 @@ import json
 
 from rich.console import Console as Terminal
 
-from coordinator.console import render_view
+from coordinator.sinks.console import render_view
 from coordinator.watching import look_once
 from protocols.identity import Key, Ticket
+from protocols.transport.channels import Channels
 from protocols.transport.enrolling import enrol
-from protocols.transport.links import Links
 from protocols.transport.network_thread import NetworkThread
 from protocols.view import SwarmView
 
@@ -29,8 +29,8 @@ def show_status(ticket_text: str, *, as_json: bool) -> None:
 
 async def _look(ticket: Ticket) -> SwarmView:
     enrolment = await enrol(ticket, Key.generate())  # an identity for this look alone
-    links = Links(enrolment.credentials, enrolment.spec.digest)
+    channels = Channels(enrolment.credentials, enrolment.spec.digest)
     try:
-        return await look_once(links, enrolment.peers, enrolment.spec)
+        return await look_once(channels, enrolment.peers, enrolment.spec)
     finally:
-        await links.aclose()
+        await channels.aclose()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from peer.config import PeerConfig
-from protocols.child_process import end_with_parent
+from protocols.host.child_process import end_with_parent
 
 
 class Role(str, Enum):
@@ -65,6 +65,6 @@ def peer(
         home=home,
         start_from=start_from,
     )
-    from peer.session import run_peer  # torch and transformers take seconds: a wrong option should not wait for them
+    from peer.app import run_peer  # torch and transformers take seconds: a wrong option should not wait for them
 
     raise typer.Exit(run_peer(config))

@@ -19,7 +19,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from protocols.terminal import (
+from protocols.host.terminal import (
     Screen,
     batch_bar,
     data_size,
@@ -50,7 +50,7 @@ class PeerStatus:
     swarm_samples_per_second: float
     loss: float | None
     peers: int
-    lead: str
+    leader: str
     contributions: int
     contributed_samples: int
     phase: str
@@ -166,7 +166,7 @@ class PeerConsole:
             return stacked([log_lines(events) if events else None, step])
         width = self._screen.width
         swarm = [plural(status.peers, "peer"), f"{rate(status.swarm_samples_per_second)} samples/s"]
-        swarm += [f"lead {short_id(status.lead)}"] if status.lead else []
+        swarm += [f"leader {short_id(status.leader)}"] if status.leader else []
         mine = [f"{rate(status.my_samples_per_second)} samples/s", f"{plural(status.my_samples, 'sample')} in this batch"]
         given = Text("none yet", style="dim")
         if status.contributions:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from peer.console import PeerConsole
-from peer.observers import Observers
-from protocols.event_log import EventLog, commit_fields
+from peer.epoch.observers import Observers
+from protocols.host.event_log import EventLog, commit_fields
 from protocols.reasons import Reason
 from protocols.round.records import Commit, SignedCommit
 
@@ -51,8 +51,8 @@ class PeerEvents:
         elif event == "attempt_failed":
             culprit = f" ({fields['peer'][:8]})" if fields["peer"] else ""
             self._console.event(f"attempt {fields['attempt']} of epoch {fields['epoch']} failed: {fields['reason']}{culprit}")
-        elif event == "lead_lost":
-            self._console.event(f"lead {fields['peer'][:8]} lost: {fields['reason']}")
+        elif event == "leader_lost":
+            self._console.event(f"leader {fields['peer'][:8]} lost: {fields['reason']}")
         elif event == "leading":
             self._console.event(f"this peer leads now, from epoch {fields['epoch']} on")
         elif event == "paused":

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from protocols.errors import BadMessageError, LocalError, TicketError
-from protocols.files import write_durably
+from protocols.host.files import write_durably
 
 COORDINATOR_NAME = "coordinator.dugnad"
 VALIDITY = datetime.timedelta(days=365)

@@ -6,13 +6,13 @@ from enum import Enum
 
 
 class Reason(str, Enum):
-    # A peer refuses a plan, or a lead a peer.
+    # A peer refuses a plan, or a leader a peer.
     OTHER_RUN = "other-run"  # the handshake named another run spec
     OTHER_LINEAGE = "other-lineage"  # the plan builds on a parent that this peer is not at
     OTHER_INCARNATION = "other-incarnation"  # a newer process of the same peer exists
     PROMISED_HIGHER = "promised-higher"  # a higher ballot of this epoch was accepted before
     NOT_A_MEMBER = "not-a-member"
-    NOT_THE_LEAD = "not-the-lead"
+    NOT_THE_LEADER = "not-the-leader"
     NOT_CAUGHT_UP = "not-caught-up"
     NOTHING_TO_GIVE = "nothing-to-give"  # an empty accumulator
     NOT_PLANNED = "not-planned"  # it came when the plan was made, or stands in a pair that failed in this epoch
@@ -32,7 +32,7 @@ class Reason(str, Enum):
     COUNTED = "already-counted"  # samples offered again that a commit has named
     RESULTS_DIFFER = "results-differ"  # two members hold different averaged bytes
     DRIFT = "drift"  # a member's state is further off a reducer's canonical values than rounding allows
-    LEAD_LOST = "lead-lost"
+    LEADER_LOST = "leader-lost"
     SUPERSEDED = "superseded"  # a higher ballot took over
     NO_REACHABLE_PEER = "no-reachable-peer"  # nobody is left whom others can connect to: the swarm pauses
 

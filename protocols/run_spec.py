@@ -1,6 +1,6 @@
 """RunSpec: everything about a run that all of its machines must agree on. TOML in, digest out; imports no torch.
 
-The author leaves `assets` empty. The coordinator resolves it once (`protocols.task.prepare`): the tokenizer and the
+The author leaves `assets` empty. The coordinator resolves it once (`protocols.tasks.registry.prepare`): the tokenizer and the
 held-out text become files whose digests stand in `assets`; a pretrained folder becomes `model_type` and its fields. What peers
 receive, and what `digest` names in every handshake, is the resolved spec.
 """
@@ -232,7 +232,7 @@ class AveragingSpec(_Section):
     """How gradients travel. fp32 loses nothing and takes 4 bytes a value. fp16 (relative error 2^-11) and bf16 (2^-8, but
     never out of range) take 2, int8 takes 1.02 and int4 0.52: both round to a share of the largest of 128 neighbours, 1/254
     and 1/14, and what a peer's rounding lost goes along with its next contribution. auto begins with fp16; from then
-    on each epoch's lead takes the least lossy of fp32, fp16 and int8 that keeps averaging to a tenth of an epoch at the
+    on each epoch's leader takes the least lossy of fp32, fp16 and int8 that keeps averaging to a tenth of an epoch at the
     rates measured."""
 
     @property

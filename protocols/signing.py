@@ -1,4 +1,4 @@
-"""The lead's signature on a commit."""
+"""The leader's signature on a commit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def sign_commit(commit: Commit, credentials: Credentials) -> SignedCommit:
 
 
 def check_signed(signed: SignedCommit, authority: bytes) -> SignedCommit:
-    """`signed`, once its signature proves to be that of the lead that it names. Raises BadMessageError."""
+    """`signed`, once its signature proves to be that of the leader that it names. Raises BadMessageError."""
     signer = verify_signature(signed_message(signed.commit), signed.signature, signed.certificate, authority)
-    if signer != signed.commit.lead.peer:
-        raise BadMessageError(f"a commit of lead {signed.commit.lead.peer} is signed by {signer}")
+    if signer != signed.commit.leader.peer:
+        raise BadMessageError(f"a commit of leader {signed.commit.leader.peer} is signed by {signer}")
     return signed

@@ -21,7 +21,7 @@ class PeerView:
     samples: int
     samples_per_second: float
     state: str
-    is_lead: bool
+    is_leader: bool
 
     def __post_init__(self) -> None:
         """Raises ValueError: a view comes from another machine."""
@@ -52,8 +52,8 @@ class SwarmView:
         return sum(peer.samples_per_second for peer in self.peers if peer.state != "silent")
 
     @property
-    def lead(self) -> PeerView | None:
-        return next((peer for peer in self.peers if peer.is_lead), None)
+    def leader(self) -> PeerView | None:
+        return next((peer for peer in self.peers if peer.is_leader), None)
 
     def to_json(self) -> dict[str, Any]:
         document = asdict(self)

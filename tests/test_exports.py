@@ -7,7 +7,7 @@ import inspect
 import typer.main
 
 import dugnad
-from protocols import task
+from protocols.tasks import registry as task
 from protocols.tasks.base import Task
 
 COMMANDS = {

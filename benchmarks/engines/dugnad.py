@@ -20,29 +20,29 @@ from benchmarks.namespaces import PAYLOAD_SHARE
 from benchmarks.splits import SPLITS
 from benchmarks.splits import shards as cut
 from benchmarks.vectors import Vector
-from peer.averaging import Averaging
-from peer.exchanges import DriftedError
-from peer.handover import Handover
-from peer.observers import Observers
-from peer.reducing import ReduceError
-from peer.replica import Replica
-from peer.service import PeerService
-from peer.trainer import Trainer
-from peer.training_side import Settings
-from protocols.codecs import CODECS
+from peer.epoch.engine import Engine
+from peer.epoch.observers import Observers
+from peer.epoch.round_traffic import DriftedError
+from peer.epoch.service import PeerService
+from peer.epoch.settings import Settings
+from peer.epoch.shard_server import AllReduceError
+from peer.training.job_queue import JobQueue
+from peer.training.replica import Replica
+from peer.training.trainer import Trainer
+from protocols.gradients.codecs import CODECS
+from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.identity import Authority, Credentials, Key
 from protocols.optimization import build_optimizer, build_scheduler
-from protocols.residual import Residual
 from protocols.round import planner
-from protocols.round.plans import Part, Plan, part_of
+from protocols.round.plans import MemberPlan, Plan, member_plan_of
 from protocols.round.records import Ballot, Candidate, Contribution, Hello, Tip
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Batches, Task
-from protocols.transport.bulk import BulkLinks, BulkServer
+from protocols.transport.bandwidth import Bandwidth
+from protocols.transport.bulk import BulkConnections, BulkServer
+from protocols.transport.channels import Channels, listen, peer_server
 from protocols.transport.discovery import Discovery
-from protocols.transport.links import Links, listen, peer_server
 from protocols.transport.network_thread import NetworkThread
-from protocols.transport.traffic import Traffic
 from protocols.wire.dugnad_pb2_grpc import add_PeerServicer_to_server
 
 RUN = "ab" * 32
@@ -130,17 +130,17 @@ class Member:
             authority=authority.pem,
             genesis=Tip(0, GENESIS, 0, Candidate(self.credentials.peer_id, ""), seat.codec),
             genesis_sha256="",
-            residual=Residual(self.credentials.peer_id, INCARNATION),
+            error_feedback=ErrorFeedback(self.credentials.peer_id, INCARNATION),
             codecs=(seat.codec,),
             overlap=overlap,
         )
-        self.handover = Handover()
+        self.jobs = JobQueue()
         self.network = NetworkThread()
         self.network.__enter__()
-        self.traffic = Traffic()
+        self.traffic = Bandwidth()
         self.trainer = Trainer(
             self.replica,
-            self.handover,
+            self.jobs,
             task=cast(Task, task),
             batches=cast(Batches, itertools.repeat({"nothing": torch.zeros(1)})) if task is not None else None,
             device=torch.device("cpu"),
@@ -148,7 +148,7 @@ class Member:
         )
         self._target_batch = target_batch
         self._events = events
-        self.averaging: Averaging | None = None
+        self.averaging: Engine | None = None
         self.server, self._tls = self.network.call(self._make_server())
         self.bulk_server = BulkServer(self.credentials, RUN, self.traffic)
         self.address = self.bulk_address = ""
@@ -171,18 +171,18 @@ class Member:
         self.averaging = self.network.call(self._serve(candidates))
         threading.Thread(target=self.trainer.run, name="training", daemon=True).start()
 
-    async def _serve(self, candidates: list[Candidate]) -> Averaging:
+    async def _serve(self, candidates: list[Candidate]) -> Engine:
         link = self.seat.link
-        averaging = Averaging(
+        averaging = Engine(
             hello=Hello(INCARNATION, link.auxiliary, self.address, self.bulk_address, f"rank {self.seat.rank}"),
-            links=Links(self.credentials, RUN),
-            bulk=BulkLinks(self.credentials, RUN, self.traffic),
+            channels=Channels(self.credentials, RUN),
+            bulk=BulkConnections(self.credentials, RUN, self.traffic),
             discovery=cast(Discovery, NoDiscovery()),
             bootstrap=tuple(candidate for candidate in candidates if candidate.peer != self.credentials.peer_id),
             coordinator="127.0.0.1:1",
             settings=Settings(RUN, self._target_batch, None, (self.codec.name,), overlap=self.replica.overlap),
             training=self.trainer,
-            handover=self.handover,
+            jobs=self.jobs,
             events=self._events,
         )
         averaging.succession.know(candidates)
@@ -209,7 +209,7 @@ class Dugnad:
         self._seat = seat
         self._member = Member(seat)
         self._present: dict[str, planner.Present] = {}
-        self._lead = ""
+        self._leader = ""
         self._turn = 0
         self._averaged: Vector | None = None
         self._decoded = torch.zeros(seat.params)
@@ -227,13 +227,13 @@ class Dugnad:
             )
             for it, link in zip(greetings, self._seat.links, strict=True)
         }
-        self._lead = next(it["peer"] for it in greetings if it["address"])
+        self._leader = next(it["peer"] for it in greetings if it["address"])
         self._member.meet(greetings)
 
     def prepare(self, turn: int, vector: Vector) -> None:
         self._turn, self._averaged = turn, None
         if not self._seat.link.auxiliary:
-            self._member.handover.put(lambda: self._accumulate(vector)).result()
+            self._member.jobs.put(lambda: self._accumulate(vector)).result()
 
     def _accumulate(self, vector: Vector) -> None:
         accumulator = self._member.replica.accumulator
@@ -247,38 +247,38 @@ class Dugnad:
     def run(self) -> None:
         try:
             self._averaged = self._member.network.call(self._round(self._plan()))
-        except (ReduceError, DriftedError) as error:
+        except (AllReduceError, DriftedError) as error:
             raise NotAveragedError(str(error)) from error
 
-    def _plan(self) -> Part:
+    def _plan(self) -> MemberPlan:
         elements, codec = self._seat.params, self._member.codec
         due = planner.Round(1, elements, codec.encoded_bytes(elements), target_batch_size=1)
-        layout = planner.fresh(self._present, self._lead, due)
+        layout = planner.fresh(self._present, self._leader, due)
         assert layout is not None
         shards = layout.shards
         if self._seat.split != "ours":
             fractions = SPLITS[self._seat.split](self._seat.links, elements, due.vector_bytes)
             reducers = {peer: it.address for peer, it in self._present.items() if it.address}
             shards = cut(elements, reducers, dict(zip(self._present, fractions, strict=True)))
-        ballot = Ballot(1, GENESIS, self._turn + 1, self._lead)
+        ballot = Ballot(1, GENESIS, self._turn + 1, self._leader)
         plan = Plan(RUN, ballot, layout.contributors, layout.members, shards, codec.name, PATIENCE_S, INCARNATION)
         plan = replace(plan, planned_s=planner.planned_seconds(plan, self._present, due.vector_bytes))
-        return part_of(plan, self._member.credentials.peer_id)
+        return member_plan_of(plan, self._member.credentials.peer_id)
 
-    async def _round(self, plan: Part) -> Vector:
+    async def _round(self, plan: MemberPlan) -> Vector:
         """As Averaging does it: freeze, exchange, and the first half of applying."""
         member, averaging = self._member, self._member.averaging
         assert averaging is not None
-        frozen = await member.handover.run(member.trainer.freeze)
+        frozen = await member.jobs.run(member.trainer.freeze)
         contribution = None
         if frozen is not None:
             me = member.credentials.peer_id
             contribution = Contribution(me, INCARNATION, frozen.first, frozen.end, frozen.base, frozen.loss)
-        averages = await averaging.exchanges.run(plan, contribution, frozen.encoded if frozen is not None else b"")
-        came_to = averaging.exchanges.averaged(averages)
-        averaged = came_to[: member.replica.outcome(1).averaged_bytes]
-        await member.handover.run(lambda: member.replica.decode(averaged, self._decoded))
-        averaging.exchanges.committed(plan.digest)
+        averages = await averaging.round_traffic.run(plan, contribution, frozen.encoded if frozen is not None else b"")
+        result = averaging.round_traffic.averaged(averages)
+        averaged = result[: member.replica.outcome(1).averaged_bytes]
+        await member.jobs.run(lambda: member.replica.decode(averaged, self._decoded))
+        averaging.round_traffic.committed(plan.digest)
         return self._decoded.numpy()
 
     def result(self) -> Vector | None:

@@ -1,11 +1,11 @@
-"""Why peers are not in a plan, or gave nothing to a commit (pure): for the log, kept by the lead until an epoch is over."""
+"""Why peers are not in a plan, or gave nothing to a commit (pure): for the log, kept by the leader until an epoch is over."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
 from protocols.reasons import Reason
-from protocols.round.attempt import Seat
+from protocols.round.attempt import Follower
 from protocols.round.plans import Plan
 from protocols.round.records import Commit, Tip
 
@@ -41,41 +41,41 @@ class Absences:
         self._gone.pop(peer, None)
         self._told.discard(peer)
 
-    def from_plan(self, plan: Plan, too_slow: Collection[str], tip: Tip, seats: Mapping[str, Seat]) -> Absent:
+    def from_plan(self, plan: Plan, too_slow: Collection[str], tip: Tip, followers: Mapping[str, Follower]) -> Absent:
         """Whoever is seated, was a member of the commit that led to `tip` or dropped out since, and is not in `plan`; or is, and
         gives nothing because it is `too_slow`."""
         self._too_slow = frozenset(too_slow)
-        absent = self._everybody(tip, seats) - set(plan.members)
+        absent = self._everybody(tip, followers) - set(plan.members)
         self._told |= absent
-        why = {peer: self._why_not_planned(peer, tip, seats.get(peer)) for peer in absent}
+        why = {peer: self._why_not_planned(peer, tip, followers.get(peer)) for peer in absent}
         return tuple(sorted((why | dict.fromkeys(self._too_slow, Reason.SLOW_LINK)).items()))
 
-    def from_commit(self, commit: Commit, tip: Tip, seats: Mapping[str, Seat]) -> Absent:
+    def from_commit(self, commit: Commit, tip: Tip, followers: Mapping[str, Follower]) -> Absent:
         """Of the same peers, those whose contribution `commit`, which builds on `tip`, does not name."""
-        absent = self._everybody(tip, seats) - {contribution.peer for contribution in commit.contributions}
-        return tuple((peer, self._why_not_committed(peer, commit, tip, seats.get(peer))) for peer in sorted(absent))
+        absent = self._everybody(tip, followers) - {contribution.peer for contribution in commit.contributions}
+        return tuple((peer, self._why_not_committed(peer, commit, tip, followers.get(peer))) for peer in sorted(absent))
 
-    def _everybody(self, tip: Tip, seats: Mapping[str, Seat]) -> set[str]:
-        return seats.keys() | set(tip.members) | self._gone.keys()
+    def _everybody(self, tip: Tip, followers: Mapping[str, Follower]) -> set[str]:
+        return followers.keys() | set(tip.members) | self._gone.keys()
 
-    def _why_not_planned(self, peer: str, tip: Tip, seat: Seat | None) -> Reason:
-        if seat is None:  # one that never came was asked, and the hearing ended without it
+    def _why_not_planned(self, peer: str, tip: Tip, follower: Follower | None) -> Reason:
+        if follower is None:  # one that never came was asked, and the hearing ended without it
             return self._gone.get(peer, Reason.SILENT)
-        if seat.report is None:
+        if follower.report is None:
             return self._gone.get(peer, Reason.NOT_CAUGHT_UP)
-        if seat.report.standing.lineage != tip.lineage:
+        if follower.report.standing.lineage != tip.lineage:
             return Reason.OTHER_LINEAGE
-        return self._gone.get(peer, Reason.REDUCER_LOST) if seat.report.caught_up else Reason.NOT_CAUGHT_UP
+        return self._gone.get(peer, Reason.REDUCER_LOST) if follower.report.caught_up else Reason.NOT_CAUGHT_UP
 
-    def _why_not_committed(self, peer: str, commit: Commit, tip: Tip, seat: Seat | None) -> Reason:
+    def _why_not_committed(self, peer: str, commit: Commit, tip: Tip, follower: Follower | None) -> Reason:
         if peer in self._gone:
             return self._gone[peer]
         if peer in self._too_slow:
             return Reason.SLOW_LINK
-        if seat is not None and seat.hello.auxiliary:
+        if follower is not None and follower.hello.auxiliary:
             return Reason.AUXILIARY
         if peer in commit.members:
             return Reason.NOTHING_TO_GIVE
-        why = self._why_not_planned(peer, tip, seat)
+        why = self._why_not_planned(peer, tip, follower)
         came_later = why is Reason.REDUCER_LOST and peer not in self._told
         return Reason.NOT_PLANNED if came_later else why

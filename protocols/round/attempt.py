@@ -1,4 +1,4 @@
-"""A lead's books (pure): who is seated; and of the attempt under way who accepted, who is ready, how long it may take."""
+"""A leader's books (pure): who is seated; and of the attempt under way who accepted, who is ready, how long it may take."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ GRACE_SHARE, GRACE_S = 0.5, 0.25
 
 
 @dataclass
-class Seat:
-    """A peer connected to the lead."""
+class Follower:
+    """A peer connected to the leader."""
 
     hello: Hello
     heard_at: float
     report: Report | None = None
-    ready_for: ReadyFor | None = None  # at this lead's tip
-    has_commit: bool = False  # the one that led to this lead's tip was sent to it
+    ready_for: ReadyFor | None = None  # at this leader's tip
+    has_commit: bool = False  # the one that led to this leader's tip was sent to it
 
 
 @dataclass
@@ -59,10 +59,10 @@ class Attempt:
         return bool(self.drifted) and not self.has_majority and answered == len(self.plan.members)
 
     def off(self) -> tuple[str, ...]:
-        """Those whose state is to be given up: reducers whose values more than half of the members refuse (at a tie, the lead is
-        right); else the members that refuse. Never everybody: the lead stays then. Nobody when the values were not the
+        """Those whose state is to be given up: reducers whose values more than half of the members refuse (at a tie, the leader
+        is right); else the members that refuse. Never everybody: the leader stays then. Nobody when the values were not the
         reducers' own: what is averaged afresh will tell."""
-        lead, members = self.plan.ballot.lead, len(self.plan.members)
+        leader, members = self.plan.ballot.leader, len(self.plan.members)
         if self.plan.finishes is not None:
             return ()
         votes = {
@@ -70,15 +70,15 @@ class Attempt:
             for reducer in {shard.reducer for shard in self.plan.shards}
         }
         off = {reducer for reducer, against in votes.items() if 2 * len(against) > members}
-        off = off or {reducer for reducer, against in votes.items() if 2 * len(against) == members and lead in against}
-        off = off or self.drifted.keys() - {lead}
-        return tuple(sorted(off if len(off) < members else off - {lead}))
+        off = off or {reducer for reducer, against in votes.items() if 2 * len(against) == members and leader in against}
+        off = off or self.drifted.keys() - {leader}
+        return tuple(sorted(off if len(off) < members else off - {leader}))
 
     @property
     def idle(self) -> list[str]:
         """Contributors that have not moved a byte, when others have."""
         moved = self.deadline.have_moved
-        return sorted(set(self.plan.contributors) - moved - {self.plan.ballot.lead}) if moved else []
+        return sorted(set(self.plan.contributors) - moved - {self.plan.ballot.leader}) if moved else []
 
     @property
     def late(self) -> list[str]:

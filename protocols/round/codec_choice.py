@@ -8,7 +8,7 @@ from protocols.round.planner import Present, planned_seconds
 from protocols.round.plans import Plan
 
 # Averaging may take this share of an epoch before a codec that loses more takes over,
-MOST_SHARE = 0.10
+MAX_SHARE = 0.10
 # and one that loses less comes back when it would take no more than this: rates that waver do not make codecs waver.
 SHARE_TO_RETURN = 0.06
 
@@ -35,6 +35,6 @@ def next_codec(now: str, codecs: Sequence[str], averaging_s: Mapping[str, float]
     here = codecs.index(now)
     for index, codec in enumerate(codecs):
         share = averaging_s[codec] / (averaging_s[codec] + gathering_s)
-        if share <= (SHARE_TO_RETURN if index < here else MOST_SHARE):
+        if share <= (SHARE_TO_RETURN if index < here else MAX_SHARE):
             return codec
     return codecs[-1]

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from protocols.reasons import Reason
-from protocols.round.plans import Part
+from protocols.round.plans import MemberPlan
 from protocols.round.promises import Promises
 from protocols.round.records import (
+    MAX_ATTEMPTS,
     MAX_REDUCERS,
-    MOST_ATTEMPTS,
     Averages,
     Ballot,
     Commit,
@@ -56,7 +56,7 @@ class Freeze:
 class Reduce:
     """Do this part of the plan, with the contribution (None: receive only); answer reduced() or reduce_failed()."""
 
-    plan: Part
+    plan: MemberPlan
     contribution: Contribution | None
 
 
@@ -79,7 +79,7 @@ class Refuse:
     promised_attempt: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.promised_attempt < MOST_ATTEMPTS:
+        if not 0 <= self.promised_attempt < MAX_ATTEMPTS:
             raise ValueError("a promise is out of bounds")
 
 
@@ -115,7 +115,7 @@ Answer = Accept | Refuse | Ready | Failed | Drifted
 
 @dataclass(frozen=True)
 class Send:
-    """To the lead of the plan (or of the current tip)."""
+    """To the leader of the plan (or of the current tip)."""
 
     to: str
     answer: Answer
@@ -164,7 +164,7 @@ class Member:
         self.promised: Ballot | None = None
         self._promises = Promises()
         self._planned_with: tuple[str, ...] = ()
-        self.plan: Part | None = None
+        self.plan: MemberPlan | None = None
         self.contribution: Contribution | None = None
         self.ready_for: ReadyFor | None = None  # kept when its attempt ends, so that another can finish it
         self._moved = (0, 0.0)  # bytes of rounds, and since when it is so many
@@ -185,7 +185,7 @@ class Member:
         return [*actions, Resume()]
 
     def replayed(self, tip: Tip) -> bool:
-        """Whether that is news for the lead: catching up, the state has come to `tip`, and goes on from there."""
+        """Whether that is news for the leader: catching up, the state has come to `tip`, and goes on from there."""
         if self.phase is not Phase.CATCHING_UP or self.tip is None:
             return False
         self.promised, self.tip = self._promises.moved(self.promised, self.tip, tip), tip
@@ -205,9 +205,10 @@ class Member:
             return []
         return self._fall_behind(reason, self._commit.commit if self._commit is not None else None)
 
-    def planned_with(self, lead: str) -> tuple[str, ...]:
-        """Known members of the highest attempt accepted at this epoch, for any other lead than its own: it must ask them all."""
-        return self._planned_with if self.promised is not None and self.promised.lead != lead else ()
+    def planned_with(self, leader: str) -> tuple[str, ...]:
+        """Known members of the highest attempt accepted at this epoch, for any other leader than its own: it must ask them
+        all."""
+        return self._planned_with if self.promised is not None and self.promised.leader != leader else ()
 
     def samples(self, accumulated: int) -> int:
         """What can be given to the epoch that is averaged now or next: what is frozen for it, else what has accumulated."""
@@ -224,7 +225,7 @@ class Member:
         upload_bytes_s: float,
         download_bytes_s: float,
     ) -> Report | None:
-        """For the lead `following` ('' while there is none); None before the first state. `accumulated`: samples not frozen."""
+        """For the leader `following` ('' while there is none); None before the first state. `accumulated`: samples not frozen."""
         if self.tip is None:
             return None
         return Report(
@@ -243,11 +244,11 @@ class Member:
         )
 
     def is_behind(self, theirs: Standing, following: str) -> bool:
-        """Whether to leave for a lineage that somebody stands at: a heavier one, unless a round of the lead `following` is under
-        way, which leads there anyway."""
+        """Whether to leave for a lineage that somebody stands at: a heavier one, unless a round of the leader `following` is
+        under way, which leads there anyway."""
         if self.tip is None or self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or not theirs.heavier_than(self.tip.standing):
             return False
-        return self.plan is None or self.plan.ballot.lead != following
+        return self.plan is None or self.plan.ballot.leader != following
 
     def tick(self, moved_bytes: int, now: float) -> list[MemberAction]:
         """`moved_bytes` of rounds, so far. A commit whose averages stopped coming: they are got from somebody else."""
@@ -258,13 +259,13 @@ class Member:
             return self.catch_up(Reason.MISSED_RESULTS)
         return []
 
-    # -- the lead's messages -----------------------------------------------------------------------------------------------
+    # -- the leader's messages -----------------------------------------------------------------------------------------------
 
-    def on_plan(self, plan: Part) -> list[MemberAction]:
+    def on_plan(self, plan: MemberPlan) -> list[MemberAction]:
         refusal = self._refusal(plan)
-        lead = plan.ballot.lead
+        leader = plan.ballot.leader
         if refusal is not None:
-            return [Send(lead, Refuse(plan.digest, refusal, self.promised.attempt if self.promised else 0))]
+            return [Send(leader, Refuse(plan.digest, refusal, self.promised.attempt if self.promised else 0))]
         actions = self._drop_plan(Reason.SUPERSEDED)
         self.promised, self._planned_with = plan.ballot, plan.known_members
         self.plan = plan
@@ -324,7 +325,7 @@ class Member:
             return []
         self.ready_for = ReadyFor(self.plan.ballot, averages)
         self.phase = Phase.READY
-        actions: list[MemberAction] = [Send(self.plan.ballot.lead, Ready(averages.result(plan_digest)))]
+        actions: list[MemberAction] = [Send(self.plan.ballot.leader, Ready(averages.result(plan_digest)))]
         return [*actions, *self._apply()] if self._commit is not None else actions
 
     def reduce_failed(self, plan_digest: str, reason: Reason, member: str, reducer: str) -> list[MemberAction]:
@@ -332,8 +333,8 @@ class Member:
             return []
         if self._commit is not None:
             return self._fall_behind(Reason.MISSED_RESULTS, self._commit.commit)
-        lead = self.plan.ballot.lead
-        return [*self._drop_plan(reason), Send(lead, Failed(plan_digest, reason, member, reducer))]
+        leader = self.plan.ballot.leader
+        return [*self._drop_plan(reason), Send(leader, Failed(plan_digest, reason, member, reducer))]
 
     def drifted(self, plan_digest: str, reducers: tuple[str, ...]) -> list[MemberAction]:
         """Instead of reduced(). What this member reduces stays there for the others, until the attempt ends."""
@@ -342,7 +343,7 @@ class Member:
         if self._commit is not None:
             return self._fall_behind(Reason.DRIFT, self._commit.commit)
         self._drifted = True
-        return [Send(self.plan.ballot.lead, Drifted(plan_digest, reducers))]
+        return [Send(self.plan.ballot.leader, Drifted(plan_digest, reducers))]
 
     def applied(self) -> list[MemberAction]:
         assert self._commit is not None, "applied() answers an Apply"
@@ -362,7 +363,7 @@ class Member:
 
     # -- inside ------------------------------------------------------------------------------------------------------------
 
-    def _refusal(self, plan: Part) -> Reason | None:
+    def _refusal(self, plan: MemberPlan) -> Reason | None:
         if self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or self.tip is None:
             return Reason.NOT_CAUGHT_UP
         builds_on = (plan.ballot.parent, plan.ballot.epoch - 1, plan.codec)
@@ -391,12 +392,12 @@ class Member:
             self._forget_contribution()
             self.phase = Phase.TRAINING
             refusal = Refuse(plan.digest, Reason.NOTHING_TO_GIVE, plan.ballot.attempt)
-            return [*actions, Send(plan.ballot.lead, refusal), Resume(keep=self.overlap)]
+            return [*actions, Send(plan.ballot.leader, refusal), Resume(keep=self.overlap)]
         given = self.contribution if gives else None
         self.phase = Phase.REDUCING
-        return [Send(plan.ballot.lead, Accept(plan.digest, given)), Reduce(plan, given)]
+        return [Send(plan.ballot.leader, Accept(plan.digest, given)), Reduce(plan, given)]
 
-    def _gives(self, plan: Part) -> bool:
+    def _gives(self, plan: MemberPlan) -> bool:
         return plan.gives and plan.finishes is None
 
     def _holds(self, commit: Commit) -> bool:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from protocols.round.plans import LEAST_PLANNED_S, LONGEST_PLANNED_S, Plan
+from protocols.round.plans import LONGEST_PLANNED_S, MIN_PLANNED_S, Plan
 from protocols.round.program import Link, fastest, measured, round_seconds, worth_waiting_for
 from protocols.round.records import MAX_REDUCERS, Averages, Candidate, ReadyFor, Shard, ShardResult
 
@@ -28,7 +28,7 @@ Pairs = Collection[tuple[str, str]]  # (member, reducer)
 
 @dataclass(frozen=True)
 class Present:
-    """A peer at the lead's tip, as it reported itself."""
+    """A peer at the leader's tip, as it reported itself."""
 
     address: str  # for shards; '' in client mode
     samples: int
@@ -84,14 +84,14 @@ def fresh(present: Mapping[str, Present], me: str, due: Round, failed: Pairs = (
         fractions = equal_fractions(due.elements, {reducer.peer: room[reducer.peer] for reducer in reducers})
     else:
         may_reduce = {reducer.peer for reducer in reducers}
-        links = {peer: Link(*rates[peer], peer in givers, peer in may_reduce, room.get(peer, 0.0)) for peer in sorted(members)}
+        channels = {peer: Link(*rates[peer], peer in givers, peer in may_reduce, room.get(peer, 0.0)) for peer in sorted(members)}
         speed = sum(present[peer].samples_per_second for peer in members)
         if speed and due.epoch % ALL_GIVE_EVERY:
             samples = {peer: present[peer].samples for peer in givers}
-            worth = worth_waiting_for(links, samples, due.target_batch_size / speed, due.vector_bytes)
-            links = {peer: replace(link, gives=peer in worth) for peer, link in links.items()}
-        fractions = fastest_fractions(links, due.elements, due.vector_bytes)
-    most = {peer: _most_shards(present[peer], worth, fraction * due.vector_bytes) for peer, fraction in fractions.items()}
+            worth = worth_waiting_for(channels, samples, due.target_batch_size / speed, due.vector_bytes)
+            channels = {peer: replace(link, gives=peer in worth) for peer, link in channels.items()}
+        fractions = fastest_fractions(channels, due.elements, due.vector_bytes)
+    most = {peer: _max_shards(present[peer], worth, fraction * due.vector_bytes) for peer, fraction in fractions.items()}
     shards = cut_shards(due.elements, [reducer for reducer in reducers if reducer.peer in fractions], fractions, most)
     return Layout(tuple(sorted(members)), tuple(sorted(worth)), shards, too_slow=tuple(sorted(givers - worth)))
 
@@ -104,7 +104,7 @@ def _room(reducer: Present, givers: Collection[str], vector_bytes: float) -> flo
     return min(1.0, max(0.0, rest_bytes / (EPOCHS_HELD * vector_bytes)))
 
 
-def _most_shards(reducer: Present, givers: Collection[str], own_bytes: float) -> int:
+def _max_shards(reducer: Present, givers: Collection[str], own_bytes: float) -> int:
     """In how many that it has the memory for, when it reduces so much of the encoded vector."""
     if not reducer.memory_bytes:
         return STREAMS
@@ -122,12 +122,12 @@ def equal_fractions(elements: int, room: Mapping[str, float]) -> dict[str, float
     return {peer: fractions[peer] / (1 - rest) for peer in used}
 
 
-def fastest_fractions(links: Mapping[str, Link], elements: int, vector_bytes: float) -> dict[str, float]:
+def fastest_fractions(channels: Mapping[str, Link], elements: int, vector_bytes: float) -> dict[str, float]:
     """The fastest split among at most MAX_REDUCERS, of which each has enough to be worth a connection."""
     blocks = -(-elements // GRID)
-    reducing = {peer for peer, link in links.items() if link.reduces}
+    reducing = {peer for peer, link in channels.items() if link.reduces}
     while True:
-        planned = {peer: replace(link, reduces=peer in reducing) for peer, link in links.items()}
+        planned = {peer: replace(link, reduces=peer in reducing) for peer, link in channels.items()}
         fractions = fastest(planned, vector_bytes).fractions
         # A vector so short that this would leave few to share the work: a quarter of an equal share is enough.
         least = max(1.0, min(CHUNK_BLOCKS, blocks / (4 * len(reducing))))
@@ -218,9 +218,9 @@ def planned_seconds(plan: Plan, present: Mapping[str, Present], vector_bytes: in
     needed = {*plan.contributors, *(shard.reducer for shard in plan.shards)}
     if not all(present[member].upload_bytes_s and present[member].download_bytes_s for member in needed):
         return 0.0
-    links = {peer: _planned_link(plan, peer, present[peer]) for peer in needed}
-    seconds = round_seconds(links, _planned_fractions(plan), vector_bytes, members=len(plan.members))
-    return max(seconds, LEAST_PLANNED_S) if seconds <= LONGEST_PLANNED_S else 0.0
+    channels = {peer: _planned_link(plan, peer, present[peer]) for peer in needed}
+    seconds = round_seconds(channels, _planned_fractions(plan), vector_bytes, members=len(plan.members))
+    return max(seconds, MIN_PLANNED_S) if seconds <= LONGEST_PLANNED_S else 0.0
 
 
 def slowest_paces(plan: Plan, present: Mapping[str, Present], vector_bytes: int, seconds: float) -> dict[str, float]:

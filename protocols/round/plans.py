@@ -1,4 +1,4 @@
-"""One attempt at an epoch: the plan, which the lead alone has whole, and what each member is sent of it, its own part (pure).
+"""One attempt at an epoch: the plan, which the leader alone has whole, and what each member is sent of it, its own part (pure).
 
 Everybody knows the shards and who reduces them, since everybody talks with every reducer. Who else takes part only reducers need
 to know: whom to wait for, and whom to serve. The others have a digest of those lists, so that every part has its plan's digest,
@@ -14,7 +14,7 @@ from typing import Any
 from protocols.round.records import CODEC_NAMES, MAX_REDUCERS, Averages, Ballot, Commit, Shard, digest_of, require, require_digest
 
 # What takes longer is not planned for: it goes as fast as it can.
-LEAST_PLANNED_S, LONGEST_PLANNED_S = 1e-3, 600.0
+MIN_PLANNED_S, LONGEST_PLANNED_S = 1e-3, 600.0
 # Shorter rounds are mostly waiting for each other: a pace would only lengthen them.
 PACED_S = 0.5
 
@@ -45,7 +45,7 @@ class PlanIdentity:
     shards: tuple[Shard, ...]
     codec: str
     patience_s: float  # without any byte moving for so long, a party gives the attempt up
-    incarnation: int  # of the lead's process: one that starts again must not be taken for its predecessor
+    incarnation: int  # of the leader's process: one that starts again must not be taken for its predecessor
     contributors_digest: str
     members_digest: str
     finishes: Averages | None = None
@@ -59,7 +59,7 @@ class PlanIdentity:
             "shards are contiguous",
         )
         require(0 < self.patience_s < 1e6, "a plan's patience is positive")
-        require(self.planned_s == 0 or LEAST_PLANNED_S <= self.planned_s <= LONGEST_PLANNED_S, "a plan takes its time")
+        require(self.planned_s == 0 or MIN_PLANNED_S <= self.planned_s <= LONGEST_PLANNED_S, "a plan takes its time")
         require(self.codec in CODEC_NAMES, "a plan's codec is known")
         require_digest(self.contributors_digest, "a plan's contributors")
         require_digest(self.members_digest, "a plan's members")
@@ -84,8 +84,8 @@ class PlanIdentity:
 
 @dataclass(frozen=True)
 class Plan:
-    """One attempt: who gives (`contributors`, sorted), who takes part at all (`members`, sorted), and who reduces what. The lead
-    keeps it, and sends each member its part.
+    """One attempt: who gives (`contributors`, sorted), who takes part at all (`members`, sorted), and who reduces what. The
+    leader keeps it, and sends each member its part.
 
     A plan that `finishes` the averages of an earlier attempt averages nothing. Its reducers are those who hold them, and pass
     them on; when none of these can be dialled, its one contributor is a member that holds them and brings them to the reducers.
@@ -138,7 +138,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Part(PlanIdentity):
+class MemberPlan(PlanIdentity):
     """`contributors` and `members` are empty in the part of a member that neither reduces nor leads."""
 
     gives: bool = False  # its contribution; or, of a plan that finishes another, the averages
@@ -172,8 +172,8 @@ class Part(PlanIdentity):
 
     @property
     def known_members(self) -> tuple[str, ...]:
-        """All, or those whom every member knows: the reducers and the lead."""
-        return self.members or tuple(sorted({self.ballot.lead, *(shard.reducer for shard in self.shards)}))
+        """All, or those whom every member knows: the reducers and the leader."""
+        return self.members or tuple(sorted({self.ballot.leader, *(shard.reducer for shard in self.shards)}))
 
     def is_closed_by(self, commit: Commit) -> bool:
         """Whether the commit of this plan's digest says what the plan said."""
@@ -186,7 +186,7 @@ class Part(PlanIdentity):
         return as_planned and said == (self.ballot, self.members_digest, self.codec)
 
 
-def part_of(plan: Plan, member: str) -> Part:
-    whole = member == plan.ballot.lead or any(shard.reducer == member for shard in plan.shards)
+def member_plan_of(plan: Plan, member: str) -> MemberPlan:
+    whole = member == plan.ballot.leader or any(shard.reducer == member for shard in plan.shards)
     lists = (plan.contributors, plan.members) if whole else ((), ())
-    return Part(**plan.identity.values, gives=member in plan.contributors, contributors=lists[0], members=lists[1])
+    return MemberPlan(**plan.identity.values, gives=member in plan.contributors, contributors=lists[0], members=lists[1])

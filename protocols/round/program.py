@@ -50,13 +50,13 @@ class Split:
 
 
 def round_seconds(
-    links: Mapping[str, Link], fractions: Mapping[str, float], vector_bytes: float, *, members: int | None = None
+    channels: Mapping[str, Link], fractions: Mapping[str, float], vector_bytes: float, *, members: int | None = None
 ) -> float:
     """How long the slowest of these lines takes over its part, of a round of so many `members` (None: of these)."""
-    givers = sum(link.gives for link in links.values())
+    givers = sum(link.gives for link in channels.values())
     longest = 0.0
-    for peer, link in links.items():
-        up, down = link.load(fractions.get(peer, 0.0), members or len(links), givers)
+    for peer, link in channels.items():
+        up, down = link.load(fractions.get(peer, 0.0), members or len(channels), givers)
         longest = max(longest, up / link.upload_bytes_s, down / link.download_bytes_s)
     return longest * vector_bytes
 
@@ -66,27 +66,27 @@ def prepare() -> None:
     import scipy.optimize  # noqa: F401
 
 
-def fastest(links: Mapping[str, Link], vector_bytes: float) -> Split:
+def fastest(channels: Mapping[str, Link], vector_bytes: float) -> Split:
     """The split of least round time. Rates are positive, and somebody reduces.
 
     Where a line that no split can relieve makes the round long, many splits are equally fast: what others have to spare is used
     evenly then, each being filled to the same share of what it could take in that time. When all together lack the memory, each
     takes the same multiple of what it has room for.
     """
-    reducers = [peer for peer, link in links.items() if link.reduces]
-    members, givers = len(links), sum(link.gives for link in links.values())
-    room = sum(links[peer].most for peer in reducers)
+    reducers = [peer for peer, link in channels.items() if link.reduces]
+    members, givers = len(channels), sum(link.gives for link in channels.values())
+    room = sum(channels[peer].most for peer in reducers)
     if len(reducers) == 1 or 0 < room <= 1:
-        full = {peer: links[peer].most / room for peer in reducers} if len(reducers) > 1 else {reducers[0]: 1.0}
-        return Split(round_seconds(links, full, vector_bytes), full)
-    times = _Times.of(links, members, givers)
-    memory = [links[peer].most for peer in reducers]
-    longest = _solve([times.rows(links[peer], members, givers) for peer in reducers], memory)
-    fractions = _filled([times.bounds(links[peer], members, givers, longest) for peer in reducers], memory)
+        full = {peer: channels[peer].most / room for peer in reducers} if len(reducers) > 1 else {reducers[0]: 1.0}
+        return Split(round_seconds(channels, full, vector_bytes), full)
+    times = _Times.of(channels, members, givers)
+    memory = [channels[peer].most for peer in reducers]
+    longest = _solve([times.rows(channels[peer], members, givers) for peer in reducers], memory)
+    fractions = _filled([times.bounds(channels[peer], members, givers, longest) for peer in reducers], memory)
     fractions = [fraction if fraction > NEGLIGIBLE else 0.0 for fraction in fractions]
     total = sum(fractions)
     split = {peer: fraction / total for peer, fraction in zip(reducers, fractions, strict=True)}
-    return Split(round_seconds(links, split, vector_bytes), split)
+    return Split(round_seconds(channels, split, vector_bytes), split)
 
 
 Row = tuple[float, float]  # (a, b) of a constraint a w - t <= -b
@@ -100,9 +100,9 @@ class _Times:
     unit_s: float  # for one vector byte
 
     @classmethod
-    def of(cls, links: Mapping[str, Link], members: int, givers: int) -> _Times:
+    def of(cls, channels: Mapping[str, Link], members: int, givers: int) -> _Times:
         seconds = []
-        for link in links.values():
+        for link in channels.values():
             none, whole = link.load(0.0, members, givers), link.load(1.0, members, givers)
             seconds.append(min(none[0], whole[0]) / link.upload_bytes_s)
             seconds.append(min(none[1], whole[1]) / link.download_bytes_s)
@@ -184,7 +184,7 @@ def measured(rates: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float,
 
 
 def worth_waiting_for(
-    links: Mapping[str, Link], samples: Mapping[str, int], gather_s: float, vector_bytes: float
+    channels: Mapping[str, Link], samples: Mapping[str, int], gather_s: float, vector_bytes: float
 ) -> frozenset[str]:
     """Those of the links that give, whose samples are worth their time: without the others, which give no more and still receive,
     committed samples per second grow by more than WORTH allows.
@@ -192,16 +192,16 @@ def worth_waiting_for(
     Tried are those who could send a vector in half the time of the slowest, a quarter, and so on: one program each, unless the
     transfers that no split can spare anybody would take too long.
     """
-    givers = frozenset(peer for peer, link in links.items() if link.gives)
-    unavoidable_s = {peer: vector_bytes / link.upload_bytes_s for peer, link in links.items() if link.gives}
-    received_s = vector_bytes / min(link.download_bytes_s for link in links.values())
+    givers = frozenset(peer for peer, link in channels.items() if link.gives)
+    unavoidable_s = {peer: vector_bytes / link.upload_bytes_s for peer, link in channels.items() if link.gives}
+    received_s = vector_bytes / min(link.download_bytes_s for link in channels.values())
     best, most = givers, 0.0  # samples per second that a smaller set has to beat
     limit_s, some, last = max(unavoidable_s.values()), givers, frozenset[str]()
     while some:
         committed = sum(samples[peer] for peer in some)
         at_best_s = gather_s + max(received_s if len(some) > 1 else 0.0, *(unavoidable_s[peer] for peer in some))
         if some != last and committed > most * at_best_s:
-            planned = {peer: replace(link, gives=peer in some) for peer, link in links.items()}
+            planned = {peer: replace(link, gives=peer in some) for peer, link in channels.items()}
             speed = committed / max(gather_s + fastest(planned, vector_bytes).seconds, 1e-9)
             if some == givers:
                 most = speed * WORTH

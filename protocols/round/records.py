@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 MAX_REDUCERS = 64
-MOST_ATTEMPTS = 1 << 32
+MAX_ATTEMPTS = 1 << 32
 # Those of codecs.py, which this package does not import: it knows tensors.
 CODEC_NAMES = frozenset(("fp64", "fp32", "fp16", "bf16", "int8", "int4"))
 
@@ -43,15 +43,15 @@ class Ballot:
     epoch: int
     parent: str  # lineage digest that the attempt builds on
     attempt: int
-    lead: str
+    leader: str
 
     def __post_init__(self) -> None:
-        require(self.epoch >= 1 and 1 <= self.attempt <= MOST_ATTEMPTS, "epochs and attempts count from 1")
+        require(self.epoch >= 1 and 1 <= self.attempt <= MAX_ATTEMPTS, "epochs and attempts count from 1")
         require_digest(self.parent, "a ballot's parent")
 
     @property
     def rank(self) -> tuple[int, str]:
-        return (self.attempt, self.lead)
+        return (self.attempt, self.leader)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Averages:
         return sum(contribution.weight for contribution in self.contributions)
 
     def result(self, plan_digest: str) -> Result:
-        """What a member of this plan, ready with these averages, tells the lead."""
+        """What a member of this plan, ready with these averages, tells the leader."""
         return Result(plan_digest, contributions_digest(self.contributions), self.shards)
 
 
@@ -179,7 +179,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Commit:
-    """Closes an epoch. Its digest is the new lineage; signed by the lead that it names."""
+    """Closes an epoch. Its digest is the new lineage; signed by the leader that it names."""
 
     ballot: Ballot
     plan_digest: str
@@ -188,12 +188,12 @@ class Commit:
     shards: tuple[ShardResult, ...]
     codec: str
     total_samples: int  # of the lineage, this epoch included: its weight
-    lead: Candidate
+    leader: Candidate
     succession: tuple[Candidate, ...]
     next_codec: str  # of every plan that builds on this commit
 
     def __post_init__(self) -> None:
-        require(self.lead.peer == self.ballot.lead, "a commit is led by its ballot's lead")
+        require(self.leader.peer == self.ballot.leader, "a commit is led by its ballot's leader")
         require({self.codec, self.next_codec} <= CODEC_NAMES, "a commit's codecs are known")
         require_digest(self.plan_digest, "a commit's plan")
         require(self.total_samples >= self.averages.samples, "a lineage's weight includes the commit's samples")
@@ -222,7 +222,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class SignedCommit:
-    """A commit with its lead's signature over `dugnad commit <digest>` and the lead's certificate (PEM)."""
+    """A commit with its leader's signature over `dugnad commit <digest>` and the leader's certificate (PEM)."""
 
     commit: Commit
     signature: bytes
@@ -259,16 +259,16 @@ class Tip:
     epoch: int
     lineage: str
     total_samples: int
-    lead: Candidate
+    leader: Candidate
     codec: str  # of every plan that builds on it
     succession: tuple[Candidate, ...] = ()
     members: tuple[str, ...] = ()
     parent: str = ""  # the lineage that its last commit builds on; '' at genesis
 
     @classmethod
-    def genesis(cls, run_digest: str, parameters_sha256: str, lead: Candidate, codec: str) -> Tip:
-        seed = f"dugnad genesis {run_digest} {parameters_sha256} {lead.peer}"
-        return cls(epoch=0, lineage=hashlib.sha256(seed.encode()).hexdigest(), total_samples=0, lead=lead, codec=codec)
+    def genesis(cls, run_digest: str, parameters_sha256: str, leader: Candidate, codec: str) -> Tip:
+        seed = f"dugnad genesis {run_digest} {parameters_sha256} {leader.peer}"
+        return cls(epoch=0, lineage=hashlib.sha256(seed.encode()).hexdigest(), total_samples=0, leader=leader, codec=codec)
 
     @classmethod
     def after(cls, commit: Commit) -> Tip:
@@ -276,7 +276,7 @@ class Tip:
             commit.ballot.epoch,
             commit.digest,
             commit.total_samples,
-            commit.lead,
+            commit.leader,
             commit.next_codec,
             commit.succession,
             commit.members,
@@ -303,17 +303,17 @@ class Tip:
     def standing(self) -> Standing:
         return Standing(self.epoch, self.lineage, self.total_samples)
 
-    def succession_of(self, lead: Candidate, here: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    def succession_of(self, leader: Candidate, here: Iterable[Candidate]) -> tuple[Candidate, ...]:
         """What the next commit names, led by `lead`, of those who are here: the old order first, then newcomers as given:
         nobody is displaced by joining late."""
-        present = {candidate.peer: candidate for candidate in here if candidate.peer != lead.peer}
-        old = [present.pop(c.peer) for c in (self.lead, *self.succession) if c.peer in present]
+        present = {candidate.peer: candidate for candidate in here if candidate.peer != leader.peer}
+        old = [present.pop(c.peer) for c in (self.leader, *self.succession) if c.peer in present]
         return (*old, *present.values())
 
 
 @dataclass(frozen=True)
 class Report:
-    """A peer's progress, sent to the lead after each micro-batch and at least every heartbeat."""
+    """A peer's progress, sent to the leader after each micro-batch and at least every heartbeat."""
 
     standing: Standing
     samples: int  # accumulated and not yet committed
@@ -326,11 +326,11 @@ class Report:
     upload_bytes_s: float = 0.0  # of rounds, a moving estimate; 0 before the first was measured
     download_bytes_s: float = 0.0
     ready_for: ReadyFor | None = None
-    planned_with: tuple[str, ...] = ()  # known members of the highest attempt accepted at this epoch: for any lead but its own
+    planned_with: tuple[str, ...] = ()  # known members of the highest attempt accepted at this epoch: for any leader but its own
 
     def __post_init__(self) -> None:
         require(
-            self.samples >= 0 and 0 <= self.promised_attempt < MOST_ATTEMPTS and self.moved_bytes >= 0, "a report counts from 0"
+            self.samples >= 0 and 0 <= self.promised_attempt < MAX_ATTEMPTS and self.moved_bytes >= 0, "a report counts from 0"
         )
         rates = (self.samples_per_second, self.upload_bytes_s, self.download_bytes_s)
         require(all(0 <= rate < 1e12 for rate in rates) and 0 <= self.step_s < 3600, "a report's rates are finite")

@@ -1,6 +1,6 @@
-"""Whom this peer takes for the lead: the first in the last commit's order that is not silent (pure).
+"""Whom this peer takes for the leader: the first in the last commit's order that is not silent (pure).
 
-No election: the last commit names its lead and an order of succession, so that all peers of one lineage agree on the order,
+No election: the last commit names its leader and an order of succession, so that all peers of one lineage agree on the order,
 and a peer only
 ever moves down it after the one above went silent. Reachable peers that the commit does not name come last, by id: they lead
 only when
@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from protocols.reasons import Reason
-from protocols.round.lead import DETECTION_S
+from protocols.round.leader import DETECTION_S
 from protocols.round.records import Candidate, Tip
 
 
 class Succession:
     def __init__(self, me: Candidate) -> None:
-        self._me = me  # with an empty address in client mode: nobody could open a connection to such a lead
+        self._me = me  # with an empty address in client mode: nobody could open a connection to such a leader
         self._tip: Tip | None = None
         self._others: dict[str, Candidate] = {}
         self._silent: set[str] = set()
@@ -27,7 +27,7 @@ class Succession:
         self._looked = False
 
     def follow(self, tip: Tip) -> None:
-        """A new tip names a lead that was there a moment ago: suspicions start afresh."""
+        """A new tip names a leader that was there a moment ago: suspicions start afresh."""
         if self._tip is None or tip.lineage != self._tip.lineage:
             self._silent.clear()
             self._fell_silent.clear()
@@ -51,8 +51,8 @@ class Succession:
     def passed_over(self, peer: str, now: float, reason: Reason, *, follows: str, able: bool) -> None:
         """`peer` does not lead: go on to the next, unless it is there and only slower to find that its turn has come (`able`).
 
-        `follows`: whom it named instead of itself, '' if nobody. One that follows a lead which has just fallen silent here is
-        about to find that too: going back to that lead would cost the wait for another first answer.
+        `follows`: whom it named instead of itself, '' if nobody. One that follows a leader which has just fallen silent here is
+        about to find that too: going back to that leader would cost the wait for another first answer.
         """
         if reason is Reason.SILENT:
             self._fell_silent[peer] = now
@@ -67,7 +67,7 @@ class Succession:
     @property
     def order(self) -> list[Candidate]:
         """Everybody who may lead, first to last; before the first tip, whoever was found."""
-        named = [self._tip.lead, *self._tip.succession] if self._tip is not None else []
+        named = [self._tip.leader, *self._tip.succession] if self._tip is not None else []
         rest = sorted([*self._others.values(), self._me], key=lambda candidate: candidate.peer)
         newest = {**self._others, self._me.peer: self._me}
         unique = {candidate.peer: newest.get(candidate.peer, candidate) for candidate in [*named, *rest]}
@@ -82,8 +82,8 @@ class Succession:
         order = self.order
         if not self._looked or not order:
             return None
-        if self._tip is not None and self._tip.epoch == 0 and self._tip.lead.peer not in {c.peer for c in order}:
-            return None  # the run's first lead has not been found yet: a commit names its lead's address, the genesis cannot
+        if self._tip is not None and self._tip.epoch == 0 and self._tip.leader.peer not in {c.peer for c in order}:
+            return None  # the run's first leader has not been found yet: a commit names its leader's address, the genesis cannot
         for candidate in order:
             if candidate.peer not in self._silent:
                 return candidate

@@ -1,1 +1,1 @@
-"""What a run can learn: `protocols.task.open_task` picks one of these."""
+"""What a run can learn: `protocols.tasks.registry.open_task` picks one of these."""

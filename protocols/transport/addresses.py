@@ -8,7 +8,7 @@ import socket
 
 from protocols.errors import UsageError
 
-MOST_PORT = (1 << 16) - 1  # with the next beside it
+MAX_PORT = (1 << 16) - 1  # with the next beside it
 NOBODY = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # reserved for documentation
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 EVERYWHERE = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
@@ -62,7 +62,7 @@ def host_and_port(text: str) -> tuple[str, int | None]:
             host, port = split(text)
         if host.startswith("[") or text.startswith("["):
             host = str(ipaddress.IPv6Address(host.removeprefix("[").removesuffix("]")))
-        if not host or (port is not None and not 0 < port < MOST_PORT):
+        if not host or (port is not None and not 0 < port < MAX_PORT):
             raise ValueError
     except ValueError as error:
         raise UsageError(

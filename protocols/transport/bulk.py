@@ -26,9 +26,9 @@ from protocols.identity import Credentials
 from protocols.reasons import Reason
 from protocols.transport import tls
 from protocols.transport.addresses import EVERYWHERE, family_of, joined
-from protocols.transport.links import PROTOCOL_VERSION
+from protocols.transport.bandwidth import Bandwidth
+from protocols.transport.channels import PROTOCOL_VERSION
 from protocols.transport.network_thread import cancel_all
-from protocols.transport.traffic import Traffic
 from protocols.wire import dugnad_pb2 as pb
 
 # What is read or written between two looks at limits and at progress; only so much as a slow line takes in this time, too.
@@ -42,12 +42,12 @@ DIAL_S = 10.0
 DRAIN_S = 5.0
 MAX_RECORD_BYTES = 8 << 20
 # One peer needs a connection for each shard that it gives to this one.
-MOST_CONNECTIONS_OF_PEER = 128
+MAX_CONNECTIONS_OF_PEER = 128
 _HEADER = struct.Struct("<BI")
 SO_MAX_PACING_RATE = 47 if sys.platform == "linux" else 0  # Python has no name for it
 UNPACED = (1 << 64) - 1
 # Once the kernel has put off a packet, no later change of pace hastens it.
-LEAST_PACE_BYTES_S = 16 << 10
+MIN_PACE_BYTES_S = 16 << 10
 _log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -67,10 +67,10 @@ class BulkStream:
     """One connection. One task may send while another receives. Raises UnreachableError when it breaks, BadMessageError when the
     other side breaks the protocol, RefusedError when it says no."""
 
-    def __init__(self, connection: SSL.Connection, peer: str, traffic: Traffic) -> None:
+    def __init__(self, connection: SSL.Connection, peer: str, bandwidth: Bandwidth) -> None:
         self.peer = peer
         self._connection = connection
-        self._traffic = traffic
+        self._bandwidth = bandwidth
         self._loop = asyncio.get_running_loop()
         self._in_turn = 0
         self._burst_bytes = RECORD_BYTES
@@ -105,7 +105,7 @@ class BulkStream:
         """Send no faster than this from now on (None: without a limit), where the system can: evenly, instead of in bursts that
         fill the receiver's line and are dropped before it."""
         if SO_MAX_PACING_RATE:
-            rate = UNPACED if bytes_s is None else int(min(max(bytes_s, LEAST_PACE_BYTES_S), UNPACED))
+            rate = UNPACED if bytes_s is None else int(min(max(bytes_s, MIN_PACE_BYTES_S), UNPACED))
             with contextlib.suppress(OSError):  # a system without it, or a connection that is closed: it shows soon enough
                 self._connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, rate.to_bytes(8, sys.byteorder))
 
@@ -170,8 +170,8 @@ class BulkStream:
 
     async def _read_into(self, view: memoryview) -> int:
         size = await self._until_done(lambda: self._read_some(view[:BURST_BYTES]))
-        self._traffic.down.moved(size)
-        await self._traffic.down.turn(size)
+        self._bandwidth.down.moved(size)
+        await self._bandwidth.down.turn(size)
         await self._moved(size)
         return size
 
@@ -192,7 +192,7 @@ class BulkStream:
         while view:
             burst = view[: self._burst_bytes]
             began = self._loop.time()
-            await self._traffic.up.turn(len(burst))
+            await self._bandwidth.up.turn(len(burst))
             try:
                 await self._until_done(lambda burst=burst: self._connection.send(burst))  # type: ignore[misc]
             except asyncio.CancelledError:  # a part of it may be on its way: nothing that follows would be understood
@@ -200,7 +200,7 @@ class BulkStream:
                 raise
             is_quick = self._loop.time() - began < QUICK_S
             self._burst_bytes = min(2 * self._burst_bytes, BURST_BYTES) if is_quick else RECORD_BYTES
-            self._traffic.up.moved(len(burst))
+            self._bandwidth.up.moved(len(burst))
             view = view[len(burst) :]
             await self._moved(len(burst))
 
@@ -246,11 +246,11 @@ def _wake(waiters: list[asyncio.Future[None]]) -> None:
             ready.set_result(None)
 
 
-class BulkLinks:
+class BulkConnections:
     """This process's connections to other peers, kept open between requests."""
 
-    def __init__(self, credentials: Credentials, run_digest: str, traffic: Traffic) -> None:
-        self.traffic = traffic
+    def __init__(self, credentials: Credentials, run_digest: str, bandwidth: Bandwidth) -> None:
+        self.bandwidth = bandwidth
         self._tls = tls.context(credentials)
         self._hello = pb.BulkHello(protocol=PROTOCOL_VERSION, run_digest=run_digest)
         self._idle: dict[tuple[str, str], list[BulkStream]] = defaultdict(list)
@@ -285,7 +285,7 @@ class BulkLinks:
         plain = await tls.connected_to(peer, address)
         connection = SSL.Connection(self._tls, plain)
         connection.set_connect_state()
-        stream = BulkStream(connection, peer, self.traffic)
+        stream = BulkStream(connection, peer, self.bandwidth)
         try:
             await stream.handshake()
             if (answers := tls.peer_of(connection)) != peer:
@@ -320,10 +320,10 @@ Serve = Callable[[BulkStream, Kind, int], Awaitable[None]]  # (stream, request's
 class BulkServer:
     """Listens for other peers' connections, and answers one request after another on each."""
 
-    def __init__(self, credentials: Credentials, run_digest: str, traffic: Traffic) -> None:
+    def __init__(self, credentials: Credentials, run_digest: str, bandwidth: Bandwidth) -> None:
         self._tls = tls.context(credentials)
         self._run_digest = run_digest
-        self._traffic = traffic
+        self._bandwidth = bandwidth
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: Counter[str] = Counter()  # by peer
@@ -378,11 +378,11 @@ class BulkServer:
             return
         connection = SSL.Connection(self._tls, plain)
         connection.set_accept_state()
-        stream = BulkStream(connection, "", self._traffic)
+        stream = BulkStream(connection, "", self._bandwidth)
         try:
             await asyncio.wait_for(self._greeted(stream, connection), DIAL_S)
             with self._counted(stream.peer) as count:
-                if count > MOST_CONNECTIONS_OF_PEER:
+                if count > MAX_CONNECTIONS_OF_PEER:
                     await refuse(stream, Reason.BUSY, "too many connections")
                 while True:
                     kind, length = await stream.header()

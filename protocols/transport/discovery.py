@@ -26,8 +26,8 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from protocols.child_process import kill_quietly
 from protocols.errors import BadMessageError, LocalError, PortInUseError, UnreachableError
+from protocols.host.child_process import kill_quietly
 from protocols.identity import Credentials, verify_signature
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import from_wire, to_wire

@@ -17,7 +17,7 @@ from protocols.reasons import Reason
 from protocols.round.records import Candidate, Tip
 from protocols.run_spec import MAX_ASSETS_BYTES, RunSpec
 from protocols.transport.addresses import joined
-from protocols.transport.links import PROTOCOL_VERSION, coordinator_channel, translated
+from protocols.transport.channels import PROTOCOL_VERSION, coordinator_channel, translated
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import from_wire
 from protocols.wire.dugnad_pb2_grpc import EnrolmentStub
@@ -31,12 +31,12 @@ _REMEDY = "Check that the coordinator runs and that its ports are open; if it mo
 class Genesis:
     """Where the run began: the peer that leads first, and the digest of the first parameters."""
 
-    lead: str
+    leader: str
     parameters_sha256: str
 
     def tip(self, run_digest: str, codec: str) -> Tip:
         """`codec`: of the first plan."""
-        return Tip.genesis(run_digest, self.parameters_sha256, Candidate(self.lead, ""), codec)
+        return Tip.genesis(run_digest, self.parameters_sha256, Candidate(self.leader, ""), codec)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from typing import Any
 
 from blake3 import blake3
 
-from protocols.chunks import Manifest
 from protocols.errors import BadMessageError, RefusedError, RemoteError
+from protocols.gradients.slices import ResultLayout
 from protocols.reasons import Reason
-from protocols.round.lead import DETECTION_S
+from protocols.round.leader import DETECTION_S
 from protocols.round.records import Candidate, SignedCommit, Standing
-from protocols.slices import Outcome
-from protocols.transport.links import Links, translated
+from protocols.snapshot.chunks import Manifest
+from protocols.transport.channels import Channels, translated
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import MAX_TEXT, from_wire, to_wire
 from protocols.wire.dugnad_pb2_grpc import PeerStub
@@ -42,23 +42,23 @@ class Whereabouts:
     bulk_address: str  # empty for a client-mode peer
 
 
-async def ask(links: Links, peer: Candidate, limit_s: float = DETECTION_S) -> Whereabouts:
+async def ask(channels: Channels, peer: Candidate, limit_s: float = DETECTION_S) -> Whereabouts:
     """Raises UnreachableError, RefusedError (another run) or BadMessageError."""
     with translated(f"peer {peer.peer[:8]}"):
-        stub = PeerStub(links.to(peer.peer, peer.address))
-        reply = await stub.Ask(pb.AskRequest(), metadata=links.metadata, timeout=limit_s)
+        stub = PeerStub(channels.to(peer.peer, peer.address))
+        reply = await stub.Ask(pb.AskRequest(), metadata=channels.metadata, timeout=limit_s)
     follows = from_wire(Candidate, reply.follows)
     standing = from_wire(Standing, reply.standing)
     return Whereabouts(peer, standing, reply.caught_up, follows, reply.followers, reply.bulk_address[:MAX_TEXT])
 
 
-async def ask_all(links: Links, peers: Iterable[Candidate], limit_s: float = DETECTION_S) -> list[Whereabouts]:
+async def ask_all(channels: Channels, peers: Iterable[Candidate], limit_s: float = DETECTION_S) -> list[Whereabouts]:
     """Those of `peers` that answer and are caught up, the furthest first; among equals in random order, so that donors share
     the load.
 
     Raises RefusedError when nobody answers and somebody refused because it is of another run or version.
     """
-    answers = await asyncio.gather(*(ask(links, peer, limit_s) for peer in peers), return_exceptions=True)
+    answers = await asyncio.gather(*(ask(channels, peer, limit_s) for peer in peers), return_exceptions=True)
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, RemoteError):
             raise answer
@@ -83,21 +83,21 @@ def whole_snapshot(manifest: Manifest, snapshot: bytes) -> Iterator[pb.SnapshotP
         yield chunk_part(manifest, snapshot, index)
 
 
-async def give_snapshot(links: Links, to: Candidate, manifest: Manifest, snapshot: bytes) -> None:
+async def give_snapshot(channels: Channels, to: Candidate, manifest: Manifest, snapshot: bytes) -> None:
     """Send a snapshot to a peer that asked for it with need_state. Raises RemoteError."""
 
     async def parts() -> AsyncIterator[pb.SnapshotPart]:
         for part in whole_snapshot(manifest, snapshot):
-            await links.traffic.up.turn(len(part.chunk.data))
+            await channels.bandwidth.up.turn(len(part.chunk.data))
             yield part
 
     with translated(f"peer {to.peer[:8]}"):
-        stub = PeerStub(links.to(to.peer, to.address))
-        await stub.Give(parts(), metadata=links.metadata)
+        stub = PeerStub(channels.to(to.peer, to.address))
+        await stub.Give(parts(), metadata=channels.metadata)
 
 
 async def fetch_commits(
-    links: Links, donor: Candidate, after: str, outcome_of: Callable[[int], Outcome]
+    channels: Channels, kept_state: Candidate, after: str, outcome_of: Callable[[int], ResultLayout]
 ) -> AsyncIterator[tuple[SignedCommit, bytes]]:
     """The commits after lineage `after`, each with what its round came to, digests checked, signatures not.
 
@@ -105,8 +105,10 @@ async def fetch_commits(
 
     Raises RefusedError (reason other-lineage) when the donor's commits do not reach back that far.
     """
-    whom = f"donor {donor.peer[:8]}"
-    call = PeerStub(links.to(donor.peer, donor.address)).Commits(pb.CommitsRequest(after=after), metadata=links.metadata)
+    whom = f"donor {kept_state.peer[:8]}"
+    call = PeerStub(channels.to(kept_state.peer, kept_state.address)).Commits(
+        pb.CommitsRequest(after=after), metadata=channels.metadata
+    )
     signed: SignedCommit | None = None
     vector = bytearray()
     try:
@@ -117,7 +119,7 @@ async def fetch_commits(
                 signed, vector = from_wire(SignedCommit, part.signed_commit), bytearray()
                 outcome = outcome_of(signed.commit.ballot.epoch)
                 continue
-            await links.traffic.down.turn(len(part.chunk.data))
+            await channels.bandwidth.down.turn(len(part.chunk.data))
             vector += part.chunk.data
             if signed is None or len(vector) > outcome.total_bytes:
                 raise BadMessageError(f"{whom} sent averages that belong to no commit")
@@ -129,7 +131,7 @@ async def fetch_commits(
         call.cancel()
 
 
-def check_averaged(signed: SignedCommit, averaged: bytes | bytearray, outcome: Outcome) -> None:
+def check_averaged(signed: SignedCommit, averaged: bytes | bytearray, outcome: ResultLayout) -> None:
     """Raises BadMessageError unless `averaged`, laid out as `outcome` says, has the digests that the commit names."""
     shards = signed.commit.shards
     if shards[-1].stop != outcome.slices.elements:

@@ -7,16 +7,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Ballot(_message.Message):
-    __slots__ = ("epoch", "parent", "attempt", "lead")
+    __slots__ = ("epoch", "parent", "attempt", "leader")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
-    LEAD_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     parent: str
     attempt: int
-    lead: str
-    def __init__(self, epoch: _Optional[int] = ..., parent: _Optional[str] = ..., attempt: _Optional[int] = ..., lead: _Optional[str] = ...) -> None: ...
+    leader: str
+    def __init__(self, epoch: _Optional[int] = ..., parent: _Optional[str] = ..., attempt: _Optional[int] = ..., leader: _Optional[str] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("peer", "address")
@@ -76,7 +76,7 @@ class Standing(_message.Message):
     total_samples: int
     def __init__(self, epoch: _Optional[int] = ..., lineage: _Optional[str] = ..., total_samples: _Optional[int] = ...) -> None: ...
 
-class Part(_message.Message):
+class MemberPlan(_message.Message):
     __slots__ = ("run_digest", "ballot", "contributors", "members", "shards", "codec", "patience_s", "incarnation", "finishes", "contributors_digest", "members_digest", "planned_s", "gives")
     RUN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BALLOT_FIELD_NUMBER: _ClassVar[int]
@@ -133,7 +133,7 @@ class Result(_message.Message):
     def __init__(self, plan_digest: _Optional[str] = ..., contributions_digest: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("ballot", "plan_digest", "contributions", "members", "shards", "codec", "total_samples", "lead", "succession", "next_codec")
+    __slots__ = ("ballot", "plan_digest", "contributions", "members", "shards", "codec", "total_samples", "leader", "succession", "next_codec")
     BALLOT_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -141,7 +141,7 @@ class Commit(_message.Message):
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     TOTAL_SAMPLES_FIELD_NUMBER: _ClassVar[int]
-    LEAD_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
     SUCCESSION_FIELD_NUMBER: _ClassVar[int]
     NEXT_CODEC_FIELD_NUMBER: _ClassVar[int]
     ballot: Ballot
@@ -151,10 +151,10 @@ class Commit(_message.Message):
     shards: _containers.RepeatedCompositeFieldContainer[ShardResult]
     codec: str
     total_samples: int
-    lead: Candidate
+    leader: Candidate
     succession: _containers.RepeatedCompositeFieldContainer[Candidate]
     next_codec: str
-    def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., plan_digest: _Optional[str] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ..., codec: _Optional[str] = ..., total_samples: _Optional[int] = ..., lead: _Optional[_Union[Candidate, _Mapping]] = ..., succession: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., next_codec: _Optional[str] = ...) -> None: ...
+    def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., plan_digest: _Optional[str] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ..., codec: _Optional[str] = ..., total_samples: _Optional[int] = ..., leader: _Optional[_Union[Candidate, _Mapping]] = ..., succession: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., next_codec: _Optional[str] = ...) -> None: ...
 
 class SignedCommit(_message.Message):
     __slots__ = ("commit", "signature", "certificate")
@@ -278,7 +278,7 @@ class MemberMessage(_message.Message):
     drifted: Drifted
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., drifted: _Optional[_Union[Drifted, _Mapping]] = ...) -> None: ...
 
-class NotLead(_message.Message):
+class NotLeader(_message.Message):
     __slots__ = ("follows", "address", "able")
     FOLLOWS_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -312,21 +312,21 @@ class Heartbeat(_message.Message):
     peers: int
     def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., peers: _Optional[int] = ...) -> None: ...
 
-class LeadMessage(_message.Message):
-    __slots__ = ("not_lead", "heartbeat", "abort", "signed_commit", "need_state", "part")
-    NOT_LEAD_FIELD_NUMBER: _ClassVar[int]
+class LeaderMessage(_message.Message):
+    __slots__ = ("not_leader", "heartbeat", "abort", "signed_commit", "need_state", "member_plan")
+    NOT_LEADER_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     SIGNED_COMMIT_FIELD_NUMBER: _ClassVar[int]
     NEED_STATE_FIELD_NUMBER: _ClassVar[int]
-    PART_FIELD_NUMBER: _ClassVar[int]
-    not_lead: NotLead
+    MEMBER_PLAN_FIELD_NUMBER: _ClassVar[int]
+    not_leader: NotLeader
     heartbeat: Heartbeat
     abort: Abort
     signed_commit: SignedCommit
     need_state: NeedState
-    part: Part
-    def __init__(self, not_lead: _Optional[_Union[NotLead, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ..., need_state: _Optional[_Union[NeedState, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ...) -> None: ...
+    member_plan: MemberPlan
+    def __init__(self, not_leader: _Optional[_Union[NotLeader, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., signed_commit: _Optional[_Union[SignedCommit, _Mapping]] = ..., need_state: _Optional[_Union[NeedState, _Mapping]] = ..., member_plan: _Optional[_Union[MemberPlan, _Mapping]] = ...) -> None: ...
 
 class BulkHello(_message.Message):
     __slots__ = ("protocol", "run_digest")
@@ -465,7 +465,7 @@ class ObserveRequest(_message.Message):
     def __init__(self, after_epoch: _Optional[int] = ..., once: _Optional[bool] = ...) -> None: ...
 
 class PeerView(_message.Message):
-    __slots__ = ("peer", "name", "role", "reachable", "epoch", "samples", "samples_per_second", "state", "is_lead")
+    __slots__ = ("peer", "name", "role", "reachable", "epoch", "samples", "samples_per_second", "state", "is_leader")
     PEER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -474,7 +474,7 @@ class PeerView(_message.Message):
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
-    IS_LEAD_FIELD_NUMBER: _ClassVar[int]
+    IS_LEADER_FIELD_NUMBER: _ClassVar[int]
     peer: str
     name: str
     role: str
@@ -483,8 +483,8 @@ class PeerView(_message.Message):
     samples: int
     samples_per_second: float
     state: str
-    is_lead: bool
-    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., role: _Optional[str] = ..., reachable: _Optional[bool] = ..., epoch: _Optional[int] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., state: _Optional[str] = ..., is_lead: _Optional[bool] = ...) -> None: ...
+    is_leader: bool
+    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., role: _Optional[str] = ..., reachable: _Optional[bool] = ..., epoch: _Optional[int] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., state: _Optional[str] = ..., is_leader: _Optional[bool] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("ballot", "reason", "peer")
@@ -577,12 +577,12 @@ class EnrolReply(_message.Message):
     def __init__(self, certificate: _Optional[bytes] = ..., run_toml: _Optional[str] = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ..., discovery: _Optional[_Iterable[str]] = ..., peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
 
 class Genesis(_message.Message):
-    __slots__ = ("lead", "parameters_sha256")
-    LEAD_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("leader", "parameters_sha256")
+    LEADER_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_SHA256_FIELD_NUMBER: _ClassVar[int]
-    lead: str
+    leader: str
     parameters_sha256: str
-    def __init__(self, lead: _Optional[str] = ..., parameters_sha256: _Optional[str] = ...) -> None: ...
+    def __init__(self, leader: _Optional[str] = ..., parameters_sha256: _Optional[str] = ...) -> None: ...
 
 class AssetRequest(_message.Message):
     __slots__ = ("secret", "name")

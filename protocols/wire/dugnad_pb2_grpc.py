@@ -38,7 +38,7 @@ class PeerStub:
         self.Control = channel.stream_stream(
                 '/dugnad.v1.Peer/Control',
                 request_serializer=dugnad__pb2.MemberMessage.SerializeToString,
-                response_deserializer=dugnad__pb2.LeadMessage.FromString,
+                response_deserializer=dugnad__pb2.LeaderMessage.FromString,
                 _registered_method=True)
         self.Ask = channel.unary_unary(
                 '/dugnad.v1.Peer/Ask',
@@ -77,7 +77,7 @@ class PeerServicer:
     """
 
     def Control(self, request_iterator, context):
-        """Opened by a member to its lead; stays open. Reports and answers go up, plans and commits come down.
+        """Opened by a member to its leader; stays open. Reports and answers go up, plans and commits come down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,7 +131,7 @@ def add_PeerServicer_to_server(servicer, server):
             'Control': grpc.stream_stream_rpc_method_handler(
                     servicer.Control,
                     request_deserializer=dugnad__pb2.MemberMessage.FromString,
-                    response_serializer=dugnad__pb2.LeadMessage.SerializeToString,
+                    response_serializer=dugnad__pb2.LeaderMessage.SerializeToString,
             ),
             'Ask': grpc.unary_unary_rpc_method_handler(
                     servicer.Ask,
@@ -191,7 +191,7 @@ class Peer:
             target,
             '/dugnad.v1.Peer/Control',
             dugnad__pb2.MemberMessage.SerializeToString,
-            dugnad__pb2.LeadMessage.FromString,
+            dugnad__pb2.LeaderMessage.FromString,
             options,
             channel_credentials,
             insecure,

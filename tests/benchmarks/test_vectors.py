@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.vectors import Vector, contribution, largest_excess, write_noise
-from protocols.codecs import CODECS
+from protocols.gradients.codecs import CODECS
 
 ELEMENTS = 5000
 RANKS = (0, 1, 2)

@@ -11,16 +11,16 @@ import pytest
 import torch
 from rich.console import Console as Terminal
 
-from coordinator.checkpoints import Checkpoints
-from coordinator.console import Console
+from coordinator.checkpoints.store import Checkpoints
 from coordinator.genesis import open_run
-from coordinator.history import History
 from coordinator.monitor import Monitor, Run
+from coordinator.sinks.console import Console
+from coordinator.sinks.history import History
 from protocols.errors import DiskError, UnreachableError
-from protocols.event_log import read_events
+from protocols.host.event_log import read_events
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.run_spec import RunSpec
-from protocols.task import open_task
+from protocols.tasks.registry import open_task
 from protocols.wire import dugnad_pb2 as pb
 
 SPEC = """

@@ -1,4 +1,4 @@
-"""Watching through a lead that moves to another lineage; the lead is a stand-in."""
+"""Watching through a leader that moves to another lineage; the leader is a stand-in."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import to_wire
 
 START = "0" * 64
-LEAD = Candidate("1" * 32, "lead:1")
+LEADER = Candidate("1" * 32, "lead:1")
 
 
 def chain(seed: str, epochs: range, parent: str) -> list[SignedCommit]:
     found = []
     for epoch in epochs:
         commit = Commit(
-            ballot=Ballot(epoch, parent, 1, LEAD.peer),
+            ballot=Ballot(epoch, parent, 1, LEADER.peer),
             plan_digest=seed * 64,
-            contributions=(Contribution(LEAD.peer, 1, 4 * epoch, 4 * epoch + 4, parent, 1.0),),
-            members=(LEAD.peer,),
+            contributions=(Contribution(LEADER.peer, 1, 4 * epoch, 4 * epoch + 4, parent, 1.0),),
+            members=(LEADER.peer,),
             shards=(ShardResult(0, 1024, "e" * 64, 1.0),),
             codec="fp32",
             next_codec="fp32",
             total_samples=4 * epoch,
-            lead=LEAD,
+            leader=LEADER,
             succession=(),
         )
         found.append(SignedCommit(commit, b"c", b"s"))
@@ -38,7 +38,7 @@ def chain(seed: str, epochs: range, parent: str) -> list[SignedCommit]:
     return found
 
 
-class Lead:
+class Leader:
     """Tells `records`, as they are when it is asked, and then what is in `present`."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Lead:
         self.present: list[SignedCommit] = []
         self.asked: list[int] = []
 
-    def __call__(self, channel: Any) -> Lead:
+    def __call__(self, channel: Any) -> Leader:
         return self
 
     def Observe(self, request: pb.ObserveRequest, metadata: Any) -> Stream:
@@ -63,7 +63,7 @@ class Stream:
         pass
 
     async def __aiter__(self) -> AsyncIterator[pb.Observation]:
-        yield pb.Observation(swarm=pb.Swarm(follows=to_wire(LEAD)))
+        yield pb.Observation(swarm=pb.Swarm(follows=to_wire(LEADER)))
         for signed in self._commits:
             yield pb.Observation(committed=pb.Committed(signed_commit=to_wire(signed)))
 
@@ -75,13 +75,13 @@ class NoLinks:
         return None
 
 
-def watched(lead: Lead, most: int, epoch: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def watched(leader: Leader, most: int, epoch: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which commits are told, as chain and epoch, until there are so many."""
-    monkeypatch.setattr(coordinator.watching, "PeerStub", lead)
+    monkeypatch.setattr(coordinator.watching, "PeerStub", leader)
 
     async def watching() -> list[str]:
         told: list[str] = []
-        async for observation in watch(NoLinks(), lambda: [LEAD], lambda: epoch, START):  # type: ignore[arg-type]
+        async for observation in watch(NoLinks(), lambda: [LEADER], lambda: epoch, START):  # type: ignore[arg-type]
             if observation.WhichOneof("kind") == "committed":
                 commit = observation.committed.signed_commit
                 told.append(f"{commit.commit.plan_digest[0]}{commit.commit.ballot.epoch}")
@@ -95,7 +95,7 @@ def watched(lead: Lead, most: int, epoch: int, monkeypatch: pytest.MonkeyPatch) 
 def test_when_another_lineage_has_won_its_commits_are_told_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = chain("a", range(1, 4), START), chain("b", range(1, 6), START)
 
-    class Moving(Lead):
+    class Moving(Leader):
         def Observe(self, request: pb.ObserveRequest, metadata: Any) -> Stream:
             stream = super().Observe(request, metadata)
             self.records, self.present = theirs[:4], [theirs[4]]
@@ -108,7 +108,7 @@ def test_when_another_lineage_has_won_its_commits_are_told_from_the_beginning(mo
 
 
 def test_a_commit_whose_past_nobody_has_on_record_is_told_after_one_look_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    lead = Lead()
-    lead.records = chain("b", range(1, 6), "f" * 64)[3:]
-    assert watched(lead, 2, 3, monkeypatch) == ["b4", "b5"]
-    assert lead.asked == [3, 0]
+    leader = Leader()
+    leader.records = chain("b", range(1, 6), "f" * 64)[3:]
+    assert watched(leader, 2, 3, monkeypatch) == ["b4", "b5"]
+    assert leader.asked == [3, 0]

@@ -19,9 +19,9 @@ from benchmarks.engines.base import Seat
 from benchmarks.engines.dugnad import INCARNATION, PATIENCE_S, RUN, Member
 from benchmarks.links import Link
 from benchmarks.worker import Family
-from protocols.codecs import CODECS
+from protocols.gradients.codecs import CODECS
 from protocols.round import planner
-from protocols.round.plans import Plan, part_of
+from protocols.round.plans import Plan, member_plan_of
 from protocols.round.records import Averages, Ballot, Candidate, Commit, Contribution, SignedCommit
 from protocols.signing import sign_commit
 
@@ -43,13 +43,13 @@ class Swarm:
 
     def accumulate(self) -> None:
         for member in self.members:
-            member.handover.put(functools.partial(_accumulate, member)).result()
+            member.jobs.put(functools.partial(_accumulate, member)).result()
 
     def epoch(self) -> None:
         """Everybody freezes, exchanges, and applies the same commit."""
-        lead, layout, tip = self.members[0], self.layout, self.members[0].replica.tip
+        leader, layout, tip = self.members[0], self.layout, self.members[0].replica.tip
         assert tip is not None
-        me = lead.credentials.peer_id
+        me = leader.credentials.peer_id
         ballot = Ballot(tip.epoch + 1, tip.lineage, 1, me)
         plan = Plan(RUN, ballot, layout.contributors, layout.members, layout.shards, self.codec, PATIENCE_S, INCARNATION)
         running = [member.network.start(_exchanged(member, plan)) for member in self.members]
@@ -62,11 +62,11 @@ class Swarm:
             averages.shards,
             self.codec,
             tip.total_samples + averages.samples,
-            Candidate(me, lead.address),
+            Candidate(me, leader.address),
             (),
             self.codec,
         )
-        signed = sign_commit(commit, lead.credentials)
+        signed = sign_commit(commit, leader.credentials)
         for member in self.members:
             member.network.call(_applied(member, signed))
 
@@ -79,18 +79,18 @@ def _accumulate(member: Member) -> None:
 
 
 async def _exchanged(member: Member, plan: Plan) -> Averages:
-    frozen = await member.handover.run(member.trainer.freeze)
+    frozen = await member.jobs.run(member.trainer.freeze)
     assert frozen is not None and member.averaging is not None
     me = member.credentials.peer_id
     contribution = Contribution(me, INCARNATION, frozen.first, frozen.end, frozen.base, frozen.loss)
-    return await member.averaging.exchanges.run(part_of(plan, me), contribution, frozen.encoded)
+    return await member.averaging.round_traffic.run(member_plan_of(plan, me), contribution, frozen.encoded)
 
 
 async def _applied(member: Member, signed: SignedCommit) -> None:
     assert member.averaging is not None
-    averaged = member.averaging.exchanges.averaged(signed.commit.averages)
-    await member.handover.run(functools.partial(member.replica.apply, signed, averaged))
-    member.averaging.exchanges.committed(signed.commit.plan_digest)
+    averaged = member.averaging.round_traffic.averaged(signed.commit.averages)
+    await member.jobs.run(functools.partial(member.replica.apply, signed, averaged))
+    member.averaging.round_traffic.committed(signed.commit.plan_digest)
 
 
 def main(codec: str, elements: int, folder: Path) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from peer.replica import Replica
+from peer.training.replica import Replica
+from protocols.gradients.error_feedback import ErrorFeedback
+from protocols.gradients.shard_average import ShardAverage, chunk_elements_of
 from protocols.optimization import build_optimizer, build_scheduler
-from protocols.reduction import ShardReduction, chunk_elements_of
-from protocols.residual import Residual
-from protocols.round.plans import Plan, part_of
+from protocols.round.plans import Plan, member_plan_of
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, Shard, SignedCommit, Tip
 from protocols.run_spec import RunSpec
-from protocols.task import open_task, prepare
 from protocols.tasks.base import Task
+from protocols.tasks.registry import open_task, prepare
 
 JOB = """
 [run]
@@ -47,7 +47,7 @@ target_batch_size = 24
 sequence_length = 32
 """
 RUN, STEPS = "ab" * 32, 80
-LEAD = Candidate("ann", "a:1")
+LEADER = Candidate("ann", "a:1")
 PEERS = {"ann": 6, "bob": 8, "cid": 10}  # samples an epoch
 LIBRARY = Path(json.__file__).parent.parent / "asyncio"
 
@@ -76,7 +76,7 @@ def replica_of(peer: str, spec: RunSpec, task: Task, codec: str) -> Replica:
     torch.manual_seed(spec.run.seed)
     model = task.build_model()
     optimizer = build_optimizer(spec, model)
-    genesis = Tip.genesis(RUN, "00" * 32, LEAD, codec)
+    genesis = Tip.genesis(RUN, "00" * 32, LEADER, codec)
     it = Replica(
         model,
         optimizer,
@@ -86,7 +86,7 @@ def replica_of(peer: str, spec: RunSpec, task: Task, codec: str) -> Replica:
         authority=b"",
         genesis=genesis,
         genesis_sha256="00" * 32,
-        residual=Residual(peer, 1),
+        error_feedback=ErrorFeedback(peer, 1),
         codecs=(codec,),
     )
     it.tip = genesis
@@ -97,11 +97,11 @@ def epoch(everybody: dict[str, Replica]) -> None:
     """Freeze, reduce, apply: what every peer gave is averaged once, and everybody steps by it."""
     first = everybody["ann"]
     assert first.tip is not None
-    ballot = Ballot(first.tip.epoch + 1, first.tip.lineage, 1, LEAD.peer)
-    shards, codec = (Shard(LEAD.peer, LEAD.address, 0, first.elements),), first.codec
+    ballot = Ballot(first.tip.epoch + 1, first.tip.lineage, 1, LEADER.peer)
+    shards, codec = (Shard(LEADER.peer, LEADER.address, 0, first.elements),), first.codec
     plan = Plan(RUN, ballot, tuple(PEERS), tuple(PEERS), shards, codec.name, 4.0, 1)
     values = first.slice_values(ballot.parent)
-    reduction = ShardReduction(part_of(plan, LEAD.peer), 0, codec, values)
+    reduction = ShardAverage(member_plan_of(plan, LEADER.peer), 0, codec, values)
     given = {}
     for peer, it in everybody.items():
         frozen = it.freeze()
@@ -115,7 +115,7 @@ def epoch(everybody: dict[str, Replica]) -> None:
     result, contributions = reduction.result, reduction.contributions
     assert result is not None and contributions is not None
     total = first.tip.total_samples + sum(PEERS.values())
-    commit = Commit(ballot, plan.digest, contributions, plan.members, (result,), codec.name, total, LEAD, (), codec.name)
+    commit = Commit(ballot, plan.digest, contributions, plan.members, (result,), codec.name, total, LEADER, (), codec.name)
     for it in everybody.values():
         it.apply(SignedCommit(commit, b"", b""), b"".join(reduction.averaged))
 

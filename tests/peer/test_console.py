@@ -15,7 +15,7 @@ STATUS = PeerStatus(
     swarm_samples_per_second=158.9,
     loss=4.312,
     peers=4,
-    lead="3fa2" * 16,
+    leader="3fa2" * 16,
     contributions=3,
     contributed_samples=1072,
     phase="training",
@@ -46,7 +46,7 @@ class Fixture:
 def test_the_view_shows_my_share_and_the_swarm_at_any_width(width: int) -> None:
     on = Fixture(width)
     on.console.update(STATUS)
-    on.console.event("the lead is now 91cc…")
+    on.console.event("the leader is now 91cc…")
     frame = on.frame()
     assert {len(line) for line in frame.splitlines()} == {width}
     for shown in (
@@ -54,10 +54,10 @@ def test_the_view_shows_my_share_and_the_swarm_at_any_width(width: int) -> None:
         "epoch 7",
         "61 of 96 samples",
         "4.312",
-        "4 peers · 159 samples/s · lead 3fa2…",
+        "4 peers · 159 samples/s · leader 3fa2…",
         "48.2 samples/s · 12 samples in this batch",
         "3 contributions, 1,072 samples",
-        "the lead is now 91cc…",
+        "the leader is now 91cc…",
     ):
         assert shown in frame
 
@@ -92,9 +92,9 @@ def test_a_loss_is_kept_once_per_epoch() -> None:
 
 def test_before_the_first_contribution_nothing_is_claimed() -> None:
     on = Fixture(80)
-    on.console.update(replace(STATUS, contributions=0, contributed_samples=0, loss=None, lead="", phase=""))
+    on.console.update(replace(STATUS, contributions=0, contributed_samples=0, loss=None, leader="", phase=""))
     assert "none yet" in on.frame()
-    assert "lead" not in on.frame()
+    assert "leader" not in on.frame()
 
 
 def test_off_a_terminal_the_state_is_told_every_ten_seconds() -> None:
@@ -128,7 +128,7 @@ def test_off_a_terminal_each_step_and_event_is_told_but_progress_only_now_and_th
 
 def test_texts_from_other_machines_cannot_steer_the_terminal() -> None:
     on = Fixture(80)
-    on.console.update(replace(STATUS, lead="\x1b[2", phase="[red]\x1b[2J"))
+    on.console.update(replace(STATUS, leader="\x1b[2", phase="[red]\x1b[2J"))
     on.console.event("[/oops]\x1b[1m")
     frame = on.frame()
     assert "\x1b" not in frame

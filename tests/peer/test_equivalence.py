@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import nn
 
-import protocols.reduction
-from peer.replica import Replica
-from protocols.codecs import CODECS, Codec, FloatArray
+import protocols.gradients.shard_average
+from peer.training.replica import Replica
+from protocols.gradients.codecs import CODECS, Codec, FloatArray
+from protocols.gradients.error_feedback import ErrorFeedback
+from protocols.gradients.shard_average import weighted_mean
+from protocols.gradients.slices import ResultLayout
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.reasons import Reason
-from protocols.reduction import weighted_mean
-from protocols.residual import Residual
 from protocols.round.member import Phase
 from protocols.round.planner import GRID
-from protocols.round.plans import Part
+from protocols.round.plans import MemberPlan
 from protocols.round.records import Candidate, Commit, SignedCommit, Tip
 from protocols.run_spec import RunSpec
-from protocols.slices import Outcome
 from tests.protocols.round.fakes import RUN, Node, Swarm, address_of
 
 SEED = 20210614
@@ -101,14 +101,14 @@ class Learner:
     def restart(self) -> None:
         self.replica.accumulator.restart()
 
-    def outcome(self, epoch: int) -> Outcome:
+    def outcome(self, epoch: int) -> ResultLayout:
         return self.replica.outcome(epoch)
 
     def slice_values(self, parent: str) -> bytes:
         return self.replica.slice_values(parent)
 
-    def refused(self, plan: Part, came_to: bytes) -> tuple[str, ...]:
-        return tuple(self.replica.refused(plan, came_to))
+    def refused(self, plan: MemberPlan, result: bytes) -> tuple[str, ...]:
+        return tuple(self.replica.refused(plan, result))
 
     def apply(self, signed: SignedCommit, averaged: bytes) -> None:
         self.replica.apply(signed, averaged)
@@ -140,7 +140,7 @@ def swarm_of(codec: Codec, dtype: torch.dtype, optimizer: dict[str, Any], max_gr
             authority=b"",
             genesis=swarm.genesis or Tip.genesis(RUN, "00" * 32, Candidate("ann", address_of("ann")), codec.name),
             genesis_sha256="00" * 32,
-            residual=Residual(name, 1),
+            error_feedback=ErrorFeedback(name, 1),
             codecs=(codec.name,),
         )
         replica.tip = replica.genesis
@@ -224,7 +224,7 @@ def difference(
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks a shard."""
-    monkeypatch.setattr(protocols.reduction, "CHUNK_ELEMENTS", GRID)
+    monkeypatch.setattr(protocols.gradients.shard_average, "CHUNK_ELEMENTS", GRID)
     monkeypatch.setattr("tests.protocols.round.fakes.CHUNK_ELEMENTS", GRID)
 
 
@@ -260,7 +260,7 @@ def test_equal_weights_instead_of_sample_counts_are_noticed(
     tolerance: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(protocols.reduction, "weighted_mean", equal_weights)
+    monkeypatch.setattr(protocols.gradients.shard_average, "weighted_mean", equal_weights)
     assert difference(codec, dtype, optimizer, max_grad_norm) > 100 * tolerance
 
 
@@ -291,7 +291,7 @@ def test_samples_of_a_peer_that_died_are_in_no_commit() -> None:
     data = Data.make(torch.float64)
     swarm = swarm_of(CODECS["fp64"], torch.float64, SGD, 0.0, data)
     swarm.epoch({"ann": 8, "bob": 8, "cid": 8})
-    swarm.seat()
+    swarm.follower()
     swarm.draw({"ann": 8, "bob": 7, "cid": 8})
     swarm.tick()
     swarm.kill("cid")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from protocols.codecs import CODECS, PIECE_ELEMENTS
+from protocols.gradients.codecs import CODECS, PIECE_ELEMENTS
 from protocols.round.planner import EPOCHS_HELD, WINDOW_BYTES
 from tests.peer.round_memory import PEERS
 
@@ -32,7 +32,7 @@ def test_a_round_takes_two_encoded_vectors_and_what_a_reducer_holds(codec: str, 
     vector = found["vector_bytes"]
     shards_each = 2  # as the plan has it for two reducers
     reducing = EPOCHS_HELD * vector / PEERS + shards_each * PEERS * WINDOW_BYTES
-    residual = 4 * elements if CODECS[codec].error_feedback else 0
-    most = PEERS * (2 * vector + reducing + residual + TEMPORARY_BYTES)
+    error_feedback = 4 * elements if CODECS[codec].error_feedback else 0
+    most = PEERS * (2 * vector + reducing + error_feedback + TEMPORARY_BYTES)
     assert found["grew_bytes"] <= most
     assert found["with_one_more_bytes"] > most, "a third vector of one of the two peers would be seen"

@@ -22,39 +22,39 @@ def admitted(authority: Authority) -> Credentials:
     return Credentials(key, authority.admit(key.request()), authority.pem)
 
 
-def commit(lead: str) -> Commit:
+def commit(leader: str) -> Commit:
     return Commit(
-        ballot=Ballot(1, PARENT, 1, lead),
+        ballot=Ballot(1, PARENT, 1, leader),
         plan_digest="b" * 64,
         contributions=(Contribution("ann", 1, 0, 4, PARENT, 1.0),),
-        members=("ann", lead) if lead > "ann" else (lead, "ann"),
+        members=("ann", leader) if leader > "ann" else (leader, "ann"),
         shards=(ShardResult(0, 100, "c" * 64, 1.0),),
         codec="fp32",
         next_codec="fp32",
         total_samples=4,
-        lead=Candidate(lead, "l:1"),
+        leader=Candidate(leader, "l:1"),
         succession=(),
     )
 
 
-def test_a_commit_signed_by_the_lead_that_it_names_is_accepted(authority: Authority) -> None:
-    lead = admitted(authority)
-    signed = sign_commit(commit(lead.peer_id), lead)
+def test_a_commit_signed_by_the_leader_that_it_names_is_accepted(authority: Authority) -> None:
+    leader = admitted(authority)
+    signed = sign_commit(commit(leader.peer_id), leader)
     assert check_signed(signed, authority.pem) is signed
 
 
 def test_an_admitted_peer_cannot_commit_in_the_leads_name(authority: Authority) -> None:
-    lead, impostor = admitted(authority), admitted(authority)
-    forged = sign_commit(commit(lead.peer_id), impostor)
+    leader, impostor = admitted(authority), admitted(authority)
+    forged = sign_commit(commit(leader.peer_id), impostor)
     with pytest.raises(BadMessageError, match=impostor.peer_id):
         check_signed(forged, authority.pem)
     with pytest.raises(BadMessageError):
-        check_signed(replace(forged, certificate=lead.certificate), authority.pem)
+        check_signed(replace(forged, certificate=leader.certificate), authority.pem)
 
 
 def test_whatever_is_changed_after_signing_is_noticed(authority: Authority) -> None:
-    lead = admitted(authority)
-    signed = sign_commit(commit(lead.peer_id), lead)
+    leader = admitted(authority)
+    signed = sign_commit(commit(leader.peer_id), leader)
     changes = [
         {"total_samples": 5},
         {"plan_digest": "d" * 64},
@@ -69,6 +69,6 @@ def test_whatever_is_changed_after_signing_is_noticed(authority: Authority) -> N
 
 
 def test_a_commit_of_another_run_is_refused(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> None:
-    lead = admitted(Authority.load_or_create(tmp_path_factory.mktemp("other")))
+    leader = admitted(Authority.load_or_create(tmp_path_factory.mktemp("other")))
     with pytest.raises(BadMessageError):
-        check_signed(sign_commit(commit(lead.peer_id), lead), authority.pem)
+        check_signed(sign_commit(commit(leader.peer_id), leader), authority.pem)

@@ -14,12 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import protocols.wire
-from protocols.chunks import Manifest
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
 from protocols.round import member, records
 from protocols.round import plans as round_plans
-from protocols.round.plans import Part, Plan, part_of, peers_digest
+from protocols.round.plans import MemberPlan, Plan, member_plan_of, peers_digest
 from protocols.round.records import (
     CODEC_NAMES,
     Averages,
@@ -35,6 +34,7 @@ from protocols.round.records import (
     SignedCommit,
     Standing,
 )
+from protocols.snapshot.chunks import Manifest
 from protocols.wire import convert
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import (
@@ -58,7 +58,7 @@ counts = st.integers(0, 2**63)
 rates = st.floats(0, 1e5)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
-ballots = st.builds(Ballot, epoch=st.integers(1, 2**40), parent=digests, attempt=st.integers(1, 2**20), lead=peers)
+ballots = st.builds(Ballot, epoch=st.integers(1, 2**40), parent=digests, attempt=st.integers(1, 2**20), leader=peers)
 codecs = st.sampled_from(sorted(CODEC_NAMES))
 candidates = st.builds(Candidate, peer=peers, address=texts)
 contributions = st.integers(0, 2**40).flatmap(
@@ -99,9 +99,9 @@ def commits(draw: st.DrawFn) -> Commit:
     made = tuple(dataclasses.replace(draw(contributions), peer=peer, base=plan.ballot.parent) for peer in plan.contributors)
     shards = tuple(ShardResult(s.start, s.stop, draw(digests), draw(st.floats(0, 1e300))) for s in plan.shards)
     total = sum(c.weight for c in made) + draw(st.integers(0, 2**60))
-    lead = Candidate(plan.ballot.lead, draw(texts))
+    leader = Candidate(plan.ballot.leader, draw(texts))
     succession = tuple(draw(st.lists(candidates, max_size=3)))
-    return Commit(plan.ballot, plan.digest, made, plan.members, shards, plan.codec, total, lead, succession, draw(codecs))
+    return Commit(plan.ballot, plan.digest, made, plan.members, shards, plan.codec, total, leader, succession, draw(codecs))
 
 
 signed_commits = st.builds(SignedCommit, commit=commits(), signature=st.binary(max_size=80), certificate=st.binary(max_size=300))
@@ -123,8 +123,8 @@ def finishing_plans(draw: st.DrawFn) -> Plan:
     return dataclasses.replace(plan, contributors=(), shards=shards, finishes=Averages(contributions, held.shards))
 
 
-def whole_part(plan: Plan) -> Part:
-    return part_of(plan, plan.shards[0].reducer)
+def whole_part(plan: Plan) -> MemberPlan:
+    return member_plan_of(plan, plan.shards[0].reducer)
 
 
 reasons = st.sampled_from(Reason)
@@ -133,7 +133,7 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
     Candidate: candidates,
     Contribution: contributions,
     Shard: plans().map(lambda plan: plan.shards[-1]),
-    Part: st.builds(part_of, plans() | finishing_plans(), peers) | (plans() | finishing_plans()).map(whole_part),
+    MemberPlan: st.builds(member_plan_of, plans() | finishing_plans(), peers) | (plans() | finishing_plans()).map(whole_part),
     Averages: averages,
     ReadyFor: ready_fors,
     ShardResult: results,
@@ -226,10 +226,10 @@ def test_an_empty_message_is_no_record(kind: type[Any]) -> None:
         from_wire(kind, getattr(pb, kind.__name__)())
 
 
-def sound() -> pb.Part:
+def sound() -> pb.MemberPlan:
     shards = [pb.Shard(reducer="ann", address="a:1", start=0, stop=10)]
-    ballot = pb.Ballot(epoch=1, parent="a" * 64, attempt=1, lead="ann")
-    return pb.Part(
+    ballot = pb.Ballot(epoch=1, parent="a" * 64, attempt=1, leader="ann")
+    return pb.MemberPlan(
         run_digest="ab" * 32,
         ballot=ballot,
         contributors=["ann"],
@@ -243,7 +243,7 @@ def sound() -> pb.Part:
 
 
 def test_a_sound_part_is_accepted() -> None:
-    assert from_wire(Part, sound()).members == ("ann",)
+    assert from_wire(MemberPlan, sound()).members == ("ann",)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_what_breaks_a_bound_or_a_records_own_checks_is_a_bad_message(change: di
         elif value is not None:
             setattr(message, name, value)
     with pytest.raises(BadMessageError):
-        from_wire(Part, message)
+        from_wire(MemberPlan, message)
 
 
 @pytest.mark.parametrize("name", ["", "fp8", "auto"])
@@ -310,8 +310,8 @@ def test_a_reason_that_nobody_knows_is_a_bad_message() -> None:
 
 def test_long_bytes_are_bounded_too() -> None:
     contribution = Contribution("ann", 1, 0, 4, "a" * 64, 1.0)
-    shard, lead = ShardResult(0, 10, "c" * 64, 1.0), Candidate("ann", "a:1")
-    commit = Commit(Ballot(1, "a" * 64, 1, "ann"), "b" * 64, (contribution,), ("ann",), (shard,), "fp32", 4, lead, (), "fp16")
+    shard, leader = ShardResult(0, 10, "c" * 64, 1.0), Candidate("ann", "a:1")
+    commit = Commit(Ballot(1, "a" * 64, 1, "ann"), "b" * 64, (contribution,), ("ann",), (shard,), "fp32", 4, leader, (), "fp16")
     longest = to_wire(SignedCommit(commit, b"x" * MAX_TEXT, b""))
     assert from_wire(SignedCommit, longest).commit == commit
     with pytest.raises(BadMessageError):
@@ -387,11 +387,11 @@ def test_fields_removed_since_the_release_would_be_noticed() -> None:
     released = json.loads(FIELDS.read_text())
     assert len(released) >= 40
     assert released["dugnad.v1.Ballot"]["2"] == "parent: type 9"
-    assert released["dugnad.v1.Peer"]["Control"] == "MemberMessage -> LeadMessage (client streams) (server streams)"
+    assert released["dugnad.v1.Peer"]["Control"] == "MemberMessage -> LeaderMessage (client streams) (server streams)"
 
 
 def test_convert_reads_and_writes_nothing_but_what_the_records_name() -> None:
-    assert convert._fields(Ballot) == {"epoch": int, "parent": str, "attempt": int, "lead": str}
+    assert convert._fields(Ballot) == {"epoch": int, "parent": str, "attempt": int, "leader": str}
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from typing import Any
 
 import psutil
 
-from protocols.event_log import read_events
+from protocols.host.event_log import read_events
 from protocols.identity import Key
-from protocols.round.lead import DETECTION_S
+from protocols.round.leader import DETECTION_S
 from tests.swarm.swarm import Logged, Process, Swarm, assert_one_history, wait_until
 
 PHASES = ("before-sending", "mid-shard", "ready-before-commit", "after-commit-before-apply")
 ACTS = ("kill", "stop", "cut")
-ROLES = ("contributor", "reducer", "lead", "auxiliary", "coordinator")
+ROLES = ("contributor", "reducer", "leader", "auxiliary", "coordinator")
 # From the fault to the next commit of every survivor, beyond one ordinary epoch.
 RECOVERY_S = 5.0
 EPOCHS_TIMED = 8
@@ -95,7 +95,7 @@ class FaultySwarm:
 
     def __init__(self, folder: Path, *, seed: int) -> None:
         self.swarm = Swarm(folder, seed=seed, batch=BATCH, faults=True)
-        self._zombies: set[str] = set()  # a lead that wakes may finish its old attempt, alone: a fork, which it gives up
+        self._zombies: set[str] = set()  # a leader that wakes may finish its old attempt, alone: a fork, which it gives up
 
     def __enter__(self) -> FaultySwarm:
         self.swarm.__enter__()
@@ -128,7 +128,7 @@ class FaultySwarm:
 
     def strike(self, cell: Cell) -> Recovery:
         """Let it happen, see the survivors go on, heal what can be healed, and check what must hold."""
-        if cell.role == "lead" and self._lead() is self.auxiliary:
+        if cell.role == "leader" and self._leader() is self.auxiliary:
             self._depose_the_auxiliary_peer()
         victim = self._cast(cell.role)
         epoch_s = self._epoch_s()
@@ -148,8 +148,8 @@ class FaultySwarm:
             return self.peers["hidden"]  # it reduces nothing
         if role in ("auxiliary", "coordinator"):
             return self.auxiliary  # a coordinator sees no phases: its auxiliary peer sees them for it
-        lead = self._lead()
-        return lead if role == "lead" else next(p for n, p in self.peers.items() if n != "hidden" and p is not lead)
+        leader = self._leader()
+        return leader if role == "leader" else next(p for n, p in self.peers.items() if n != "hidden" and p is not leader)
 
     def _survivors(self, cell: Cell, victim: Node) -> list[Node]:
         if cell.role == "coordinator" and cell.act != "kill":
@@ -211,7 +211,7 @@ class FaultySwarm:
 
     def _depose_the_auxiliary_peer(self) -> None:
         self.auxiliary.send(signal.SIGKILL)
-        wait_until(lambda: self._last_commit()["lead"] != self.id_of(self.auxiliary), "another lead", 60)
+        wait_until(lambda: self._last_commit()["leader"] != self.id_of(self.auxiliary), "another leader", 60)
         for node in self.nodes:
             self._takes_part(node, self.peers["hidden"].epoch(), time.time())
 
@@ -220,9 +220,9 @@ class FaultySwarm:
     def _last_commit(self) -> dict[str, Any]:
         return max((r for p in self.peers.values() for r in p.events("committed")), key=lambda record: int(record["epoch"]))
 
-    def _lead(self) -> Node:
-        lead = self._last_commit()["lead"]
-        return next(node for node in self.nodes if self.id_of(node) == lead)
+    def _leader(self) -> Node:
+        leader = self._last_commit()["leader"]
+        return next(node for node in self.nodes if self.id_of(node) == leader)
 
     def _epoch_s(self) -> float:
         """An ordinary epoch, gathering included: the median of the last ones."""

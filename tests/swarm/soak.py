@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from protocols.round.lead import DETECTION_S
+from protocols.round.leader import DETECTION_S
 from tests.swarm.faults import PHASES, auxiliary_process
 from tests.swarm.swarm import Process, Swarm, wait_until
 
@@ -46,7 +46,7 @@ class Tail:
             record: dict[str, Any] = json.loads(line)
             if record["event"] == "committed":
                 self.epoch = max(self.epoch, int(record["epoch"]))
-            self.failed += record["event"] in ("attempt_failed", "lead_lost")
+            self.failed += record["event"] in ("attempt_failed", "leader_lost")
 
 
 class Victim:

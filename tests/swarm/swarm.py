@@ -26,12 +26,12 @@ from typing import Any, Protocol
 import psutil
 
 from protocols.errors import RefusedError
-from protocols.event_log import read_events
+from protocols.host.event_log import read_events
 from protocols.identity import Key, Ticket
 from protocols.round.records import Candidate
+from protocols.snapshot.fetch import SnapshotFetch
+from protocols.transport.channels import Channels
 from protocols.transport.enrolling import Enrolment, enrol
-from protocols.transport.fetching import SnapshotFetch
-from protocols.transport.links import Links
 from protocols.transport.network_thread import NetworkThread
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -303,24 +303,24 @@ class Swarm:
             self._visitor = self._network.call(enrol(Ticket.parse(self.ticket), Key.generate()))
         return self._visitor
 
-    def call(self, work: Callable[[Links], Any], run_digest: str = "") -> Any:
+    def call(self, work: Callable[[Channels], Any], run_digest: str = "") -> Any:
         """Run `await work(links)` as an outsider."""
         visitor = self.visit()
 
         async def visiting() -> Any:
-            links = Links(visitor.credentials, run_digest or visitor.spec.digest)
+            channels = Channels(visitor.credentials, run_digest or visitor.spec.digest)
             try:
-                return await work(links)
+                return await work(channels)
             finally:
-                await links.aclose()
+                await channels.aclose()
 
         return self._network.call(visiting())
 
     def snapshot_of(self, process: Process) -> bytes:
         candidate = Candidate(self.id_of(process), address_of(process))
 
-        async def fetch(links: Links) -> bytes:
-            return await SnapshotFetch(links, 1 << 30, lambda done, total: None, lambda peer, error: None).run([candidate])
+        async def fetch(channels: Channels) -> bytes:
+            return await SnapshotFetch(channels, 1 << 30, lambda done, total: None, lambda peer, error: None).run([candidate])
 
         def offered() -> bytes | None:
             try:

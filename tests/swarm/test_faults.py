@@ -27,11 +27,11 @@ SELECTION = [
     Cell("contributor", "before-sending", "kill"),
     Cell("reducer", "mid-shard", "kill"),
     Cell("auxiliary", "ready-before-commit", "stop"),
-    Cell("lead", "ready-before-commit", "kill"),
+    Cell("leader", "ready-before-commit", "kill"),
     Cell("reducer", "before-sending", "stop"),
-    Cell("lead", "mid-shard", "stop"),
+    Cell("leader", "mid-shard", "stop"),
     Cell("contributor", "after-commit-before-apply", "stop"),
-    Cell("lead", "before-sending", "cut"),
+    Cell("leader", "before-sending", "cut"),
     Cell("contributor", "mid-shard", "cut"),
     Cell("coordinator", "ready-before-commit", "cut"),
     Cell("auxiliary", "after-commit-before-apply", "cut"),
@@ -93,7 +93,7 @@ def _strike(folder: Path, seed: int, cells: list[Cell]) -> None:
         for cell in cells:
             recovery = faulty.strike(cell)
             for _ in range(LEADS_MISSED):
-                if recovery.led or cell.role != "lead":
+                if recovery.led or cell.role != "leader":
                     break
                 recovery = faulty.strike(cell)  # somebody else had come to lead by then
             print(recovery, flush=True)

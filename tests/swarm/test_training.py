@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from protocols.errors import RefusedError
 from protocols.reasons import Reason
 from protocols.round.records import Candidate
-from protocols.state import read_header
+from protocols.snapshot.format import read_header
 from protocols.transport.state_transfer import ask
 from tests.swarm.swarm import (
     Process,
@@ -68,7 +68,7 @@ def test_a_swarm_trains_over_ipv6_alone(tmp_path: Path) -> None:
         assert not by_ipv4 and dialled.events("committed")
 
 
-def test_survivors_commit_after_a_contributor_the_coordinator_and_the_next_lead_are_killed(tmp_path: Path) -> None:
+def test_survivors_commit_after_a_contributor_the_coordinator_and_the_next_leader_are_killed(tmp_path: Path) -> None:
     with Swarm(tmp_path, seed=12) as swarm:
         peers = [swarm.start_peer(f"peer-{number}") for number in range(4)]
         for peer in peers:
@@ -81,21 +81,21 @@ def test_survivors_commit_after_a_contributor_the_coordinator_and_the_next_lead_
         last = rest[0].events("committed")[-1]
         assert swarm.id_of(victim) not in {c["peer"] for c in last["contributors"]}
 
-        # The lead is the coordinator's auxiliary peer; it goes with the coordinator.
-        first_lead = last["lead"]
+        # The leader is the coordinator's auxiliary peer; it goes with the coordinator.
+        first_leader = last["leader"]
         swarm.coordinator.kill()
         at = max(peer.epoch() for peer in rest)
         swarm.commits_by(rest[0], at + 2, 30)
-        second_lead = rest[0].events("committed")[-1]["lead"]
-        assert second_lead != first_lead
+        second_leader = rest[0].events("committed")[-1]["leader"]
+        assert second_leader != first_leader
 
-        (lead,) = [peer for peer in rest if swarm.id_of(peer) == second_lead]
-        survivors = [peer for peer in rest if peer is not lead]
-        lead.kill()
+        (leader,) = [peer for peer in rest if swarm.id_of(peer) == second_leader]
+        survivors = [peer for peer in rest if peer is not leader]
+        leader.kill()
         at = max(peer.epoch() for peer in survivors)
         for survivor in survivors:
             swarm.commits_by(survivor, at + 2, 30)
-        assert survivors[0].events("committed")[-1]["lead"] not in (first_lead, second_lead)
+        assert survivors[0].events("committed")[-1]["leader"] not in (first_leader, second_leader)
 
         # The coordinator comes back on the same port: the old ticket holds, it finds the swarm, and a newcomer can join.
         swarm.coordinator = swarm.start_coordinator()
@@ -113,15 +113,15 @@ def test_the_auxiliary_peer_that_leads_is_replaced_when_it_dies_and_does_not_dis
         peers = [swarm.start_peer(f"peer-{number}") for number in range(2)]
         for peer in peers:
             swarm.contributes(peer)
-        first_lead = peers[0].events("committed")[-1]["lead"]
+        first_leader = peers[0].events("committed")[-1]["leader"]
         auxiliary = next(c for c in swarm.coordinator.family() if "auxiliary" in c.cmdline())
         auxiliary.send_signal(signal.SIGKILL)
         at = max(peer.epoch() for peer in peers)
         swarm.commits_by(peers[0], at + 2, 30)
         wait_until(lambda: swarm.coordinator.events("auxiliary_restarted"), "the auxiliary peer to be restarted")
-        wait_until(lambda: first_lead in {member for peer in peers for member in _last_members(peer)}, "its return", 60)
+        wait_until(lambda: first_leader in {member for peer in peers for member in _last_members(peer)}, "its return", 60)
         swarm.commits_by(peers[0], peers[0].epoch() + 2, 30)
-        assert peers[0].events("committed")[-1]["lead"] != first_lead
+        assert peers[0].events("committed")[-1]["leader"] != first_leader
         assert_disjoint([swarm.coordinator, *peers])
         assert_one_history([swarm.coordinator, *peers])
 
@@ -235,6 +235,6 @@ def test_a_peer_of_another_run_is_refused_with_the_reason(tmp_path: Path) -> Non
         swarm.commits_by(peer, 1, 90)
         there = Candidate(swarm.id_of(peer), address_of(peer))
         with pytest.raises(RefusedError) as refusal:
-            swarm.call(lambda links: ask(links, there), run_digest="f" * 64)
+            swarm.call(lambda channels: ask(channels, there), run_digest="f" * 64)
         assert refusal.value.reason == Reason.OTHER_RUN.value
         assert "ffffffffffff" in str(refusal.value)

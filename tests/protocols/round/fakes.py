@@ -16,18 +16,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from protocols.codecs import CODECS, Codec
 from protocols.errors import BadMessageError
+from protocols.gradients.codecs import CODECS, Codec
+from protocols.gradients.shard_average import CHUNK_ELEMENTS, ShardAverage, ShardRelay, shard_average_of
+from protocols.gradients.slices import ResultLayout, Slices
 from protocols.reasons import Reason
-from protocols.reduction import CHUNK_ELEMENTS, ShardReduction, ShardRelay, reduction_of
-from protocols.round import lead_actions
+from protocols.round import leader_actions
 from protocols.round import member as member_actions
-from protocols.round.lead import DETECTION_S, Lead
+from protocols.round.leader import DETECTION_S, Leader
 from protocols.round.member import Member, Phase
-from protocols.round.plans import Part, Plan, part_of
+from protocols.round.plans import MemberPlan, Plan, member_plan_of
 from protocols.round.records import Averages, Candidate, Commit, Contribution, Hello, ShardResult, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
-from protocols.slices import Outcome, Slices
 
 RUN = "ab" * 32
 TICK_S = 0.25
@@ -46,9 +46,9 @@ class Work(Protocol):
     def draw(self, count: int) -> None: ...
     def freeze(self) -> tuple[int, int, float, bytes] | None: ...
     def restart(self) -> None: ...
-    def outcome(self, epoch: int) -> Outcome: ...
+    def outcome(self, epoch: int) -> ResultLayout: ...
     def slice_values(self, parent: str) -> bytes: ...
-    def refused(self, plan: Part, came_to: bytes) -> tuple[str, ...]: ...
+    def refused(self, plan: MemberPlan, result: bytes) -> tuple[str, ...]: ...
     def apply(self, signed: SignedCommit, averaged: bytes) -> None: ...
     def adopt(self, other: Any) -> None: ...
 
@@ -84,14 +84,14 @@ class Arithmetic:
     def restart(self) -> None:
         self.first = self.end
 
-    def outcome(self, epoch: int) -> Outcome:
+    def outcome(self, epoch: int) -> ResultLayout:
         """Integers do not drift: no canonical values."""
-        return Outcome(Slices.of(len(self.state)), epoch, self.codec, 0)
+        return ResultLayout(Slices.of(len(self.state)), epoch, self.codec, 0)
 
     def slice_values(self, parent: str) -> bytes:
         return b""
 
-    def refused(self, plan: Part, came_to: bytes) -> tuple[str, ...]:
+    def refused(self, plan: MemberPlan, result: bytes) -> tuple[str, ...]:
         return ()
 
     def apply(self, signed: SignedCommit, averaged: bytes) -> None:
@@ -130,7 +130,7 @@ class Node:
         self.hello = Hello(incarnation, auxiliary, me.address, me.address, name)
         self.member = Member(name, incarnation)
         self.succession = Succession(me)
-        self.lead = Lead(
+        self.leader = Leader(
             me,
             run_digest=RUN,
             target_batch_size=swarm.target,
@@ -139,14 +139,14 @@ class Node:
             max_epochs=max_epochs,
         )
         self.following = ""
-        self.lead_heard_at = 0.0
+        self.leader_heard_at = 0.0
         self.moved_bytes = 0
         self.encoded = b""
         self.commits: tuple[Commit, ...] = ()
         self.log: list[Any] = []  # GiveUp, CatchUp, NoteFailure as they come
         self.frozen_as: list[tuple[int, bytes]] = []  # (epoch, bytes) of every Freeze
-        self.sent: list[tuple[Part, Contribution, bytes]] = []  # what every Reduce gave
-        self.reductions: dict[tuple[str, int], ShardReduction | ShardRelay] = {}
+        self.sent: list[tuple[MemberPlan, Contribution, bytes]] = []  # what every Reduce gave
+        self.reductions: dict[tuple[str, int], ShardAverage | ShardRelay] = {}
         self.early: dict[str, list[tuple[str, int, Contribution | None, bytes]]] = {}
         self.waiting: dict[tuple[str, int], list[str]] = {}  # who opened a stream and has not got the average yet
         self.incoming: dict[str, _Incoming] = {}
@@ -178,8 +178,8 @@ class Node:
         )
         if report is None:
             return
-        if self.lead.active:
-            self.perform(self.lead.reported(self.name, report, self.swarm.now))
+        if self.leader.active:
+            self.perform(self.leader.reported(self.name, report, self.swarm.now))
         elif self.following:
             self.swarm.send(self.name, self.following, "report", report)
 
@@ -187,19 +187,19 @@ class Node:
         now = self.swarm.now
         if self.waits_for_donor is not None:
             self._catch_up(self.waits_for_donor)
-        self.perform(self.lead.tick(now))
-        if self.following and self.following != self.name and now - self.lead_heard_at > DETECTION_S:
-            self.lose_lead()
+        self.perform(self.leader.tick(now))
+        if self.following and self.following != self.name and now - self.leader_heard_at > DETECTION_S:
+            self.lose_leader()
         others = [node for node in self.swarm.alive if node is not self and node.hello.reachable and node.member.tip is not None]
         if others and self.swarm.random.random() < TICK_S / DISCOVERY_S:
             tip = self.swarm.random.choice(others).member.tip
             assert tip is not None
             self.heard_standing(tip.standing)
         self.report()
-        if self.lead.active:
-            for peer in self.lead.seats:
+        if self.leader.active:
+            for peer in self.leader.followers:
                 if peer != self.name:
-                    self.swarm.send(self.name, peer, "heartbeat", self.lead.tip)
+                    self.swarm.send(self.name, peer, "heartbeat", self.leader.tip)
         self.follow()
 
     def follow(self) -> None:
@@ -207,13 +207,13 @@ class Node:
         if acting is None or self.member.tip is None:
             return
         if acting.peer == self.name:
-            if not self.lead.active and self.member.phase is not Phase.CATCHING_UP:
+            if not self.leader.active and self.member.phase is not Phase.CATCHING_UP:
                 self.following = self.name
                 now = self.swarm.now
-                self.perform([*self.lead.take_over(now), *self.lead.joined(self.name, self.hello, now)])
+                self.perform([*self.leader.take_over(now), *self.leader.joined(self.name, self.hello, now)])
                 self.report()
             return
-        if self.lead.active or self.following == self.name:
+        if self.leader.active or self.following == self.name:
             self.step_down()
         if self.following == acting.peer:
             return
@@ -223,23 +223,23 @@ class Node:
         other = self.swarm.nodes.get(acting.peer)
         if other is None or not other.alive:
             self.succession.silent(acting.peer)
-        elif not other.lead.active:
+        elif not other.leader.active:
             if other.following:
                 self.succession.heard(other.following)
             self.succession.silent(acting.peer)
         else:
-            self.following, self.lead_heard_at = acting.peer, self.swarm.now
-            other.perform(other.lead.joined(self.name, self.hello, self.swarm.now))
+            self.following, self.leader_heard_at = acting.peer, self.swarm.now
+            other.perform(other.leader.joined(self.name, self.hello, self.swarm.now))
             self.report()
 
     def step_down(self) -> None:
-        self.perform(self.lead.step_down())
+        self.perform(self.leader.step_down())
         self.following = ""
         for node in self.swarm.alive:
             if node.following == self.name:
-                node.lose_lead()
+                node.lose_leader()
 
-    def lose_lead(self) -> None:
+    def lose_leader(self) -> None:
         self.succession.silent(self.following)
         self.following = ""
 
@@ -249,20 +249,20 @@ class Node:
 
     def receive(self, source: str, kind: str, what: Any) -> None:
         now = self.swarm.now
-        self.lead.heard(source, now)
+        self.leader.heard(source, now)
         if source == self.following:
-            self.lead_heard_at = now
+            self.leader_heard_at = now
         match kind:
             case "heartbeat":
                 self.heard_standing(what.standing)
             case "report":
                 self.heard_standing(what.standing)
-                self.perform(self.lead.reported(source, what, now))
+                self.perform(self.leader.reported(source, what, now))
             case "answer":
-                attempt = self.lead.attempt
+                attempt = self.leader.attempt
                 if isinstance(what, member_actions.Failed) and attempt is not None and attempt.plan.digest == what.plan_digest:
                     self.swarm.failed_pairs.append((attempt.plan.ballot.attempt, what.member, what.reducer))
-                self.perform(self.lead.answer(source, what, now))
+                self.perform(self.leader.answer(source, what, now))
             case "plan":
                 self.perform(self.member.on_plan(what))
             case "abort":
@@ -270,15 +270,15 @@ class Node:
             case "commit":
                 self.perform(self.member.on_commit(what))
             case "ask":
-                there = (self.member.tip, self.following, len(self.lead.seats.keys() - {self.name}))
+                there = (self.member.tip, self.following, len(self.leader.followers.keys() - {self.name}))
                 self.swarm.send(self.name, source, "whereabouts", there)
             case "whereabouts":
                 tip, follows, followers = what
                 if tip is None:  # it has just started: the service refuses, which is no answer
-                    self.perform(self.lead.unreachable(source, now))
+                    self.perform(self.leader.unreachable(source, now))
                 else:
                     self.heard_standing(tip.standing)
-                    self.perform(self.lead.answered(source, follows, followers))
+                    self.perform(self.leader.answered(source, follows, followers))
             case "freeze":
                 self._freeze()
             case "apply":
@@ -328,31 +328,31 @@ class Node:
                 self.log.append(action)
                 self.work.restart()
                 swarm.send(self.name, self.name, "catch up", reason)
-            case lead_actions.Ask(peers):
+            case leader_actions.Ask(peers):
                 for peer in peers:
                     there = swarm.nodes.get(peer)
                     if there is None or not there.alive:
-                        self.perform(self.lead.unreachable(peer, swarm.now))
+                        self.perform(self.leader.unreachable(peer, swarm.now))
                     elif there.hello.reachable:
                         swarm.send(self.name, peer, "ask", None)
-            case lead_actions.SendPlan(to, plan):
+            case leader_actions.SendPlan(to, plan):
                 swarm.plans.append(plan)
                 for peer in to:
-                    swarm.send(self.name, peer, "plan", part_of(plan, peer))
-            case lead_actions.SendAbort(to, plan_digest, reason):
+                    swarm.send(self.name, peer, "plan", member_plan_of(plan, peer))
+            case leader_actions.SendAbort(to, plan_digest, reason):
                 for peer in to:
                     swarm.send(self.name, peer, "abort", (plan_digest, reason))
-            case lead_actions.Announce(commit):
+            case leader_actions.Announce(commit):
                 swarm.announced.append(commit)
-                for peer in self.lead.seats.keys() | {self.name}:
+                for peer in self.leader.followers.keys() | {self.name}:
                     swarm.send(self.name, peer, "commit", SignedCommit(commit, b"signature", b"certificate"))
-            case lead_actions.Reannounce(to):
+            case leader_actions.Reannounce(to):
                 for peer in to:
                     swarm.send(self.name, peer, "commit", SignedCommit(self.commits[-1], b"signature", b"certificate"))
-            case lead_actions.NoteFailure():
+            case leader_actions.NoteFailure():
                 self.log.append(action)
                 swarm.failures.append(action)
-            case lead_actions.Yield(_):
+            case leader_actions.Yield(_):
                 self.succession.silent(self.name)
             case _:
                 raise AssertionError(f"unknown action {action}")
@@ -375,7 +375,7 @@ class Node:
             return
         self.commits = (*self.commits, signed.commit)
         tip = Tip.after(signed.commit)
-        self.lead.follow(tip, signed.commit)
+        self.leader.follow(tip, signed.commit)
         self.succession.follow(tip)
         self.perform(self.member.applied())
 
@@ -394,7 +394,7 @@ class Node:
         if best is not self:
             self.work.adopt(best.work)
             self.commits = best.commits
-        self.lead.follow(tip)
+        self.leader.follow(tip)
         self.succession.follow(tip)
         self.perform(self.member.adopted(tip))
 
@@ -404,7 +404,7 @@ class Node:
 
     # -- bulk traffic --------------------------------------------------------------------------------------------------------
 
-    def _reduce(self, plan: Part, contribution: Contribution | None) -> None:
+    def _reduce(self, plan: MemberPlan, contribution: Contribution | None) -> None:
         gives = self.encoded if contribution is not None else b""
         if plan.finishes is not None and plan.finishes == self.averaged[0]:
             gives = self.averaged[1]
@@ -415,7 +415,7 @@ class Node:
         for index, shard in enumerate(plan.shards):
             if shard.reducer == self.name:
                 at, end = (outcome.canonical_bytes(0, element) for element in (shard.start, shard.stop))
-                self.reductions[plan.digest, index] = reduction_of(plan, index, self.swarm.codec, values[at:end])
+                self.reductions[plan.digest, index] = shard_average_of(plan, index, self.swarm.codec, values[at:end])
         for index, shard in enumerate(plan.shards):
             brings = plan.finishes is None or plan.gives or self.name == shard.reducer
             part = b"".join(outcome.chunks(gives, shard.start, shard.stop, CHUNK_ELEMENTS)) if brings else b""
@@ -464,9 +464,9 @@ class Node:
             averages = Averages(parts[0][2], tuple(part[1] for part in parts))
             size = self.swarm.codec.encoded_bytes
             cut = [(part[0], size(part[1].stop - part[1].start)) for part in parts]
-            came_to = b"".join(data[:behind] for data, behind in cut) + b"".join(data[behind:] for data, behind in cut)
-            self.averaged = (averages, came_to)
-            refused = self.work.refused(plan, came_to)
+            result = b"".join(data[:behind] for data, behind in cut) + b"".join(data[behind:] for data, behind in cut)
+            self.averaged = (averages, result)
+            refused = self.work.refused(plan, result)
             self.perform(self.member.drifted(digest, refused) if refused else self.member.reduced(digest, averages))
 
 
@@ -480,8 +480,8 @@ class Swarm:
         self.nodes: dict[str, Node] = {}
         self.plans: list[Plan] = []
         self.announced: list[Commit] = []
-        self.failed_pairs: list[tuple[int, str, str]] = []  # (attempt, member, reducer) as the lead heard of them
-        self.failures: list[lead_actions.NoteFailure] = []
+        self.failed_pairs: list[tuple[int, str, str]] = []  # (attempt, member, reducer) as the leader heard of them
+        self.failures: list[leader_actions.NoteFailure] = []
         self.broken: set[tuple[str, str]] = set()  # (member, reducer) that cannot reach each other
         self.held: set[tuple[str, str]] = set()  # links that deliver nothing for now
         self.lost_kinds: set[tuple[str, str]] = set()  # (receiver, kind of message) never delivered
@@ -518,7 +518,7 @@ class Swarm:
         if self.announced:
             self.send(name, name, "catch up", Reason.BEHIND)
         else:
-            node.lead.follow(self.genesis)
+            node.leader.follow(self.genesis)
             node.succession.follow(self.genesis)
             node.perform(node.member.adopted(self.genesis))
         return node
@@ -529,7 +529,7 @@ class Swarm:
 
     @property
     def leading(self) -> list[Node]:
-        return [node for node in self.alive if node.lead.active]
+        return [node for node in self.alive if node.leader.active]
 
     def send(self, source: str, target: str, kind: str, what: Any) -> None:
         self._queues.setdefault((source, target), deque()).append((kind, what))
@@ -575,7 +575,7 @@ class Swarm:
     def fill(self, target: int) -> None:
         self.target = max(target, 1)
         for node in self.nodes.values():
-            node.lead.target_batch_size = self.target
+            node.leader.target_batch_size = self.target
 
     def kill(self, name: str, *, silently: bool = False) -> None:
         """`silently`: no connection breaks (a cable was pulled), so that only detection notices."""
@@ -587,22 +587,22 @@ class Swarm:
             return
         for other in self.alive:
             if other.following == name:
-                other.lose_lead()
-            if name in other.lead.seats:
-                other.perform(other.lead.left(name, Reason.CONNECTION_LOST, self.now))
+                other.lose_leader()
+            if name in other.leader.followers:
+                other.perform(other.leader.left(name, Reason.CONNECTION_LOST, self.now))
 
-    def leave(self, name: str, lead: str) -> None:
-        other = self.nodes[lead]
-        if other.alive and name in other.lead.seats:
-            other.perform(other.lead.left(name, Reason.CONNECTION_LOST, self.now))
+    def leave(self, name: str, leader: str) -> None:
+        other = self.nodes[leader]
+        if other.alive and name in other.leader.followers:
+            other.perform(other.leader.left(name, Reason.CONNECTION_LOST, self.now))
 
-    def seat(self) -> None:
-        """Let time pass until everybody alive has found one lead and reported there."""
+    def follower(self) -> None:
+        """Let time pass until everybody alive has found one leader and reported there."""
         for _ in range(60):
             if len(self.leading) == 1:
-                lead = self.leading[0]
-                seats = lead.lead.seats
-                if all(node.name in seats and seats[node.name].report is not None for node in self.alive):
+                leader = self.leading[0]
+                followers = leader.leader.followers
+                if all(node.name in followers and followers[node.name].report is not None for node in self.alive):
                     return
             self.tick()
         raise AssertionError(f"leads {[n.name for n in self.leading]}, followed: {[(n.name, n.following) for n in self.alive]}")
@@ -610,7 +610,7 @@ class Swarm:
     def epoch(self, samples: Mapping[str, int], *, most: int = 400) -> None:
         """Draw what makes this epoch's batch, then let time pass until everybody alive has reached the next epoch together."""
         goal = max(node.epoch for node in self.alive) + 1
-        self.seat()
+        self.follower()
         self.batch(samples)
         for _ in range(most):
             self.tick()

@@ -1,4 +1,4 @@
-"""A Lead with peers seated and a clock in hand, for the tests of what a lead does."""
+"""A Lead with peers seated and a clock in hand, for the tests of what a leader does."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from protocols.round.lead import Lead
-from protocols.round.lead_actions import SendPlan
+from protocols.round.leader import Leader
+from protocols.round.leader_actions import SendPlan
 from protocols.round.member import Accept, Ready
 from protocols.round.plans import Plan
 from protocols.round.records import Candidate, Contribution, Hello, Report, Result, ShardResult, Tip, contributions_digest
@@ -21,8 +21,8 @@ def address(peer: str) -> str:
     return f"{peer}:1"
 
 
-def genesis(lead: str = "lea") -> Tip:
-    return Tip.genesis(RUN, "00" * 32, Candidate(lead, address(lead)), "fp32")
+def genesis(leader: str = "lea") -> Tip:
+    return Tip.genesis(RUN, "00" * 32, Candidate(leader, address(leader)), "fp32")
 
 
 class Table:
@@ -40,7 +40,7 @@ class Table:
     ) -> None:
         self.now = 100.0
         self.tip = tip or genesis()
-        self.lead = Lead(
+        self.leader = Leader(
             Candidate(me, address(me)),
             run_digest=RUN,
             target_batch_size=target,
@@ -50,8 +50,8 @@ class Table:
             overlap=overlap,
         )
         self.me = me
-        self.lead.follow(self.tip)
-        self.opening = self.lead.take_over(self.now)
+        self.leader.follow(self.tip)
+        self.opening = self.leader.take_over(self.now)
         self.moved: dict[str, int] = {}
         for peer in (me, *peers):
             self.join(peer)
@@ -59,13 +59,13 @@ class Table:
     def join(self, peer: str, *, incarnation: int = 1, client_mode: bool = False) -> list[Any]:
         at = "" if client_mode else address(peer)
         hello = Hello(incarnation, False, at, at, peer)
-        return self.lead.joined(peer, hello, self.now)
+        return self.leader.joined(peer, hello, self.now)
 
     def report(self, peer: str, samples: int = 0, *, moved: int | None = None, **change: Any) -> list[Any]:
         if moved is not None:
             self.moved[peer] = moved
         report = Report(self.tip.standing, samples, 5.0, 0.2, 0, self.moved.get(peer, 0), True, "training")
-        return self.lead.reported(peer, replace(report, **change), self.now)
+        return self.leader.reported(peer, replace(report, **change), self.now)
 
     def reports(self, **samples: int) -> list[Any]:
         actions = []
@@ -77,12 +77,12 @@ class Table:
         contribution = Contribution(peer, 1, 0, samples, self.tip.lineage, 1.0) if samples else None
         if contribution is not None:
             contribution = replace(contribution, **change)
-        return self.lead.answer(peer, Accept(plan.digest, contribution), self.now)
+        return self.leader.answer(peer, Accept(plan.digest, contribution), self.now)
 
     def ready(self, result: Result, *peers: str) -> list[Any]:
         actions = []
         for peer in peers:
-            actions += self.lead.answer(peer, Ready(result), self.now)
+            actions += self.leader.answer(peer, Ready(result), self.now)
         return actions
 
     def wait(self, seconds: float, silent: tuple[str, ...] = ()) -> list[Any]:
@@ -91,9 +91,9 @@ class Table:
         until = self.now + seconds
         while self.now < until:
             self.now = min(until, self.now + TICK_S)
-            for peer in self.lead.seats.keys() - set(silent):
-                self.lead.heard(peer, self.now)
-            actions += self.lead.tick(self.now)
+            for peer in self.leader.followers.keys() - set(silent):
+                self.leader.heard(peer, self.now)
+            actions += self.leader.tick(self.now)
         return actions
 
 
@@ -114,7 +114,7 @@ def the_plan(actions: list[Any]) -> Plan:
 
 
 def three(**change: Any) -> tuple[Table, Plan]:
-    """bob and cid contribute 12 each, the lead only reduces; everybody has accepted."""
+    """bob and cid contribute 12 each, the leader only reduces; everybody has accepted."""
     table = Table("bob", "cid", **change)
     plan = the_plan(table.reports(lea=0, bob=12, cid=12))
     for peer, samples in (("lea", 0), ("bob", 12), ("cid", 12)):

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from protocols.reasons import Reason
-from protocols.round.lead import DETECTION_S
-from protocols.round.lead_actions import Announce, SendPlan
+from protocols.round.leader import DETECTION_S
+from protocols.round.leader_actions import Announce, SendPlan
 from protocols.round.member import CatchUp, Freeze, GiveUp, Resume
 from protocols.round.member import Failed as MemberFailed
 from protocols.round.records import Contribution, Hello, Tip
@@ -20,10 +20,10 @@ def silence(table: Table, peer: str) -> None:
     """Everybody else goes on for longer than detection."""
     for _ in range(5):
         table.now += DETECTION_S / 4
-        for other in table.lead.seats.keys() - {peer}:
-            table.lead.heard(other, table.now)
-        table.lead.tick(table.now)
-    assert peer not in table.lead.seats
+        for other in table.leader.followers.keys() - {peer}:
+            table.leader.heard(other, table.now)
+        table.leader.tick(table.now)
+    assert peer not in table.leader.followers
 
 
 def test_a_peer_taken_for_dead_is_planned_again_once_it_has_come_again() -> None:
@@ -38,12 +38,12 @@ def test_a_peer_taken_for_dead_is_planned_again_once_it_has_come_again() -> None
 def test_a_plan_names_everybody_who_is_not_in_it_and_why() -> None:
     tip = replace(Table().tip, members=("abe", "bob", "lea", "moe"))
     table = Table("abe", "cid", "dan", "eve", "fay", tip=tip)
-    table.lead.left("abe", Reason.CONNECTION_LOST, table.now)
-    table.lead.left("eve", Reason.LEFT, table.now)
+    table.leader.left("abe", Reason.CONNECTION_LOST, table.now)
+    table.leader.left("eve", Reason.LEFT, table.now)
     table.report("fay", 5, standing=replace(tip.standing, lineage="f" * 64))
     table.report("dan", 5, caught_up=False)
     for peer in ("abe", "bob", "moe"):
-        table.lead.unreachable(peer, table.now)
+        table.leader.unreachable(peer, table.now)
     (sent,) = of(SendPlan, table.reports(cid=20, lea=0))
     assert sent.plan.members == ("cid", "lea")
     assert dict(sent.absent) == {
@@ -59,7 +59,7 @@ def test_a_plan_names_everybody_who_is_not_in_it_and_why() -> None:
 def test_the_one_for_whom_an_attempt_failed_is_named_in_the_next_plan() -> None:
     table, first = three()
     for reducer in ("bob", "lea"):
-        actions = table.lead.answer("cid", MemberFailed(first.digest, Reason.REDUCER_LOST, "cid", reducer), table.now)
+        actions = table.leader.answer("cid", MemberFailed(first.digest, Reason.REDUCER_LOST, "cid", reducer), table.now)
         for sent in of(SendPlan, actions):
             first = sent.plan
     assert dict(sent.absent) == {"cid": Reason.REDUCER_LOST}
@@ -67,12 +67,12 @@ def test_the_one_for_whom_an_attempt_failed_is_named_in_the_next_plan() -> None:
 
 def test_an_absence_is_told_in_the_next_plan_even_of_another_epoch_and_then_no_more() -> None:
     table = Table("bob", "cid")
-    table.lead.left("cid", Reason.LEFT, table.now)
+    table.leader.left("cid", Reason.LEFT, table.now)
     told = []
     for epoch, digit in enumerate("bcd", 1):
-        table.lead.follow(replace(table.tip, epoch=epoch, lineage=digit * 64, members=("bob", "lea")))
-        assert table.lead.tip is not None
-        table.tip = table.lead.tip
+        table.leader.follow(replace(table.tip, epoch=epoch, lineage=digit * 64, members=("bob", "lea")))
+        assert table.leader.tip is not None
+        table.tip = table.leader.tip
         (sent,) = of(SendPlan, table.reports(lea=0, bob=20))
         told.append(dict(sent.absent))
     assert told == [{"cid": Reason.LEFT}, {}, {}]
@@ -112,10 +112,10 @@ def test_a_contribution_of_a_commit_that_is_lost_with_its_holders_is_given_up(
 def test_a_commit_tells_of_everybody_who_gave_nothing_to_it_and_why() -> None:
     tip = replace(Table().tip, members=("abe", "away", "bob", "lea", "lost"))
     table = Table("abe", "bob", "cid", "lost", tip=tip)
-    table.lead.joined("aux", Hello(1, True, "aux:1", "aux:2", "aux"), table.now)
-    table.lead.left("lost", Reason.CONNECTION_LOST, table.now)
+    table.leader.joined("aux", Hello(1, True, "aux:1", "aux:2", "aux"), table.now)
+    table.leader.left("lost", Reason.CONNECTION_LOST, table.now)
     for peer in ("away", "lost"):
-        table.lead.unreachable(peer, table.now)
+        table.leader.unreachable(peer, table.now)
     table.report("aux", 0)
     table.report("cid", 5, caught_up=False)
     sent = the_plan(table.reports(bob=0, abe=20, lea=0))
@@ -145,13 +145,13 @@ def test_whose_loss_ends_an_attempt_after_its_majority_is_named_by_the_plan_that
         table.accept(plan, peer, 6)
     given_ = [Contribution(peer, 1, 0, 2 if peer == "new" else 6, table.tip.lineage, 1.0) for peer in plan.members]
     assert of(SendPlan, table.ready(result_of(plan, *given_), "lea", "bob", "cid")) == []
-    (sent,) = of(SendPlan, table.lead.left("new", Reason.CONNECTION_LOST, table.now))
+    (sent,) = of(SendPlan, table.leader.left("new", Reason.CONNECTION_LOST, table.now))
     assert sent.absent == (("new", Reason.CONNECTION_LOST),)
 
 
 def test_a_member_that_only_receives_because_of_its_link_is_named_with_this_reason_in_plan_and_commit() -> None:
     table = Table("bob", "cid", "far")
-    table.lead.codecs = dict.fromkeys(table.lead.codecs, 10_000_000)
+    table.leader.codecs = dict.fromkeys(table.leader.codecs, 10_000_000)
     quick, slow = ({"upload_bytes_s": rate, "download_bytes_s": 1e8} for rate in (1e8, 1e5))
     for peer in ("lea", "bob"):
         table.report(peer, 9, **quick)

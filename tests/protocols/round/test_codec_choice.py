@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.codecs import CODECS
+from protocols.gradients.codecs import CODECS
 from protocols.reasons import Reason
-from protocols.round.codec_choice import MOST_SHARE, SHARE_TO_RETURN, next_codec
-from protocols.round.lead_actions import Announce
+from protocols.round.codec_choice import MAX_SHARE, SHARE_TO_RETURN, next_codec
+from protocols.round.leader_actions import Announce
 from protocols.round.member import Member, Refuse, Send
-from protocols.round.plans import Plan, part_of
+from protocols.round.plans import Plan, member_plan_of
 from protocols.round.records import CODEC_NAMES, Candidate, Commit, Contribution, Tip
 from protocols.run_spec import AveragingSpec
 from tests.protocols.round.table import ELEMENTS, Table, address, of, result_of, the_plan
@@ -63,7 +63,7 @@ def test_rates_that_waver_by_half_change_the_codec_once_at_most(fp32_s: float, w
         first = chosen(first, seconds)
         seen.append(first)
     assert seen[0] == seen[1] == seen[2] == seen[3] or len(set(seen[1:])) == 1
-    assert MOST_SHARE / SHARE_TO_RETURN > 1.5
+    assert MAX_SHARE / SHARE_TO_RETURN > 1.5
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_run_with_a_fixed_codec_names_that_one_always(name: str) -> None:
     assert next_codec("int8" if name != "int8" else "fp32", codecs, {name: 1.0}, 10.0) == name, "back to the run's own"
 
 
-# -- the lead and its members --------------------------------------------------------------------------------------------------
+# -- the leader and its members --------------------------------------------------------------------------------------------------
 
 TIP = Tip(1, "d" * 64, 100, Candidate("lea", address("lea")), "int8")
 
@@ -106,7 +106,7 @@ def committed(tip: Tip, rate: float, codecs: tuple[str, ...] = AUTO) -> tuple[Pl
     ("codec", "rate", "then"),
     [("int8", 1e9, "fp32"), ("int8", 1e4, "int8"), ("fp32", 1e4, "int8"), ("fp32", 1e9, "fp32"), ("fp16", 0.0, "fp16")],
 )
-def test_the_lead_plans_with_the_tips_codec_and_its_commit_names_the_next(codec: str, rate: float, then: str) -> None:
+def test_the_leader_plans_with_the_tips_codec_and_its_commit_names_the_next(codec: str, rate: float, then: str) -> None:
     tip = replace(TIP, codec=codec)
     plan, commit = committed(tip, rate)
     assert (plan.codec, commit.codec, commit.next_codec) == (codec, codec, then)
@@ -114,7 +114,7 @@ def test_the_lead_plans_with_the_tips_codec_and_its_commit_names_the_next(codec:
     assert Tip.after(commit).codec == then
 
 
-def test_a_lead_whose_tip_names_a_codec_that_the_run_does_not_have_goes_back_to_the_runs_own() -> None:
+def test_a_leader_whose_tip_names_a_codec_that_the_run_does_not_have_goes_back_to_the_runs_own() -> None:
     plan, commit = committed(replace(TIP, codec="int4"), 1e4, ("bf16",))
     assert (plan.codec, commit.next_codec) == ("int4", "bf16")
 
@@ -126,7 +126,7 @@ def test_a_commit_whose_averages_are_in_another_codec_than_the_tips_does_not_fol
 
 def test_a_member_refuses_a_plan_with_another_codec_than_its_tips() -> None:
     plan, _ = committed(TIP, 1e4)
-    member, part = Member("bob", 1), part_of(plan, "bob")
+    member, part = Member("bob", 1), member_plan_of(plan, "bob")
     member.adopted(replace(TIP, codec="fp16"))
     (refused,) = member.on_plan(part)
     assert refused == Send("lea", Refuse(part.digest, Reason.OTHER_LINEAGE, 0))

@@ -9,10 +9,10 @@ import pytest
 from protocols.reasons import Reason
 from protocols.round.attempt import Attempt
 from protocols.round.deadline import Deadline
-from protocols.round.lead import Lead
-from protocols.round.lead_actions import Announce, NoteFailure, SendAbort, SendPlan
+from protocols.round.leader import Leader
+from protocols.round.leader_actions import Announce, NoteFailure, SendAbort, SendPlan
 from protocols.round.member import Accept, Apply, CatchUp, Drifted, GiveUp, Member, Phase, Ready, Send, StopReducing
-from protocols.round.plans import Plan, part_of
+from protocols.round.plans import Plan, member_plan_of
 from protocols.round.records import (
     Averages,
     Ballot,
@@ -36,11 +36,11 @@ def contribution_of(peer: str) -> Contribution:
     return Contribution(peer, 1, 0, 8, GENESIS.lineage, 1.0)
 
 
-def plan_of(members: str, lead: str, *, attempt: int = 1, finishes: Averages | None = None) -> Plan:
+def plan_of(members: str, leader: str, *, attempt: int = 1, finishes: Averages | None = None) -> Plan:
     """A shard a member."""
     shards = tuple(Shard(name, f"{name}:1", 1024 * at, 1024 * (at + 1)) for at, name in enumerate(members.split()))
     names = tuple(members.split())
-    return Plan(RUN, Ballot(1, GENESIS.lineage, attempt, lead), names, names, shards, "fp32", 4.0, 1, finishes)
+    return Plan(RUN, Ballot(1, GENESIS.lineage, attempt, leader), names, names, shards, "fp32", 4.0, 1, finishes)
 
 
 def averages_of(plan: Plan) -> Averages:
@@ -48,8 +48,8 @@ def averages_of(plan: Plan) -> Averages:
     return Averages(tuple(contribution_of(peer) for peer in plan.contributors), shards)
 
 
-def off(members: str, refused: dict[str, str], *, lead: str = "ann") -> tuple[str, ...]:
-    attempt = Attempt(plan_of(members, lead), 0.0, Deadline((), 0.0, 1.0, {}), "fp32")
+def off(members: str, refused: dict[str, str], *, leader: str = "ann") -> tuple[str, ...]:
+    attempt = Attempt(plan_of(members, leader), 0.0, Deadline((), 0.0, 1.0, {}), "fp32")
     attempt.drifted = {member: tuple(reducers.split()) for member, reducers in refused.items()}
     return attempt.off()
 
@@ -58,20 +58,20 @@ def off(members: str, refused: dict[str, str], *, lead: str = "ann") -> tuple[st
     ("members", "refused", "expected"),
     [
         pytest.param("ann bob cid", {"ann": "cid", "bob": "cid", "cid": "ann bob"}, ("cid",), id="one of three"),
-        pytest.param("ann bob cid", {"bob": "ann", "cid": "ann", "ann": "bob cid"}, ("ann",), id="the lead itself"),
-        pytest.param("ann bob", {"ann": "bob", "bob": "ann"}, ("bob",), id="one against one: the lead is right"),
-        pytest.param("ann bob", {"bob": "ann"}, ("bob",), id="one against one, only the lead reduced"),
+        pytest.param("ann bob cid", {"bob": "ann", "cid": "ann", "ann": "bob cid"}, ("ann",), id="the leader itself"),
+        pytest.param("ann bob", {"ann": "bob", "bob": "ann"}, ("bob",), id="one against one: the leader is right"),
+        pytest.param("ann bob", {"bob": "ann"}, ("bob",), id="one against one, only the leader reduced"),
         pytest.param(
             "ann bob cid dag",
             {"ann": "bob cid dag", "bob": "ann cid dag", "cid": "ann bob", "dag": "ann bob"},
             ("ann", "bob"),
-            id="two of four, the lead among them",
+            id="two of four, the leader among them",
         ),
         pytest.param(
             "ann bob cid",
             {"ann": "bob cid", "bob": "ann cid", "cid": "ann bob"},
             ("bob", "cid"),
-            id="nobody agrees: the lead stays",
+            id="nobody agrees: the leader stays",
         ),
     ],
 )
@@ -79,11 +79,11 @@ def test_the_outvoted_are_off(members: str, refused: dict[str, str], expected: t
     assert off(members, refused) == expected
 
 
-# -- the lead ------------------------------------------------------------------------------------------------------------------
+# -- the leader ------------------------------------------------------------------------------------------------------------------
 
 
-def lead_of(members: str) -> Lead:
-    lead = Lead(
+def leader_of(members: str) -> Leader:
+    leader = Leader(
         Candidate("ann", "ann:1"),
         run_digest=RUN,
         target_batch_size=8,
@@ -91,11 +91,11 @@ def lead_of(members: str) -> Lead:
         codecs={"fp32": 4096 * len(members.split())},
         max_epochs=None,
     )
-    lead.follow(GENESIS)
-    lead.take_over(0.0)
+    leader.follow(GENESIS)
+    leader.take_over(0.0)
     for name in members.split():
-        lead.joined(name, Hello(1, False, f"{name}:1", f"{name}:2", name), 0.0)
-    return lead
+        leader.joined(name, Hello(1, False, f"{name}:1", f"{name}:2", name), 0.0)
+    return leader
 
 
 def report(*, samples: int = 8, caught_up: bool = True, **more: Any) -> Report:
@@ -104,32 +104,32 @@ def report(*, samples: int = 8, caught_up: bool = True, **more: Any) -> Report:
     return Report(standing=GENESIS.standing, samples=samples, caught_up=caught_up, **{**rates, **values})
 
 
-def planned(lead: Lead, members: str) -> Plan:
-    lead.target_batch_size = 8 * len(members.split())
-    actions = [action for name in members.split() for action in lead.reported(name, report(), 0.0)]
+def planned(leader: Leader, members: str) -> Plan:
+    leader.target_batch_size = 8 * len(members.split())
+    actions = [action for name in members.split() for action in leader.reported(name, report(), 0.0)]
     (plan,) = [action.plan for action in actions if isinstance(action, SendPlan)]
     for name in members.split():
-        lead.answer(name, Accept(plan.digest, contribution_of(name)), 0.0)
+        leader.answer(name, Accept(plan.digest, contribution_of(name)), 0.0)
     return plan
 
 
 def test_a_minority_that_refuses_is_left_behind_by_the_commit() -> None:
-    lead = lead_of("ann bob cid")
-    plan = planned(lead, "ann bob cid")
+    leader = leader_of("ann bob cid")
+    plan = planned(leader, "ann bob cid")
     ready = Ready(averages_of(plan).result(plan.digest))
-    assert lead.answer("cid", Drifted(plan.digest, ("ann", "bob")), 0.0) == []
-    assert lead.answer("ann", ready, 0.0) == []
-    (announced,) = lead.answer("bob", ready, 0.0)  # at once: nobody else is going to be ready
+    assert leader.answer("cid", Drifted(plan.digest, ("ann", "bob")), 0.0) == []
+    assert leader.answer("ann", ready, 0.0) == []
+    (announced,) = leader.answer("bob", ready, 0.0)  # at once: nobody else is going to be ready
     assert isinstance(announced, Announce)
 
 
 def test_a_reducer_that_most_refuse_gives_up_its_state_and_nothing_of_its_attempt_is_finished() -> None:
-    lead = lead_of("ann bob cid")
-    plan = planned(lead, "ann bob cid")
+    leader = leader_of("ann bob cid")
+    plan = planned(leader, "ann bob cid")
     averages = averages_of(plan)
-    assert lead.answer("ann", Drifted(plan.digest, ("cid",)), 0.0) == []
-    assert lead.answer("cid", Ready(averages.result(plan.digest)), 0.0) == [], "not before everybody answered"
-    actions = lead.answer("bob", Drifted(plan.digest, ("cid",)), 0.0)
+    assert leader.answer("ann", Drifted(plan.digest, ("cid",)), 0.0) == []
+    assert leader.answer("cid", Ready(averages.result(plan.digest)), 0.0) == [], "not before everybody answered"
+    actions = leader.answer("bob", Drifted(plan.digest, ("cid",)), 0.0)
     assert actions[:3] == [
         NoteFailure(plan.ballot, Reason.DRIFT, "cid"),
         SendAbort(("cid",), plan.digest, Reason.DRIFT),
@@ -138,27 +138,27 @@ def test_a_reducer_that_most_refuse_gives_up_its_state_and_nothing_of_its_attemp
     (again,) = [action.plan for action in actions if isinstance(action, SendPlan)]
     assert (again.members, again.finishes) == (("ann", "bob"), None)
     held = ReadyFor(plan.ballot, averages)
-    lead.step_down()
-    lead.take_over(1.0)
+    leader.step_down()
+    leader.take_over(1.0)
     for name in ("ann", "bob", "cid"):
-        lead.joined(name, Hello(1, False, f"{name}:1", f"{name}:2", name), 1.0)
-    actions = [a for n in ("ann", "cid") for a in lead.reported(n, report(ready_for=held, promised_attempt=2), 5.0)]
+        leader.joined(name, Hello(1, False, f"{name}:1", f"{name}:2", name), 1.0)
+    actions = [a for n in ("ann", "cid") for a in leader.reported(n, report(ready_for=held, promised_attempt=2), 5.0)]
     assert [action.plan.finishes for action in actions if isinstance(action, SendPlan)] in ([None], [])
 
 
 def test_averages_whose_canonical_values_are_refused_are_not_finished_for_ever() -> None:
-    lead = lead_of("ann bob")
-    lead.target_batch_size = 10**6
+    leader = leader_of("ann bob")
+    leader.target_batch_size = 10**6
     first = plan_of("ann bob", "zoe")
     held = ReadyFor(first.ballot, averages_of(first))
-    lead.reported("bob", report(promised_attempt=1), 0.0)
-    actions = lead.reported("ann", report(promised_attempt=1, ready_for=held), 1.5)
+    leader.reported("bob", report(promised_attempt=1), 0.0)
+    actions = leader.reported("ann", report(promised_attempt=1, ready_for=held), 1.5)
     (plan,) = [action.plan for action in actions if isinstance(action, SendPlan)]
     assert plan.finishes == held.averages
     for name in ("ann", "bob"):
-        lead.answer(name, Accept(plan.digest, None), 1.5)
-    lead.answer("ann", Drifted(plan.digest, ("ann",)), 1.5)
-    actions = lead.answer("bob", Drifted(plan.digest, ("ann",)), 1.5)
+        leader.answer(name, Accept(plan.digest, None), 1.5)
+    leader.answer("ann", Drifted(plan.digest, ("ann",)), 1.5)
+    actions = leader.answer("bob", Drifted(plan.digest, ("ann",)), 1.5)
     assert SendAbort((), plan.digest, Reason.DRIFT) in actions, "who passed them on is not to blame"
     assert [action.plan.finishes for action in actions if isinstance(action, SendPlan)] == [None]
 
@@ -170,7 +170,7 @@ def reducing() -> tuple[Member, Plan]:
     member = Member("bob", 1)
     member.adopted(GENESIS)
     plan = plan_of("ann bob cid", "ann")
-    member.on_plan(part_of(plan, "bob"))
+    member.on_plan(member_plan_of(plan, "bob"))
     member.frozen(contribution_of("bob"))
     assert member.phase is Phase.REDUCING
     return member, plan
@@ -219,6 +219,6 @@ def test_the_outvoted_are_told_and_catch_up_while_the_others_stay_frozen() -> No
     assert other.on_abort(plan.digest, Reason.RESULTS_DIFFER) == [StopReducing(plan.digest, Reason.RESULTS_DIFFER)]
     assert other.phase is Phase.FROZEN
     again = plan_of("ann bob cid", "ann", attempt=2)
-    other.on_plan(part_of(again, other.me))
+    other.on_plan(member_plan_of(again, other.me))
     other.reduced(again.digest, averages_of(again))
     assert any(isinstance(action, Apply) for action in other.on_commit(commit_of(again))), "what it refused before is forgotten"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from protocols.reasons import Reason
-from protocols.round.lead import DETECTION_S
+from protocols.round.leader import DETECTION_S
 from protocols.round.member import Accept, CatchUp, GiveUp, Phase
 from protocols.round.records import Ballot, Contribution, SignedCommit
 from tests.protocols.round.fakes import TICK_S, Arithmetic, Node, Swarm
@@ -34,9 +34,9 @@ def contributors(swarm: Swarm, epoch: int) -> set[str]:
     return {contribution.peer for contribution in commit.contributions}
 
 
-def lead_of(swarm: Swarm) -> str:
-    (lead,) = swarm.leading
-    return lead.name
+def leader_of(swarm: Swarm) -> str:
+    (leader,) = swarm.leading
+    return leader.name
 
 
 def kill_at(swarm: Swarm, name: str, phase: Phase, *, epoch: int = 2, silently: bool = False) -> None:
@@ -56,7 +56,7 @@ def test_epochs_follow_each_other_and_everybody_applies_the_same(seed: int) -> N
     assert len({node.lineage for node in swarm.alive}) == 1
     assert len({node.work.applied for node in swarm.alive if isinstance(node.work, Arithmetic)}) == 1
     assert swarm.failures == []
-    assert lead_of(swarm) == "ann"
+    assert leader_of(swarm) == "ann"
     assert [commit.samples for commit in swarm.announced] == [24] * 5
     assert swarm.announced[-1].total_samples == 120
     assert all(contributors(swarm, epoch) == set(NAMES) for epoch in range(1, 6))
@@ -97,7 +97,7 @@ def test_a_contributor_that_dies_costs_one_attempt(phase: Phase, silently: bool,
 def test_a_peer_that_dies_before_the_plan_costs_nothing_but_its_samples(silently: bool) -> None:
     swarm = swarm_of()
     swarm.epoch(DRAWS)
-    swarm.seat()
+    swarm.follower()
     swarm.draw({"ann": 4, "cid": 9})
     swarm.tick()
     swarm.kill("cid", silently=silently)
@@ -110,21 +110,21 @@ def test_a_peer_that_dies_before_the_plan_costs_nothing_but_its_samples(silently
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("silently", [False, True])
 @pytest.mark.parametrize("phase", [Phase.TRAINING, Phase.FROZEN, Phase.REDUCING, Phase.READY, Phase.APPLYING])
-def test_the_next_in_order_replaces_a_lead_that_dies(phase: Phase, silently: bool, seed: int) -> None:
+def test_the_next_in_order_replaces_a_leader_that_dies(phase: Phase, silently: bool, seed: int) -> None:
     swarm = swarm_of(seed=seed)
     swarm.epoch(DRAWS)
     successor = swarm.announced[-1].succession[0].peer
     if phase is Phase.TRAINING:
-        swarm.seat()
+        swarm.follower()
         swarm.kill("ann", silently=silently)
     else:
         kill_at(swarm, "ann", phase, silently=silently)
     swarm.epoch({**DRAWS, "bob": 12, "cid": 12})
     assert not swarm.nodes["ann"].alive
     swarm.epoch({**DRAWS, "bob": 12, "cid": 12})
-    # A commit that reaches one survivor alone makes that one the first to look for a lead.
-    assert lead_of(swarm) in ((successor, "cid") if phase is Phase.APPLYING else (successor,))
-    assert swarm.announced[-1].lead.peer == lead_of(swarm)
+    # A commit that reaches one survivor alone makes that one the first to look for a leader.
+    assert leader_of(swarm) in ((successor, "cid") if phase is Phase.APPLYING else (successor,))
+    assert swarm.announced[-1].leader.peer == leader_of(swarm)
     assert contributors(swarm, 3) == {"bob", "cid", "dag"}
     assert len({node.lineage for node in swarm.alive}) == 1
 
@@ -133,7 +133,7 @@ def test_every_survivor_commits_within_detection_and_one_attempt_after_the_leads
     swarm = swarm_of()
     swarm.epoch(DRAWS)
     kill_at(swarm, "ann", Phase.REDUCING, silently=True)
-    swarm.seat()
+    swarm.follower()
     swarm.draw(DRAWS)
     swarm.tick()
     assert not swarm.nodes["ann"].alive
@@ -144,10 +144,10 @@ def test_every_survivor_commits_within_detection_and_one_attempt_after_the_leads
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_lead_and_a_contributor_die_together(seed: int) -> None:
+def test_the_leader_and_a_contributor_die_together(seed: int) -> None:
     swarm = swarm_of(seed=seed)
     swarm.epoch(DRAWS)
-    swarm.seat()
+    swarm.follower()
     swarm.draw({**DRAWS, "cid": 12, "dag": 12})
     swarm.kill("ann")
     swarm.kill("bob", silently=True)
@@ -181,7 +181,7 @@ def test_a_pair_that_failed_never_meets_again_in_the_epoch(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_newcomer_catches_up_contributes_and_does_not_displace_the_lead(seed: int) -> None:
+def test_a_newcomer_catches_up_contributes_and_does_not_displace_the_leader(seed: int) -> None:
     swarm = swarm_of("bob", "cid", "dag", seed=seed)
     for _ in range(2):
         swarm.epoch({"bob": 9, "cid": 6, "dag": 6})
@@ -189,8 +189,8 @@ def test_a_newcomer_catches_up_contributes_and_does_not_displace_the_lead(seed: 
     swarm.tick(4)
     swarm.epoch({"aaa": 5, "bob": 9, "cid": 6, "dag": 6})
     swarm.epoch({"aaa": 5, "bob": 9, "cid": 6, "dag": 6})
-    assert lead_of(swarm) == "bob"
-    assert swarm.announced[-1].lead.peer == "bob"
+    assert leader_of(swarm) == "bob"
+    assert swarm.announced[-1].leader.peer == "bob"
     assert contributors(swarm, 4) == {"aaa", "bob", "cid", "dag"}
     assert [candidate.peer for candidate in swarm.announced[-1].succession] == ["cid", "dag", "aaa"]
 
@@ -234,7 +234,7 @@ def test_a_member_that_gets_no_results_in_time_is_left_behind_and_catches_up() -
     swarm = swarm_of()
     swarm.epoch(DRAWS)
     swarm.lost_kinds = {("cid", "down")}
-    swarm.seat()
+    swarm.follower()
     swarm.batch(DRAWS)
     swarm.tick(6)
     cid = swarm.nodes["cid"]
@@ -300,7 +300,7 @@ def test_without_a_reachable_peer_the_swarm_pauses_and_goes_on_when_one_comes_ba
     again = swarm.nodes["aux"] = swarm.add("aux", auxiliary=True, incarnation=2)
     again.work, again.commits = kept.work, kept.commits  # its folder is still there
     assert kept.member.tip is not None
-    again.lead.follow(kept.member.tip)
+    again.leader.follow(kept.member.tip)
     again.succession.follow(kept.member.tip)
     again.perform(again.member.adopted(kept.member.tip))
     swarm.epoch({})
@@ -312,9 +312,9 @@ def test_of_two_leads_one_yields_and_the_swarm_is_whole_again(seed: int) -> None
     """A wrong suspicion splits the followers; safety does not suffer, and the split ends."""
     swarm = swarm_of(seed=seed)
     swarm.epoch(DRAWS)
-    swarm.seat()
+    swarm.follower()
     for name in ("bob", "dag"):
-        swarm.nodes[name].lose_lead()  # they believe that ann is silent
+        swarm.nodes[name].lose_leader()  # they believe that ann is silent
         swarm.leave(name, "ann")
     swarm.tick(2)
     for _ in range(40):
@@ -327,14 +327,14 @@ def test_of_two_leads_one_yields_and_the_swarm_is_whole_again(seed: int) -> None
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_higher_ballot_of_another_lead_wins_and_the_lower_ones_late_commit_is_ignored(seed: int) -> None:
+def test_a_higher_ballot_of_another_leader_wins_and_the_lower_ones_late_commit_is_ignored(seed: int) -> None:
     """cid is ready for ann's plan, whose commit is held up; it promises itself away to bob's; then ann's commit arrives."""
     swarm = swarm_of("ann", "bob", "cid", seed=seed)
     swarm.epoch({"ann": 8, "bob": 8, "cid": 8})
     tip = swarm.nodes["cid"].member.tip
     assert tip is not None
     swarm.lost_kinds = {(name, "commit") for name in ("ann", "bob", "cid")}
-    swarm.seat()
+    swarm.follower()
     swarm.draw({"ann": 8, "bob": 8, "cid": 8})
     swarm.tick(4)
     (late,) = swarm.announced[1:]

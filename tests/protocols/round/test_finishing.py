@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from protocols.reasons import Reason
-from protocols.round.lead_actions import Announce, NoteFailure
+from protocols.round.leader_actions import Announce, NoteFailure
 from protocols.round.member import Failed, Refuse
 from protocols.round.records import (
     Averages,
@@ -28,9 +28,9 @@ from tests.protocols.round.table import (
 )
 
 
-def held_by(table: Table, *contributions: Contribution, attempt: int = 1, lead: str = "dag") -> ReadyFor:
+def held_by(table: Table, *contributions: Contribution, attempt: int = 1, leader: str = "dag") -> ReadyFor:
     shards = (ShardResult(0, 4096, "d" * 64, 1.0), ShardResult(4096, ELEMENTS, "e" * 64, 1.0))
-    return ReadyFor(Ballot(1, table.tip.lineage, attempt, lead), Averages(contributions, shards))
+    return ReadyFor(Ballot(1, table.tip.lineage, attempt, leader), Averages(contributions, shards))
 
 
 def gave(table: Table, peer: str, samples: int = 12) -> Contribution:
@@ -41,7 +41,7 @@ def test_what_a_member_was_ready_for_is_finished_with_the_samples_of_one_who_is_
     table, plan = three()
     contributions = (gave(table, "bob"), gave(table, "cid"))
     table.ready(result_of(plan, *contributions), "bob")
-    actions = table.lead.left("cid", Reason.CONNECTION_LOST, table.now)
+    actions = table.leader.left("cid", Reason.CONNECTION_LOST, table.now)
     second = the_plan(actions)
     assert second.ballot.attempt == 2
     assert (second.members, second.contributors) == (("bob", "lea"), ())
@@ -55,7 +55,7 @@ def test_what_a_member_was_ready_for_is_finished_with_the_samples_of_one_who_is_
     assert announced.commit.members == ("bob", "lea")
 
 
-def test_a_new_lead_finishes_the_highest_attempt_that_somebody_was_ready_for() -> None:
+def test_a_new_leader_finishes_the_highest_attempt_that_somebody_was_ready_for() -> None:
     table = Table("bob", "cid", tip=replace(genesis(), members=("bob", "cid", "lea")))
     low = held_by(table, gave(table, "bob", 11), attempt=1)
     high = held_by(table, gave(table, "bob"), gave(table, "cid"), attempt=2)
@@ -102,7 +102,7 @@ def test_averages_that_a_contributor_disowns_are_not_finished_again() -> None:
     table.report("cid", 12, promised_attempt=1, ready_for=held_by(table, gave(table, "bob", 11)))
     plan = the_plan(table.report("lea", 0))
     assert plan.finishes is not None
-    actions = table.lead.answer("bob", Refuse(plan.digest, Reason.RESULTS_DIFFER, 1), table.now)
+    actions = table.leader.answer("bob", Refuse(plan.digest, Reason.RESULTS_DIFFER, 1), table.now)
     assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, Reason.RESULTS_DIFFER, "bob")]
     assert the_plan(actions).finishes is None
 
@@ -112,10 +112,10 @@ def test_when_nobody_is_left_who_could_pass_the_averages_on_a_fresh_set_is_plann
     table.report("lea", 5)
     plan = the_plan(table.report("bob", 12, promised_attempt=1, ready_for=held_by(table, gave(table, "bob"))))
     assert plan.finishes is not None
-    actions = table.lead.answer("lea", Failed(plan.digest, Reason.REDUCER_LOST, "lea", "bob"), table.now)
+    actions = table.leader.answer("lea", Failed(plan.digest, Reason.REDUCER_LOST, "lea", "bob"), table.now)
     later = the_plan(actions)
-    assert later.finishes is not None and later.contributors == ("bob",), "bob brings them to the lead"
-    actions = table.lead.answer("bob", Failed(later.digest, Reason.REDUCER_LOST, "bob", "lea"), table.now)
+    assert later.finishes is not None and later.contributors == ("bob",), "bob brings them to the leader"
+    actions = table.leader.answer("bob", Failed(later.digest, Reason.REDUCER_LOST, "bob", "lea"), table.now)
     assert the_plan(actions).finishes is None
 
 

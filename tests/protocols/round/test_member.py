@@ -23,7 +23,7 @@ from protocols.round.member import (
     Send,
     StopReducing,
 )
-from protocols.round.plans import Part, Plan, part_of
+from protocols.round.plans import MemberPlan, Plan, member_plan_of
 from protocols.round.records import (
     Averages,
     Ballot,
@@ -38,19 +38,19 @@ from protocols.round.records import (
 )
 
 RUN = "ab" * 32
-LEAD = Candidate("lea", "lea:1")
-TIP = Tip(4, "a" * 64, 1000, LEAD, "fp32", members=("bob", "lea", "me"))
+LEADER = Candidate("lea", "lea:1")
+TIP = Tip(4, "a" * 64, 1000, LEADER, "fp32", members=("bob", "lea", "me"))
 RESULTS = (ShardResult(0, 1024, "d" * 64, 4.0),)
 
 
-def plan(*, attempt: int = 1, lead: str = "lea", contributors: tuple[str, ...] = ("bob", "me"), **change: Any) -> Plan:
-    ballot = Ballot(TIP.epoch + 1, TIP.lineage, attempt, lead)
-    members = tuple(sorted({"bob", "lea", "me", lead}))
+def plan(*, attempt: int = 1, leader: str = "lea", contributors: tuple[str, ...] = ("bob", "me"), **change: Any) -> Plan:
+    ballot = Ballot(TIP.epoch + 1, TIP.lineage, attempt, leader)
+    members = tuple(sorted({"bob", "lea", "me", leader}))
     return replace(Plan(RUN, ballot, contributors, members, (Shard("lea", "lea:1", 0, 1024),), "fp32", 4.0, 7), **change)
 
 
-def mine(planned: Plan) -> Part:
-    return part_of(planned, "me")
+def mine(planned: Plan) -> MemberPlan:
+    return member_plan_of(planned, "me")
 
 
 def given(peer: str = "me", *, first: int = 0, end: int = 8) -> Contribution:
@@ -72,7 +72,7 @@ def commit_of(planned: Plan, *contributions: Contribution, **change: Any) -> Sig
         codec="fp32",
         next_codec="fp32",
         total_samples=TIP.total_samples + sum(c.weight for c in named),
-        lead=Candidate(planned.ballot.lead, "x:1"),
+        leader=Candidate(planned.ballot.leader, "x:1"),
         succession=(),
     )
     return SignedCommit(replace(commit, **change), b"", b"")
@@ -161,8 +161,8 @@ def test_a_reducers_part_that_is_somebody_elses_is_refused() -> None:
     mine_too = Shard("me", "me:1", 0, 1024)
     without = plan(members=("bob", "lea"), contributors=("bob",))
     nobodys = replace(mine(plan()), shards=(mine_too,))
-    silent = replace(part_of(plan(shards=(mine_too,)), "me"), gives=False)
-    for part in (part_of(without, "lea"), nobodys, silent):
+    silent = replace(member_plan_of(plan(shards=(mine_too,)), "me"), gives=False)
+    for part in (member_plan_of(without, "lea"), nobodys, silent):
         it = member()
         assert reason_of(it.on_plan(part)) is Reason.NOT_A_MEMBER
         assert it.promised is None
@@ -194,12 +194,12 @@ def test_a_commit_of_other_contributors_than_planned_is_not_applied() -> None:
     assert CatchUp(Reason.RESULTS_DIFFER) in it.on_commit(commit_of(planned))
 
 
-def test_a_new_lead_hears_of_the_members_that_this_one_knows() -> None:
-    """Who does not reduce knows the lead and the reducers."""
+def test_a_new_leader_hears_of_the_members_that_this_one_knows() -> None:
+    """Who does not reduce knows the leader and the reducers."""
     it = member()
-    it.on_plan(mine(plan(lead="bob", shards=(Shard("lea", "lea:1", 0, 1024),))))
+    it.on_plan(mine(plan(leader="bob", shards=(Shard("lea", "lea:1", 0, 1024),))))
     assert it.planned_with("lea") == ("bob", "lea")
-    it.on_plan(mine(plan(attempt=2, lead="bob", shards=(Shard("me", "me:1", 0, 1024),))))
+    it.on_plan(mine(plan(attempt=2, leader="bob", shards=(Shard("me", "me:1", 0, 1024),))))
     assert it.planned_with("lea") == ("bob", "lea", "me")
     assert it.planned_with("bob") == ()
 
@@ -209,8 +209,8 @@ def test_a_new_lead_hears_of_the_members_that_this_one_knows() -> None:
     [
         (plan(attempt=2), plan(attempt=1), False),
         (plan(attempt=2), plan(attempt=3), True),
-        (plan(attempt=2, lead="lea"), plan(attempt=2, lead="zoe"), True),
-        (plan(attempt=2, lead="lea"), plan(attempt=2, lead="abe"), False),
+        (plan(attempt=2, leader="lea"), plan(attempt=2, leader="zoe"), True),
+        (plan(attempt=2, leader="lea"), plan(attempt=2, leader="abe"), False),
     ],
 )
 def test_the_higher_ballot_wins(first: Plan, second: Plan, accepted: bool) -> None:
@@ -219,12 +219,12 @@ def test_the_higher_ballot_wins(first: Plan, second: Plan, accepted: bool) -> No
     if accepted:
         assert actions == [
             StopReducing(first.digest, Reason.SUPERSEDED),
-            Send(second.ballot.lead, Accept(second.digest, given())),
+            Send(second.ballot.leader, Accept(second.digest, given())),
             Reduce(mine(second), given()),
         ]
         assert it.plan == mine(second)
     else:
-        assert actions == [Send(second.ballot.lead, Refuse(second.digest, Reason.PROMISED_HIGHER, 2))]
+        assert actions == [Send(second.ballot.leader, Refuse(second.digest, Reason.PROMISED_HIGHER, 2))]
         assert it.plan == mine(first)
         assert it.phase is Phase.REDUCING
 
@@ -268,7 +268,7 @@ def test_promises_do_not_outlive_their_epoch() -> None:
     assert it.on_plan(mine(following)) == [Freeze()]
 
 
-def test_while_it_replays_commits_the_lead_hears_how_far_it_is() -> None:
+def test_while_it_replays_commits_the_leader_hears_how_far_it_is() -> None:
     it, second = member(), replace(TIP, epoch=TIP.epoch + 1, lineage="5" * 64, total_samples=TIP.total_samples + 8)
     it.on_plan(mine(plan()))
     assert not it.replayed(second), "a commit of the round is applied by applied()"
@@ -401,8 +401,8 @@ def test_a_commit_with_other_averages_than_are_here_is_never_applied() -> None:
         pytest.param(lambda p: commit_of(p, given("bob")), id="a contributor less"),
         pytest.param(lambda p: commit_of(p, ballot=replace(p.ballot, epoch=9)), id="another epoch"),
         pytest.param(
-            lambda p: commit_of(p, ballot=replace(p.ballot, attempt=9, lead="bob"), lead=Candidate("bob", "b:1")),
-            id="another lead",
+            lambda p: commit_of(p, ballot=replace(p.ballot, attempt=9, leader="bob"), leader=Candidate("bob", "b:1")),
+            id="another leader",
         ),
         pytest.param(lambda p: commit_of(p, members=("lea", "me", "zed")), id="other members"),
         pytest.param(lambda p: commit_of(p, codec="fp16"), id="another codec"),
@@ -437,7 +437,7 @@ def test_a_lighter_lineages_commit_is_ignored() -> None:
     assert it.phase is Phase.TRAINING
 
 
-def test_a_failed_exchange_is_told_to_the_lead_and_the_contribution_kept() -> None:
+def test_a_failed_exchange_is_told_to_the_leader_and_the_contribution_kept() -> None:
     planned = plan()
     it = reducing(planned)
     assert it.reduce_failed(planned.digest, Reason.REDUCER_LOST, "me", "lea") == [
@@ -519,9 +519,9 @@ def test_a_freeze_of_an_older_lineage_never_enters_a_newer_epoch() -> None:
     assert not any(isinstance(a, Send) and isinstance(a.answer, Accept) and a.answer.contribution == given() for a in actions)
 
 
-def finishing(planned: Plan, *contributions: Contribution, attempt: int = 2, lead: str = "bob") -> Plan:
+def finishing(planned: Plan, *contributions: Contribution, attempt: int = 2, leader: str = "bob") -> Plan:
     """`lead` finishes what somebody was ready for of `planned`."""
-    ballot = replace(planned.ballot, attempt=attempt, lead=lead)
+    ballot = replace(planned.ballot, attempt=attempt, leader=leader)
     return replace(planned, ballot=ballot, contributors=(), finishes=averages(*contributions))
 
 
@@ -540,7 +540,7 @@ def test_what_it_was_ready_for_is_kept_when_the_attempt_ends_and_forgotten_with_
 def test_a_plan_that_finishes_an_earlier_attempt_asks_for_no_contribution() -> None:
     planned = plan()
     it = ready(planned)
-    it.on_abort(planned.digest, Reason.LEAD_LOST)
+    it.on_abort(planned.digest, Reason.LEADER_LOST)
     second = finishing(planned)
     assert it.on_plan(mine(second)) == [Send("bob", Accept(second.digest, None)), Reduce(mine(second), None)]
     assert it.reduced(second.digest, averages()) == [Send("bob", Ready(averages().result(second.digest)))]
@@ -573,12 +573,12 @@ def test_averages_with_the_contribution_of_an_earlier_process_of_this_peer_are_a
 def test_a_commit_of_the_averages_at_hand_is_applied_even_if_its_plan_never_came() -> None:
     planned = plan()
     it = ready(planned)
-    it.on_abort(planned.digest, Reason.LEAD_LOST)
+    it.on_abort(planned.digest, Reason.LEADER_LOST)
     signed = commit_of(finishing(planned))
     assert it.on_commit(signed) == [Apply(signed)]
 
 
-def test_only_another_lead_than_the_plans_own_is_told_with_whom_it_was_planned() -> None:
+def test_only_another_leader_than_the_plans_own_is_told_with_whom_it_was_planned() -> None:
     it = reducing(plan())
     assert it.planned_with("lea") == ()
     assert it.planned_with("bob") == ("lea",)

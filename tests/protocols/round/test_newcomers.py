@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from protocols.reasons import Reason
-from protocols.round.lead import DETECTION_S
-from protocols.round.lead_actions import Announce, NoteFailure, SendAbort
+from protocols.round.leader import DETECTION_S
+from protocols.round.leader_actions import Announce, NoteFailure, SendAbort
 from protocols.round.records import Standing
 from tests.protocols.round.table import Table, of, the_plan, three, threes_result
 
@@ -22,12 +22,12 @@ def test_a_round_under_way_neither_waits_for_a_newcomer_nor_ends_with_it(then: s
     table, plan = three()
     join_and_catch_up(table, "dot")
     if then == "leaves":
-        assert table.lead.left("dot", Reason.CONNECTION_LOST, table.now) == []
+        assert table.leader.left("dot", Reason.CONNECTION_LOST, table.now) == []
     elif then == "falls silent":
         assert of(SendAbort, table.wait(DETECTION_S + 0.25, silent=("dot",))) == []
     elif then == "starts again":
         assert table.join("dot", incarnation=2) == []
-    assert table.lead.attempt is not None and table.lead.attempt.plan == plan
+    assert table.leader.attempt is not None and table.leader.attempt.plan == plan
     (announced,) = of(Announce, table.ready(threes_result(table, plan), "bob", "cid", "lea"))
     assert announced.commit.members == plan.members
 
@@ -45,4 +45,4 @@ def test_a_member_that_begins_to_catch_up_between_rounds_is_left_out_of_the_next
     table.report("dot", 0, caught_up=False)
     plan = the_plan(table.reports(lea=0, bob=12, cid=8))
     assert "dot" not in plan.members
-    assert of(NoteFailure, table.lead.left("dot", Reason.CONNECTION_LOST, table.now)) == []
+    assert of(NoteFailure, table.leader.left("dot", Reason.CONNECTION_LOST, table.now)) == []

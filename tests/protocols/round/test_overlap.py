@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from protocols.reasons import Reason
-from protocols.round.lead import DETECTION_S
-from protocols.round.lead_actions import Announce, NoteFailure, SendPlan
+from protocols.round.leader import DETECTION_S
+from protocols.round.leader_actions import Announce, NoteFailure, SendPlan
 from protocols.round.member import Accept, Apply, CatchUp, Freeze, GiveUp, Member, Phase, Reduce, Refuse, Resume, Send
 from protocols.round.plans import Plan
 from protocols.round.records import Averages, Ballot, Contribution, ReadyFor, SignedCommit, Tip
@@ -145,11 +145,11 @@ def test_a_plan_that_finishes_averages_of_another_base_is_refused(base: str, acc
     assert accepts or answer.reason is Reason.OTHER_LINEAGE
 
 
-# -- the lead --------------------------------------------------------------------------------------------------------------------
+# -- the leader ------------------------------------------------------------------------------------------------------------------
 
 
 def table(*, overlap: bool = True, **change: Any) -> Table:
-    tip = Tip(1, "a" * 64, 100, TIP.lead, TIP.codec, members=("bob", "cid", "lea"), parent=BEFORE)
+    tip = Tip(1, "a" * 64, 100, TIP.leader, TIP.codec, members=("bob", "cid", "lea"), parent=BEFORE)
     it = Table("bob", "cid", tip=tip, overlap=overlap, **change)
     it.reports(lea=0, bob=0, cid=0)
     return it
@@ -165,7 +165,7 @@ def table(*, overlap: bool = True, **change: Any) -> Table:
         ("a" * 64, False, False),
     ],
 )
-def test_a_lead_takes_contributions_of_the_tip_and_with_overlap_of_its_parent(base: str, overlap: bool, problem: bool) -> None:
+def test_a_leader_takes_contributions_of_the_tip_and_with_overlap_of_its_parent(base: str, overlap: bool, problem: bool) -> None:
     it = table(overlap=overlap)
     planned = the_plan(it.reports(bob=12, cid=12))
     failed = of(NoteFailure, it.accept(planned, "bob", 12, base=base))
@@ -183,7 +183,7 @@ def test_averages_of_another_base_are_not_finished(base: str, sound: bool) -> No
 
 
 def committed(*, overlap: bool = True) -> tuple[Table, Tip]:
-    """bob and cid gave 12 each; the lead has applied the commit, and nobody else has yet."""
+    """bob and cid gave 12 each; the leader has applied the commit, and nobody else has yet."""
     it = table(overlap=overlap)
     planned = the_plan(it.reports(bob=12, cid=12))
     given_by = [Contribution(peer, 1, 0, 12, it.tip.lineage, 1.0) for peer in ("bob", "cid")]
@@ -191,7 +191,7 @@ def committed(*, overlap: bool = True) -> tuple[Table, Tip]:
         it.accept(planned, peer, samples)
     (announced,) = of(Announce, it.ready(result_of(planned, *given_by), "lea", "bob", "cid"))
     it.tip, before = Tip.after(announced.commit), it.tip
-    it.lead.follow(it.tip, announced.commit)
+    it.leader.follow(it.tip, announced.commit)
     it.report("lea")
     return it, before
 
@@ -207,7 +207,7 @@ def test_a_batch_that_is_there_already_is_planned_as_soon_as_all_have_applied_th
 def test_one_that_does_not_come_to_apply_a_commit_is_not_waited_for_for_ever() -> None:
     it, before = committed()
     it.report("bob", 30)
-    it.lead.reported("cid", replace(it.lead.seats["cid"].report or _none(), standing=before.standing), it.now)
+    it.leader.reported("cid", replace(it.leader.followers["cid"].report or _none(), standing=before.standing), it.now)
     planned = the_plan(it.wait(DETECTION_S + 1))
     assert planned.contributors == ("bob",)
 

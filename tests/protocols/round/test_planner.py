@@ -22,7 +22,7 @@ from protocols.round.planner import (
     slowest_paces,
     suppliers,
 )
-from protocols.round.plans import Plan, part_of
+from protocols.round.plans import Plan, member_plan_of
 from protocols.round.records import MAX_REDUCERS, Ballot, Candidate, Shard, ShardResult
 
 MBIT = 125_000.0
@@ -228,10 +228,10 @@ def test_who_only_receives_holds_nobody_up() -> None:
 
 
 def test_a_plan_s_pace_is_its_bytes_in_its_time_and_none_for_what_has_no_bytes() -> None:
-    part = part_of(dataclasses.replace(plan(3), planned_s=4.0), "p001")
+    part = member_plan_of(dataclasses.replace(plan(3), planned_s=4.0), "p001")
     assert (part.pace(1000), part.pace(0)) == (250.0, None)
-    assert part_of(plan(3), "p001").pace(1000) is None
-    assert part_of(dataclasses.replace(plan(3), planned_s=0.1), "p001").pace(1000) is None, "too short to be paced"
+    assert member_plan_of(plan(3), "p001").pace(1000) is None
+    assert member_plan_of(dataclasses.replace(plan(3), planned_s=0.1), "p001").pace(1000) is None, "too short to be paced"
     for planned_s in (-1.0, 5e-324, 1e5, float("nan")):
         with pytest.raises(ValueError, match="takes its time"):
             dataclasses.replace(plan(3), planned_s=planned_s)

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from protocols.round.plans import Part, Plan, part_of
+from protocols.round.plans import MemberPlan, Plan, member_plan_of
 from protocols.round.records import Averages, Ballot, Contribution, Shard, ShardResult
 
 PARENT = "a" * 64
@@ -18,19 +18,19 @@ def plan() -> Plan:
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_every_part_has_the_plans_digest_and_says_whether_its_member_gives(member: str) -> None:
-    part = part_of(plan(), member)
+    part = member_plan_of(plan(), member)
     assert part.digest == plan().digest
     assert part.gives == (member in CONTRIBUTORS)
     assert part.is_for(member)
     assert (part.shards, part.ballot) == (plan().shards, plan().ballot)
 
 
-def test_only_reducers_and_the_lead_are_told_who_takes_part() -> None:
-    told = {member for member in MEMBERS if part_of(plan(), member).members}
+def test_only_reducers_and_the_leader_are_told_who_takes_part() -> None:
+    told = {member for member in MEMBERS if member_plan_of(plan(), member).members}
     assert told == {"ann", "dot", "lea"}
-    assert "cid" not in str(asdict(part_of(plan(), "bob")))
-    assert part_of(plan(), "bob").known_members == ("ann", "dot", "lea")
-    assert part_of(plan(), "ann").known_members == MEMBERS
+    assert "cid" not in str(asdict(member_plan_of(plan(), "bob")))
+    assert member_plan_of(plan(), "bob").known_members == ("ann", "dot", "lea")
+    assert member_plan_of(plan(), "ann").known_members == MEMBERS
 
 
 def test_the_digest_is_of_the_lists_too() -> None:
@@ -41,7 +41,7 @@ def test_the_digest_is_of_the_lists_too() -> None:
 @pytest.mark.parametrize("lie", [{"members": (*MEMBERS, "new")}, {"contributors": ("ann", "bob")}, {"members": ()}])
 def test_lists_that_are_not_those_of_the_digest_are_no_part(lie: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(ValueError, match=r"part|knows"):
-        replace(part_of(plan(), "ann"), **lie)
+        replace(member_plan_of(plan(), "ann"), **lie)
 
 
 def test_who_needs_nobody_to_bring_the_averages_is_told_so() -> None:
@@ -51,5 +51,5 @@ def test_who_needs_nobody_to_bring_the_averages_is_told_so() -> None:
     )
     passed_on = replace(plan(), contributors=(), finishes=averages)
     brought = replace(plan(), contributors=("bob",), finishes=averages)
-    parts: list[Part] = [part_of(it, "cid") for it in (passed_on, brought)]
+    parts: list[MemberPlan] = [member_plan_of(it, "cid") for it in (passed_on, brought)]
     assert [part.is_given_to for part in parts] == [False, True]

@@ -14,7 +14,7 @@ MB = 1e6
 MBIT = 125_000.0
 
 
-def links(**speeds: tuple[float, float]) -> dict[str, Link]:
+def channels(**speeds: tuple[float, float]) -> dict[str, Link]:
     """Up and down in Mbit/s. Of whoever's name begins with aux nothing is given, of home nothing is reduced."""
     return {
         peer: Link(up * MBIT, down * MBIT, gives=not peer.startswith("aux"), reduces=not peer.startswith("home"))
@@ -22,12 +22,12 @@ def links(**speeds: tuple[float, float]) -> dict[str, Link]:
     }
 
 
-def least_by_bisection(lines: Mapping[str, Link], vector_bytes: float) -> float:
+def min_by_bisection(lines: Mapping[str, Link], vector_bytes: float) -> float:
     """The same optimum by other means: what can each reduce at most (at least) in a time, and is that enough (not too much)?"""
     givers = sum(link.gives for link in lines.values())
 
     def enough(seconds: float) -> bool:
-        least_sum = most_sum = 0.0
+        min_sum = max_sum = 0.0
         for link in lines.values():
             least, most = 0.0, link.most if link.reduces else 0.0
             none, whole = link.load(0, len(lines), givers), link.load(1, len(lines), givers)
@@ -41,8 +41,8 @@ def least_by_bisection(lines: Mapping[str, Link], vector_bytes: float) -> float:
                     return False
             if most < least - 1e-12 or most < 0:
                 return False
-            least_sum, most_sum = least_sum + least, most_sum + most
-        return least_sum <= 1 <= most_sum
+            min_sum, max_sum = min_sum + least, max_sum + most
+        return min_sum <= 1 <= max_sum
 
     low, high = 0.0, 1.0
     while not enough(high):
@@ -54,14 +54,14 @@ def least_by_bisection(lines: Mapping[str, Link], vector_bytes: float) -> float:
 
 
 def test_equal_links_make_an_all_reduce() -> None:
-    split = fastest(links(ann=(100, 100), bob=(100, 100), cid=(100, 100), dot=(100, 100)), 100 * MB)
+    split = fastest(channels(ann=(100, 100), bob=(100, 100), cid=(100, 100), dot=(100, 100)), 100 * MB)
     assert split.fractions == {peer: pytest.approx(0.25) for peer in ("ann", "bob", "cid", "dot")}
     assert split.seconds == pytest.approx(100 * MB * 2 * 3 / 4 / (100 * MBIT))
 
 
 def test_one_fast_reachable_peer_among_client_mode_peers_is_a_parameter_server() -> None:
     homes = {f"home{index}": (20, 100) for index in range(8)}
-    split = fastest(links(aux=(1000, 1000), **homes), 100 * MB)
+    split = fastest(channels(aux=(1000, 1000), **homes), 100 * MB)
     assert split.fractions == {"aux": 1.0}
     assert split.seconds == pytest.approx(100 * MB / (20 * MBIT)), "what a home line takes for its contribution"
 
@@ -71,7 +71,7 @@ def paper(auxiliary: int) -> dict[str, Link]:
     workstations = {f"w{index}": (100, 100) for index in range(8)}
     slow = {f"x{index}": (50, 50) for index in range(4)}
     aux = {f"aux{index}": (200, 200) for index in range(auxiliary)}
-    return links(**servers, **workstations, **slow, **aux)
+    return channels(**servers, **workstations, **slow, **aux)
 
 
 def test_the_papers_mix_is_a_hybrid_that_beats_both_corners() -> None:
@@ -96,7 +96,7 @@ def test_auxiliary_peers_take_most() -> None:
 
 
 def test_what_a_line_has_to_spare_is_used_evenly_when_another_line_makes_the_round_long() -> None:
-    split = fastest(links(home=(5, 50), ann=(100, 100), bob=(100, 100), cid=(50, 50)), 10 * MB)
+    split = fastest(channels(home=(5, 50), ann=(100, 100), bob=(100, 100), cid=(50, 50)), 10 * MB)
     assert split.seconds == pytest.approx(10 * MB / (5 * MBIT)), "nobody can relieve a contributor of its own upload"
     assert split.fractions["ann"] == pytest.approx(split.fractions["bob"])
     assert 0.1 < split.fractions["cid"] < split.fractions["ann"]
@@ -109,7 +109,7 @@ def test_the_order_of_the_members_does_not_matter() -> None:
 
 
 def test_nobody_reduces_more_than_it_has_the_memory_for_unless_all_together_lack_it() -> None:
-    lines = links(ann=(100, 100), bob=(100, 100), cid=(100, 100))
+    lines = channels(ann=(100, 100), bob=(100, 100), cid=(100, 100))
     lines["ann"] = replace(lines["ann"], most=0.1)
     assert fastest(lines, MB).fractions == {
         "ann": pytest.approx(0.1),
@@ -136,11 +136,11 @@ def test_no_split_is_faster(lines: list[Link]) -> None:
     assert sum(split.fractions.values()) == pytest.approx(1)
     assert all(0 <= fraction <= named[peer].most * (1 + 1e-3) for peer, fraction in split.fractions.items())
     assert split.fractions.keys() == {peer for peer, link in named.items() if link.reduces}
-    assert split.seconds == pytest.approx(least_by_bisection(named, 64 * MB), rel=3e-3)
+    assert split.seconds == pytest.approx(min_by_bisection(named, 64 * MB), rel=3e-3)
 
 
 def test_one_member_alone_takes_no_time() -> None:
-    assert fastest(links(ann=(1, 1)), MB).seconds == 0
+    assert fastest(channels(ann=(1, 1)), MB).seconds == 0
 
 
 def test_an_unmeasured_rate_counts_as_the_median() -> None:
@@ -161,7 +161,7 @@ FOUR = {"ann": (100.0, 100.0), "bob": (100.0, 100.0), "cid": (100.0, 100.0), "ho
 
 
 def worth(speeds: dict[str, tuple[float, float]], samples: dict[str, int], gather_s: float) -> set[str]:
-    return set(worth_waiting_for(links(**speeds), samples, gather_s, 10 * MB))
+    return set(worth_waiting_for(channels(**speeds), samples, gather_s, 10 * MB))
 
 
 def test_samples_behind_a_line_that_would_hold_up_everybody_are_not_waited_for() -> None:
@@ -182,23 +182,23 @@ def test_a_gain_of_a_tenth_is_not_worth_leaving_somebody_out() -> None:
     assert worth(speeds, {"ann": 450, "bob": 450, "home": 100}, 6.0) == set(speeds)
 
 
-@pytest.mark.parametrize(("peers", "most_s"), [(16, 0.02), (256, 1.0)])
-def test_a_plans_splits_are_found_in_time(peers: int, most_s: float) -> None:
+@pytest.mark.parametrize(("peers", "max_s"), [(16, 0.02), (256, 1.0)])
+def test_a_plans_splits_are_found_in_time(peers: int, max_s: float) -> None:
     """The bound is for a machine that does nothing else; five times that here."""
     prepare()
     lines = {f"p{i:03}": Link((1 + i * 7 % 97) * MBIT, (1 + i * 5 % 89) * MBIT, i % 9 != 0, i % 3 != 1) for i in range(peers)}
     began = time.perf_counter()
     worth_waiting_for(lines, dict.fromkeys(lines, 100), 10.0, 64 * MB)
-    assert time.perf_counter() - began < 5 * most_s
+    assert time.perf_counter() - began < 5 * max_s
 
 
 def test_a_limit_on_memory_that_does_not_bind_changes_nothing() -> None:
-    free = links(a=(800, 800), b=(800, 800), c=(800, 800), home=(10, 10))
+    free = channels(a=(800, 800), b=(800, 800), c=(800, 800), home=(10, 10))
     limited = {**free, "b": replace(free["b"], most=0.87), "c": replace(free["c"], most=0.34)}
     assert fastest(limited, 400 * MB).fractions == pytest.approx(fastest(free, 400 * MB).fractions)
 
 
 def test_what_one_has_no_memory_for_is_spread_evenly_over_the_others() -> None:
-    free = links(a=(800, 800), b=(800, 800), c=(800, 800), home=(10, 10))
+    free = channels(a=(800, 800), b=(800, 800), c=(800, 800), home=(10, 10))
     split = fastest({**free, "c": replace(free["c"], most=0.1)}, 400 * MB)
     assert split.fractions == pytest.approx({"a": 0.45, "b": 0.45, "c": 0.1})

@@ -26,7 +26,7 @@ HEX = "c" * 64
 
 
 def ballot(**change: Any) -> Ballot:
-    return replace(Ballot(epoch=3, parent=HEX, attempt=1, lead="ann"), **change)
+    return replace(Ballot(epoch=3, parent=HEX, attempt=1, leader="ann"), **change)
 
 
 def contribution(peer: str = "ann", **change: Any) -> Contribution:
@@ -48,14 +48,16 @@ def commit(**change: Any) -> Commit:
         codec="fp32",
         next_codec="fp32",
         total_samples=100,
-        lead=Candidate("ann", "a:1"),
+        leader=Candidate("ann", "a:1"),
         succession=(Candidate("bob", "b:1"),),
     )
     return replace(whole, **change)
 
 
-def test_ballots_of_an_epoch_are_ordered_by_attempt_then_lead() -> None:
-    ranked = [ballot(attempt=a, lead=lead).rank for a, lead in ((1, "ann"), (1, "bob"), (2, "aaa"), (2, "zoe"), (10, "ann"))]
+def test_ballots_of_an_epoch_are_ordered_by_attempt_then_leader() -> None:
+    ranked = [
+        ballot(attempt=a, leader=leader).rank for a, leader in ((1, "ann"), (1, "bob"), (2, "aaa"), (2, "zoe"), (10, "ann"))
+    ]
     assert ranked == sorted(ranked)
     assert len(set(ranked)) == 5
 
@@ -117,7 +119,7 @@ def test_a_sum_of_squares_is_a_number_from_zero_on(squares: float) -> None:
     [
         {"contributions": ()},
         {"shards": ()},
-        {"lead": Candidate("bob", "b:1")},
+        {"leader": Candidate("bob", "b:1")},
         {"plan_digest": "no digest"},
         {"total_samples": 15},
     ],
@@ -172,7 +174,7 @@ CHANGES_TO_A_COMMIT: list[dict[str, Any]] = [
     {"shards": (ShardResult(0, 1024, "d" * 64, 9.0), ShardResult(1024, 1500, "e" * 64, math.nextafter(16.0, 17.0)))},
     {"codec": "fp16"},
     {"total_samples": 101},
-    {"lead": Candidate("ann", "a:2")},
+    {"leader": Candidate("ann", "a:2")},
     {"succession": ()},
 ]
 
@@ -222,10 +224,14 @@ def test_the_heavier_lineage_wins_and_at_a_tie_the_smaller_digest() -> None:
 def test_a_tip_after_a_commit_is_that_commit() -> None:
     tip = Tip.after(commit())
     assert (tip.epoch, tip.lineage, tip.total_samples) == (3, commit().digest, 100)
-    assert (tip.lead, tip.succession, tip.members) == (Candidate("ann", "a:1"), (Candidate("bob", "b:1"),), ("ann", "bob", "cid"))
+    assert (tip.leader, tip.succession, tip.members) == (
+        Candidate("ann", "a:1"),
+        (Candidate("bob", "b:1"),),
+        ("ann", "bob", "cid"),
+    )
 
 
-def test_a_genesis_differs_with_run_parameters_and_first_lead() -> None:
+def test_a_genesis_differs_with_run_parameters_and_first_leader() -> None:
     first = Candidate("ann", "")
     tips = [
         Tip.genesis("ab" * 32, "00" * 32, first, "fp32"),
@@ -259,7 +265,7 @@ def test_a_report_with_impossible_numbers_is_refused(change: dict[str, Any]) -> 
 )
 def test_a_tip_leads_to_the_next_commit_with_the_right_weight_alone(epoch: int, total: int, leads: bool) -> None:
     it = commit()
-    tip = Tip(it.ballot.epoch - epoch, it.ballot.parent, it.total_samples - it.samples + 16 - total, it.lead, it.codec)
+    tip = Tip(it.ballot.epoch - epoch, it.ballot.parent, it.total_samples - it.samples + 16 - total, it.leader, it.codec)
     for overlap in (False, True):
         assert tip.leads_to(it, overlap=overlap) is leads
 
@@ -270,7 +276,7 @@ def test_contributions_build_on_the_parent_or_with_overlap_on_that_ones_parent(b
     it = commit(
         ballot=ballot(parent="c" * 64), contributions=(contribution("ann", base="c" * 64), contribution("bob", base=base * 64))
     )
-    tip = Tip(it.ballot.epoch - 1, "c" * 64, it.total_samples - it.samples, it.lead, it.codec, parent="b" * 64)
+    tip = Tip(it.ballot.epoch - 1, "c" * 64, it.total_samples - it.samples, it.leader, it.codec, parent="b" * 64)
     assert (tip.leads_to(it, overlap=False), tip.leads_to(it, overlap=True)) == leads
 
 

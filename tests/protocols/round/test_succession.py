@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from protocols.reasons import Reason
-from protocols.round.lead import DETECTION_S
+from protocols.round.leader import DETECTION_S
 from protocols.round.records import Candidate, Tip
 from protocols.round.succession import Succession
 
@@ -10,8 +10,8 @@ def at(*names: str) -> tuple[Candidate, ...]:
     return tuple(Candidate(name, f"{name}:1") for name in names)
 
 
-def tip(lead: str, *after: str, lineage: str = "a") -> Tip:
-    return Tip(4, lineage * 64, 100, *at(lead), "fp32", succession=at(*after))
+def tip(leader: str, *after: str, lineage: str = "a") -> Tip:
+    return Tip(4, lineage * 64, 100, *at(leader), "fp32", succession=at(*after))
 
 
 def succession(me: str, *, client_mode: bool = False, looked: bool = True) -> Succession:
@@ -30,7 +30,7 @@ def test_nobody_is_followed_and_nobody_leads_before_it_has_looked_who_is_there()
     assert here.acting == Candidate("bob", "bob:1")
 
 
-def test_the_commits_lead_is_followed_however_small_a_newcomers_id_is() -> None:
+def test_the_commits_leader_is_followed_however_small_a_newcomers_id_is() -> None:
     here = succession("aaa")
     here.follow(tip("mia", "zoe", "bob"))
     here.know(at("abe", "bob"))
@@ -38,7 +38,7 @@ def test_the_commits_lead_is_followed_however_small_a_newcomers_id_is() -> None:
     assert [candidate.peer for candidate in here.order] == ["mia", "zoe", "bob", "aaa", "abe"]
 
 
-def test_the_next_in_order_takes_over_from_a_silent_lead() -> None:
+def test_the_next_in_order_takes_over_from_a_silent_leader() -> None:
     here = succession("bob")
     here.follow(tip("mia", "zoe", "bob"))
     for silent, expected in (("mia", "zoe"), ("zoe", "bob")):
@@ -47,7 +47,7 @@ def test_the_next_in_order_takes_over_from_a_silent_lead() -> None:
         assert here.acting.peer == expected
 
 
-def test_a_lead_that_is_heard_again_is_followed_again() -> None:
+def test_a_leader_that_is_heard_again_is_followed_again() -> None:
     here = succession("bob")
     here.follow(tip("mia", "bob"))
     here.silent("mia")
@@ -88,7 +88,7 @@ def test_when_everybody_is_silent_the_order_is_tried_from_the_top() -> None:
     assert here.acting == Candidate("mia", "mia:1")
 
 
-def test_without_a_tip_or_anybody_reachable_there_is_no_lead() -> None:
+def test_without_a_tip_or_anybody_reachable_there_is_no_leader() -> None:
     here = succession("bob", client_mode=True)
     assert here.acting is None
     here.follow(Tip.genesis("ab" * 32, "00" * 32, Candidate("mia", ""), "fp32"))
@@ -105,8 +105,8 @@ def test_peers_of_one_lineage_agree_on_the_order_that_the_commit_names() -> None
     assert orders == [["mia", "zoe", "bob"]] * 3
 
 
-def test_at_the_beginning_nobody_leads_before_the_first_lead_is_found() -> None:
-    """The genesis names a lead and no address: who takes its place because a look missed it would begin a second history."""
+def test_at_the_beginning_nobody_leads_before_the_first_leader_is_found() -> None:
+    """The genesis names a leader and no address: who takes its place because a look missed it would begin a second history."""
     succession = Succession(Candidate("me", "me:1"))
     succession.follow(Tip.genesis("ab" * 32, "cd" * 32, Candidate("first", ""), "fp32"))
     succession.know([Candidate("bob", "bob:1")])
@@ -115,19 +115,19 @@ def test_at_the_beginning_nobody_leads_before_the_first_lead_is_found() -> None:
     assert succession.acting == Candidate("first", "first:1")
 
 
-def test_a_successor_that_has_yet_to_find_the_lead_silent_is_waited_for_instead_of_dialling_that_lead_again() -> None:
+def test_a_successor_that_has_yet_to_find_the_leader_silent_is_waited_for_instead_of_dialling_that_leader_again() -> None:
     here = succession("bob")
     here.follow(tip("mia", "zoe", "bob"))
     here.passed_over("mia", 10.0, Reason.SILENT, follows="", able=False)
-    here.passed_over("zoe", 10.1, Reason.NOT_THE_LEAD, follows="mia", able=False)
+    here.passed_over("zoe", 10.1, Reason.NOT_THE_LEADER, follows="mia", able=False)
     assert here.acting == Candidate("zoe", "zoe:1")
-    here.passed_over("zoe", 10.0 + DETECTION_S, Reason.NOT_THE_LEAD, follows="mia", able=False)  # it hears that lead, then
+    here.passed_over("zoe", 10.0 + DETECTION_S, Reason.NOT_THE_LEADER, follows="mia", able=False)  # it hears that leader, then
     assert here.acting == Candidate("mia", "mia:1")
 
 
-def test_a_lead_whose_connection_broke_is_dialled_again_when_the_next_in_order_follows_it() -> None:
+def test_a_leader_whose_connection_broke_is_dialled_again_when_the_next_in_order_follows_it() -> None:
     here = succession("bob")
     here.follow(tip("mia", "zoe", "bob"))
     here.passed_over("mia", 10.0, Reason.CONNECTION_LOST, follows="", able=False)
-    here.passed_over("zoe", 10.1, Reason.NOT_THE_LEAD, follows="mia", able=False)
+    here.passed_over("zoe", 10.1, Reason.NOT_THE_LEADER, follows="mia", able=False)
     assert here.acting == Candidate("mia", "mia:1")

@@ -21,8 +21,8 @@ from protocols.errors import BadMessageError, PortInUseError, RefusedError, Unre
 from protocols.identity import Authority, Credentials, Key
 from protocols.reasons import Reason
 from protocols.transport import bulk
-from protocols.transport.bulk import BulkLinks, BulkServer, BulkStream, Kind
-from protocols.transport.traffic import Traffic
+from protocols.transport.bandwidth import Bandwidth
+from protocols.transport.bulk import BulkConnections, BulkServer, BulkStream, Kind
 from protocols.wire import dugnad_pb2 as pb
 
 RUN = "ab" * 32
@@ -38,16 +38,16 @@ def credentials(folder: Path, authority: str = "ours") -> Credentials:
 
 @dataclass
 class Pair:
-    links: BulkLinks
+    channels: BulkConnections
     server: BulkServer
-    here: Traffic
-    there: Traffic
+    here: Bandwidth
+    there: Bandwidth
     peer: str
     address: str
     served: list[BulkStream]
 
     def to(self) -> Any:
-        return self.links.to(self.peer, self.address)
+        return self.channels.to(self.peer, self.address)
 
 
 async def echo(stream: BulkStream, kind: Kind, length: int) -> None:
@@ -63,22 +63,22 @@ async def pair(
     *,
     client: str = "ours",
     run: str = RUN,
-    here: Traffic | None = None,
+    here: Bandwidth | None = None,
 ) -> AsyncIterator[Pair]:
     mine, theirs = credentials(folder, client), credentials(folder)
-    here, there, served = here or Traffic(), Traffic(), list[BulkStream]()
+    here, there, served = here or Bandwidth(), Bandwidth(), list[BulkStream]()
 
     async def serving(stream: BulkStream, kind: Kind, length: int) -> None:
         served.append(stream)
         await serve(stream, kind, length)
 
-    server, links = BulkServer(theirs, RUN, there), BulkLinks(mine, run, here)
+    server, channels = BulkServer(theirs, RUN, there), BulkConnections(mine, run, here)
     port = server.listen("127.0.0.1", 0)
     server.start(serving)
     try:
-        yield Pair(links, server, here, there, theirs.peer_id, f"127.0.0.1:{port}", served)
+        yield Pair(channels, server, here, there, theirs.peer_id, f"127.0.0.1:{port}", served)
     finally:
-        links.close()
+        channels.close()
         await server.aclose()
 
 
@@ -143,7 +143,7 @@ def test_only_the_peer_that_was_meant_is_talked_to(tmp_path: Path) -> None:
     async def work() -> None:
         async with pair(tmp_path) as two:
             with pytest.raises(UnreachableError):
-                async with two.links.to(credentials(tmp_path).peer_id, two.address):
+                async with two.channels.to(credentials(tmp_path).peer_id, two.address):
                     pass
 
     run(work())
@@ -230,10 +230,10 @@ def test_a_side_that_goes_away_ends_the_wait_of_the_other(tmp_path: Path) -> Non
 
 def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
     async def work() -> None:
-        links = BulkLinks(credentials(tmp_path), RUN, Traffic())
+        channels = BulkConnections(credentials(tmp_path), RUN, Bandwidth())
         for address in ("127.0.0.1:1", "127.0.0.1:none", f"127.0.0.1:{10**30}", "nowhere.invalid:80"):
             with pytest.raises(UnreachableError):
-                async with links.to("bob", address):
+                async with channels.to("bob", address):
                     pass
 
     run(work())
@@ -242,7 +242,7 @@ def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
 def test_a_port_in_use_is_said(tmp_path: Path) -> None:
     async def work() -> None:
         with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(PortInUseError):
-            BulkServer(credentials(tmp_path), RUN, Traffic()).listen("127.0.0.1", other.getsockname()[1])
+            BulkServer(credentials(tmp_path), RUN, Bandwidth()).listen("127.0.0.1", other.getsockname()[1])
 
     run(work())
 
@@ -283,7 +283,7 @@ def test_a_pace_holds_and_is_taken_off_for_the_next_request(tmp_path: Path) -> N
 
 
 def test_connections_of_one_peer_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "MOST_CONNECTIONS_OF_PEER", 2)
+    monkeypatch.setattr(bulk, "MAX_CONNECTIONS_OF_PEER", 2)
 
     async def work() -> None:
         async with pair(tmp_path) as two, two.to() as first, two.to() as second:
@@ -292,13 +292,13 @@ def test_connections_of_one_peer_are_limited(tmp_path: Path, monkeypatch: pytest
                 _, length = await stream.header()
                 await stream.receive_into(memoryview(bytearray(length)))
             # Being refused for something else makes no room for one more.
-            two.links._hello.run_digest = "cd" * 32
+            two.channels._hello.run_digest = "cd" * 32
             for reason in (Reason.OTHER_RUN, Reason.BUSY):
                 with pytest.raises(RefusedError) as refused:
                     async with two.to() as third:
                         await third.header()
                 assert refused.value.reason == reason.value
-                two.links._hello.run_digest = RUN
+                two.channels._hello.run_digest = RUN
 
     run(work())
 
@@ -308,11 +308,11 @@ def test_connections_that_broke_are_forgotten_when_another_is_dialled(tmp_path: 
         async with pair(tmp_path) as two:
             async with two.to() as stream:
                 pass
-            two.links._idle["gone", "nowhere:1"].append(stream)
-            two.links._idle[two.peer, two.address].clear()
+            two.channels._idle["gone", "nowhere:1"].append(stream)
+            two.channels._idle[two.peer, two.address].clear()
             stream.close()
             async with two.to():
-                assert ("gone", "nowhere:1") not in two.links._idle
+                assert ("gone", "nowhere:1") not in two.channels._idle
 
     run(work())
 
@@ -372,7 +372,7 @@ def test_a_sender_and_a_receiver_that_wait_for_the_same_are_both_woken(wants: ty
                 while True:
                     here.send(bytes(1 << 16))
             there.setblocking(False)
-            stream = BulkStream(Entangled(here, wants), "bob", Traffic())  # type: ignore[arg-type]
+            stream = BulkStream(Entangled(here, wants), "bob", Bandwidth())  # type: ignore[arg-type]
             tasks = [
                 asyncio.create_task(stream.receive_into(memoryview(bytearray(10)))),
                 asyncio.create_task(stream.write(memoryview(b"hello"))),
@@ -426,7 +426,7 @@ def test_a_write_that_was_cancelled_midway_ends_the_connection(tmp_path: Path) -
 
 
 def test_a_server_on_all_of_ipv6_is_reached_by_ipv4_too(tmp_path: Path) -> None:
-    server = BulkServer(credentials(tmp_path), RUN, Traffic())
+    server = BulkServer(credentials(tmp_path), RUN, Bandwidth())
     port = server.listen("::", 0)
     with contextlib.closing(server._listener or socket.socket()), socket.create_connection(("127.0.0.1", port), LIMIT_S):
         pass

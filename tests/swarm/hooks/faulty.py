@@ -7,7 +7,7 @@ it happened, and the act is done:
     phase                      begins
     before-sending             as the exchange of a plan begins; no byte of the contribution has left
     mid-shard                  after three chunks' bytes of an exchange have moved
-    ready-before-commit        after Ready was written to the lead; at the lead itself: a majority is ready, nothing is signed
+    ready-before-commit        after Ready was written to the leader; at the leader itself: a majority is ready, nothing is signed
     after-commit-before-apply  the commit is here, and the state is not touched yet
 
     act    kill: SIGKILL    stop: SIGSTOP    cut: every open TCP connection is shut down, and the process goes on
@@ -52,10 +52,10 @@ def install(arguments: Sequence[str]) -> None:
             0,
             AfterImport(
                 {
-                    "protocols.reduction": small_chunks,
-                    "peer.replica": hooks.replica,
-                    "peer.trainer": hooks.trainer,
-                    "peer.averaging": hooks.averaging,
+                    "protocols.gradients.shard_average": small_chunks,
+                    "peer.training.replica": hooks.replica,
+                    "peer.training.trainer": hooks.trainer,
+                    "peer.epoch.engine": hooks.averaging,
                 }
             ),
         )
@@ -117,23 +117,23 @@ class Hooks:
         module.Trainer._micro_batch = drawing
 
     def averaging(self, module: ModuleType) -> None:
-        from peer import lead_link
-        from peer.exchanges import Exchanges
-        from protocols.round.lead import Announce
-        from protocols.transport.traffic import Flow
+        from peer.epoch import leader_link
+        from peer.epoch.round_traffic import RoundTraffic
+        from protocols.round.leader import Announce
+        from protocols.transport.bandwidth import Direction
 
-        run, act, apply = Exchanges.run, module.Averaging._act, module.Averaging._apply
-        write_all = lead_link._write_all
+        run, act, apply = RoundTraffic.run, module.Engine._act, module.Engine._apply
+        write_all = leader_link._write_all
 
         exchanged = (self._folder / "exchanges.jsonl").open("a", buffering=1)
 
-        async def running(exchanges: Any, plan: Any, contribution: Any, *rest: Any) -> Any:
+        async def running(round_traffic: Any, plan: Any, contribution: Any, *rest: Any) -> Any:
             before = self._drawn
             self._moved_bytes = 0
             self._at = {"epoch": plan.ballot.epoch, "attempt": plan.ballot.attempt}
             self.enter("before-sending")
             try:
-                return await run(exchanges, plan, contribution, *rest)
+                return await run(round_traffic, plan, contribution, *rest)
             finally:
                 line = {**self._at, "gives": contribution is not None, "micro_batches": self._drawn - before}
                 exchanged.write(json.dumps(line) + "\n")
@@ -159,10 +159,10 @@ class Hooks:
             self.enter("after-commit-before-apply")
             await apply(averaging, *arguments)
 
-        Exchanges.run = running  # type: ignore[method-assign,assignment]
-        Flow.moved = counting(Flow.moved)  # type: ignore[method-assign]
-        module.Averaging._act, module.Averaging._apply = acting, applying
-        lead_link._write_all = writing
+        RoundTraffic.run = running  # type: ignore[method-assign,assignment]
+        Direction.moved = counting(Direction.moved)  # type: ignore[method-assign]
+        module.Engine._act, module.Engine._apply = acting, applying
+        leader_link._write_all = writing
 
     def enter(self, phase: str) -> None:
         try:

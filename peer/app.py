@@ -1,0 +1,342 @@
+"""One start of a peer, from the ticket to the exit code: puts the parts together and takes them apart again."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import ipaddress
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from peer.config import PeerConfig, default_home
+from peer.console import PeerConsole, PeerStatus
+from peer.epoch.engine import Engine
+from peer.epoch.observers import Observers
+from peer.epoch.service import PeerService
+from peer.epoch.settings import Settings
+from peer.events import PeerEvents
+from peer.training.devices import describe, pick_device, pick_micro_batch
+from peer.training.job_queue import JobQueue
+from peer.training.replica import Replica
+from peer.training.trainer import Trainer
+from protocols.errors import DiskError, UsageError
+from protocols.gradients.error_feedback import ErrorFeedback
+from protocols.host.event_log import EventLog
+from protocols.host.home import Home
+from protocols.host.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
+from protocols.identity import Key, Ticket, new_incarnation
+from protocols.optimization import build_optimizer, build_scheduler
+from protocols.round import program
+from protocols.round.records import Hello
+from protocols.tasks.base import Batches, Task, to_device
+from protocols.tasks.registry import open_task, write_asset
+from protocols.transport import addresses
+from protocols.transport.bandwidth import Bandwidth
+from protocols.transport.bulk import BulkConnections, BulkServer
+from protocols.transport.channels import Channels, listen, peer_server
+from protocols.transport.discovery import Discovery, DiscoveryConfig
+from protocols.transport.enrolling import Enrolment, enrol, fetch_assets, missing_assets
+from protocols.transport.network_thread import NetworkThread
+from protocols.wire.dugnad_pb2_grpc import add_PeerServicer_to_server
+
+SCREEN_S = 0.25
+# After the last epoch a peer stays this long, so that slower ones can still fetch what it reduced.
+LINGER_S = 3.0
+EXIT_DONE = 0
+
+
+def run_peer(config: PeerConfig) -> int:
+    """Join, train until the run ends or the volunteer stops it. Returns the exit code; raises DugnadError for what a person
+    should read."""
+    ticket = Ticket.parse(config.ticket)
+    _check(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    folder = config.home or default_home() / ticket.fingerprint.hex()[:16]
+    claim = Home.claim if config.home is not None else Home.claim_free
+    with claim(folder) as home, PeerConsole() as console, NetworkThread() as network:
+        console.status("Enrolling at the coordinator")
+        key = Key.load_or_create(home.path / "identity.key")
+        enrolment = network.call(enrol(ticket, key))
+        missing = missing_assets(enrolment.spec, home.path)
+        if missing:
+            console.status("Fetching the run's files")
+
+            def keep(name: str, content: bytes) -> None:
+                write_asset(enrolment.spec, home.path, name, content)
+
+            network.call(fetch_assets(enrolment, ticket, missing, keep))
+        with EventLog(home.path / "events.jsonl") as log:
+            session = _Session(config, home.path, network, console, enrolment, log)
+            code = session.run()
+    console.say(session.closing_line)
+    return code
+
+
+def _check(config: PeerConfig) -> None:
+    if config.client_mode and config.role == "auxiliary":
+        raise UsageError("an auxiliary peer in client mode could do nothing: nobody could send it anything to average")
+    if config.client_mode and config.announce:
+        raise UsageError("--client-mode accepts no connections, so there is nothing to --announce", remedy="Leave one out.")
+    if config.host is not None:
+        addresses.host_to_listen_on(config.host)
+    if config.announce is not None:
+        addresses.host_and_port(config.announce)
+
+
+def _announced(host: str, port: int, bulk_port: int) -> tuple[str, str]:
+    """(address for calls, address for shards) under which others reach this peer; a forwarded port has the next beside it."""
+    name, forwarded = addresses.host_and_port(host)
+    if forwarded is not None:
+        port, bulk_port = forwarded, forwarded + 1
+    return addresses.joined(name, port), addresses.joined(name, bulk_port)
+
+
+def _bytes_s(mbit_s: float | None) -> float | None:
+    return None if mbit_s is None else mbit_s * 1e6 / 8
+
+
+def _free_memory_bytes() -> int:
+    """What is free once the model is built; half of it may be used for what this peer reduces."""
+    return int(psutil.virtual_memory().available) // 2
+
+
+@dataclass(frozen=True)
+class _Work:
+    task: Task
+    batches: Batches | None
+    device: torch.device
+    replica: Replica
+
+
+class _Session:
+    def __init__(
+        self, config: PeerConfig, home: Path, network: NetworkThread, console: PeerConsole, enrolment: Enrolment, log: EventLog
+    ) -> None:
+        self._config = config
+        self._home = home
+        self._network = network
+        self._console = console
+        self._enrolment = enrolment
+        self._spec = enrolment.spec
+        self._incarnation = new_incarnation(time.time_ns())
+        self._events = PeerEvents(enrolment.credentials.peer_id, log, console)
+        self._leaving = False
+        self.closing_line = ""  # for after the screen has closed
+
+    def run(self) -> int:
+        self._console.status("Building the model")
+        work = self._prepare()
+        if not self._config.client_mode:
+            program.prepare()  # it may come to lead
+        jobs = JobQueue()
+        averaging: Engine | None = None
+
+        def progressed(first: int, end: int, samples_per_second: float, step_s: float) -> None:
+            if averaging is not None:
+                self._network.loop.call_soon_threadsafe(averaging.progressed, first, end, samples_per_second, step_s)
+
+        trainer = Trainer(work.replica, jobs, task=work.task, batches=work.batches, device=work.device, progressed=progressed)
+        with contextlib.ExitStack() as stack:
+            if work.batches is not None:
+                stack.callback(work.batches.close)
+            self._console.status("Joining the swarm")
+            ready: concurrent.futures.Future[Engine] = concurrent.futures.Future()
+            swarm = self._network.start(self._take_part(trainer, jobs, ready))
+            swarm.add_done_callback(lambda _: trainer.stop())
+            stack.enter_context(two_stage_interrupts(lambda: self._stop(averaging, swarm), self._console.close))
+            waiting: list[concurrent.futures.Future[Any]] = [ready, swarm]
+            concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+            if ready.done():
+                averaging = ready.result()
+            try:
+                trainer.run()
+            finally:
+                if not swarm.done():
+                    swarm.cancel()
+                concurrent.futures.wait([swarm], timeout=20)
+        if self._leaving:
+            self.closing_line = self._thanks("Left the run")
+            return EXIT_INTERRUPTED
+        swarm.result()  # raises what ended it
+        self.closing_line = self._thanks("The run is complete")
+        return EXIT_DONE
+
+    def _thanks(self, what: str) -> str:
+        events = self._events
+        return f"{what}. You contributed {events.contributed_samples:,} samples in {events.contributions:,} epochs. Thank you."
+
+    # -- before --------------------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> _Work:
+        config, spec, enrolment = self._config, self._spec, self._enrolment
+        device = pick_device("cpu" if config.role == "auxiliary" else config.device)
+        task = open_task(spec, self._home, data_paths=config.data or None)
+        model = task.build_model().to(device)
+        optimizer = build_optimizer(spec, model)
+        replica = Replica(
+            model,
+            optimizer,
+            build_scheduler(spec, optimizer),
+            max_grad_norm=spec.training.max_grad_norm,
+            run_digest=spec.digest,
+            authority=enrolment.credentials.authority,
+            genesis=enrolment.genesis.tip(spec.digest, spec.averaging.first_codec),
+            genesis_sha256=enrolment.genesis.parameters_sha256,
+            error_feedback=ErrorFeedback(enrolment.credentials.peer_id, self._incarnation),
+            codecs=spec.averaging.codecs,
+            overlap=spec.averaging.overlap,
+        )
+        if config.start_from is not None:
+            try:
+                replica.restore(config.start_from.read_bytes())
+            except OSError as error:
+                raise DiskError(f"cannot read the snapshot {config.start_from}: {error.strerror}") from error
+        batches = None
+        if config.role == "contributor":
+            draws = f"{enrolment.credentials.peer_id}:{self._incarnation}"  # a peer that starts again draws other samples
+
+            def try_out(micro_batch: int) -> None:
+                with task.batches(seed=spec.run.seed, peer=draws, micro_batch=micro_batch) as trial:
+                    task.loss(model, to_device(next(trial), device)).backward()  # type: ignore[no-untyped-call]
+                replica.accumulator.restart()
+
+            micro_batch = pick_micro_batch(device, config.micro_batch, spec.training.target_batch_size, try_out)
+            self._console.event(f"training on {describe(device)}, {micro_batch} samples at a time")
+            batches = task.batches(seed=spec.run.seed, peer=draws, micro_batch=micro_batch)
+        return _Work(task, batches, device, replica)
+
+    # -- on the network's thread -----------------------------------------------------------------------------------------------
+
+    async def _take_part(self, trainer: Trainer, jobs: JobQueue, ready: concurrent.futures.Future[Engine]) -> None:
+        config, spec, credentials = self._config, self._spec, self._enrolment.credentials
+        listen_host, public_host = self._hosts()
+        bandwidth = Bandwidth(max_upload_bytes_s=_bytes_s(config.max_upload), max_download_bytes_s=_bytes_s(config.max_download))
+        channels, bulk = Channels(credentials, spec.digest, bandwidth), BulkConnections(credentials, spec.digest, bandwidth)
+        server, tls = peer_server(credentials)
+        bulk_server = BulkServer(credentials, spec.digest, bandwidth)
+        address = bulk_address = ""
+        if not config.client_mode:
+            port = listen(server, tls, listen_host, config.port)
+            bulk_port = bulk_server.listen(listen_host, config.port and config.port + 1)
+            address, bulk_address = _announced(config.announce or public_host, port, bulk_port)
+        discovery = Discovery(self._discovery_config(listen_host), credentials, self._home / "discovery.log")
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(discovery.aclose)
+            stack.push_async_callback(channels.aclose)
+            stack.callback(bulk.close)
+            stack.push_async_callback(bulk_server.aclose)
+            await discovery.start()
+            name = config.name or socket.gethostname()
+            hello = Hello(self._incarnation, config.role == "auxiliary", address, bulk_address, name, _free_memory_bytes())
+            averaging = Engine(
+                hello=hello,
+                channels=channels,
+                bulk=bulk,
+                discovery=discovery,
+                bootstrap=self._enrolment.peers,
+                coordinator=self._enrolment.coordinator,
+                settings=Settings(
+                    run_digest=spec.digest,
+                    target_batch_size=spec.training.target_batch_size,
+                    max_epochs=spec.training.max_epochs,
+                    codecs=spec.averaging.codecs,
+                    overlap=spec.averaging.overlap,
+                ),
+                training=trainer,
+                jobs=jobs,
+                events=self._events,
+                progress=lambda done, total: self._console.status("Downloading the state", done, total),
+            )
+            observers = self._events.observers = Observers(averaging)
+            if not config.client_mode:
+                service = PeerService(averaging, observers)
+                add_PeerServicer_to_server(service, server)
+                await server.start()
+                bulk_server.start(service.bulk)
+                stack.push_async_callback(server.stop, 0.5)
+            screen = asyncio.create_task(self._show(averaging))
+            stack.callback(screen.cancel)
+            ready.set_result(averaging)
+            await self._until_over(averaging)
+
+    async def _until_over(self, averaging: Engine) -> None:
+        running = asyncio.create_task(averaging.run())
+        finished = asyncio.create_task(averaging.finished.wait())
+        try:
+            await asyncio.wait([running, finished], return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                if self._config.role == "auxiliary":
+                    await running  # it holds the final state for the coordinator, and ends with it
+                await asyncio.wait([running], timeout=LINGER_S)
+            if running.done():
+                running.result()
+        finally:
+            finished.cancel()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    async def _show(self, averaging: Engine) -> None:
+        while True:
+            tip = averaging.member.tip
+            if tip is not None:
+                self._console.update(
+                    PeerStatus(
+                        epoch=tip.epoch,
+                        my_samples=averaging.samples,
+                        swarm_samples=averaging.status.samples,
+                        target_batch_size=self._spec.training.target_batch_size,
+                        my_samples_per_second=averaging.samples_per_second,
+                        swarm_samples_per_second=averaging.status.samples_per_second,
+                        loss=self._events.loss,
+                        peers=averaging.status.peers,
+                        leader=averaging.following.peer if averaging.following is not None else "",
+                        contributions=self._events.contributions,
+                        contributed_samples=self._events.contributed_samples,
+                        phase=averaging.doing,
+                    )
+                )
+            await asyncio.sleep(SCREEN_S)
+
+    def _hosts(self) -> tuple[str, str]:
+        """(address to listen on, host to announce): towards the coordinator, unless the volunteer says otherwise."""
+        if self._config.host is not None:
+            host = addresses.host_to_listen_on(self._config.host)
+            return host, addresses.own_address(addresses.family_of(host)) if addresses.is_everywhere(host) else host
+        own = addresses.own_address_towards(*addresses.split(self._enrolment.coordinator))
+        is_local = ipaddress.ip_address(own).is_loopback
+        return (own if is_local else addresses.EVERYWHERE[addresses.family_of(own)]), own
+
+    def _discovery_config(self, listen_host: str) -> DiscoveryConfig:
+        client_mode = self._config.client_mode
+        return DiscoveryConfig(
+            run_digest=self._spec.digest,
+            authority=self._enrolment.credentials.authority.decode(),
+            initial_peers=self._enrolment.discovery,
+            listen=() if client_mode else (addresses.multiaddress(listen_host, 0),),
+            announce=(),
+            identity=str(self._home / "discovery.key"),
+            client_mode=client_mode,
+        )
+
+    # -- stopping --------------------------------------------------------------------------------------------------------------
+
+    def _stop(self, part: Engine | None, swarm: concurrent.futures.Future[None]) -> None:
+        self._leaving = True
+        if part is None:
+            swarm.cancel()
+            return
+        self._console.event("leaving: finishing the round under way (Ctrl-C again to stop at once)")
+        self._network.start(self._leave(part, swarm))
+
+    @staticmethod
+    async def _leave(part: Engine, swarm: concurrent.futures.Future[None]) -> None:
+        await part.leave()
+        swarm.cancel()

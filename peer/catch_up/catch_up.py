@@ -1,0 +1,209 @@
+"""Getting to where the others are: ask who is furthest, replay their commits if they reach back to here, else take a
+snapshot first."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from peer.catch_up.kept_state import KeptState
+from peer.catch_up.pushed_snapshots import max_snapshot_bytes
+from peer.catch_up.sources import Sources
+from peer.training.job_queue import JobQueue
+from peer.training.replica import Replica
+from protocols.errors import BadMessageError, DriftError, RefusedError, RemoteError, UnreachableError
+from protocols.reasons import Reason
+from protocols.round.records import Candidate, SignedCommit, Standing, Tip
+from protocols.round.vain_searches import VainSearches
+from protocols.signing import check_signed
+from protocols.snapshot.fetch import SnapshotFetch
+from protocols.snapshot.format import read_header
+from protocols.transport.channels import Channels
+from protocols.transport.state_transfer import Progress, Whereabouts, ask_all, fetch_commits
+
+# Given up after so many tries in vain, with a pause that doubles from the first to the longest: after about two minutes.
+TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 20, 0.25, 8.0
+REPLAYS_A_TRY = 3
+# A snapshot is fetched from at most so many donors at once.
+DONORS_A_TRY = 8
+
+_log = logging.getLogger(__name__)
+Advanced = Callable[[SignedCommit, Tip, bytes], None]
+
+
+class CatchUp:
+    def __init__(
+        self,
+        kept_state: KeptState,
+        replica: Replica,
+        jobs: JobQueue,
+        channels: Channels,
+        sources: Sources,
+        events: Callable[..., None],
+        progress: Progress,
+    ) -> None:
+        self._kept_state = kept_state
+        self._replica = replica
+        self._jobs = jobs
+        self._channels = channels
+        self._sources = sources
+        self._events = events
+        self._progress = progress
+        self._vain_searches = VainSearches()
+        self.stranded = False  # state is looked for, and nobody who can be dialled has any
+        self._distrusted: set[str] = set()  # peers that gave what does not fit together, in this search
+
+    def worth(self, theirs: Standing) -> bool:
+        """Whether to look for this heavier lineage: not again at once after its holders were sought in vain."""
+        return self._vain_searches.worth(theirs, time.monotonic())
+
+    async def run(self, reason: Reason, advanced: Advanced) -> Tip:
+        """Bring the replica to the heaviest lineage among the peers known; its tip. `advanced` is told of each commit replayed.
+
+        With nobody further than this replica, that is its own tip. Raises UnreachableError, which names the last problem, after
+        TRIES tries in a row that brought nothing: no commit, and no chunk of a snapshot that was begun before.
+        """
+        self._events("catching_up", reason=reason)
+        if reason is Reason.DRIFT:
+            await self._forget()
+        fetch = SnapshotFetch(self._channels, max_snapshot_bytes(self._replica.elements), self._progress, self._failed)
+        self._distrusted.clear()
+        problem: RemoteError = UnreachableError("no peer answers that holds the run's state")
+        vain, pause_s = 0, FIRST_PAUSE_S
+        while vain < TRIES:
+            found = await ask_all(self._channels, self._sources.reachable())
+            self.stranded = not found
+            before, target = self._replica.tip, (fetch.download.manifest, fetch.download.bytes_done)
+            ahead = [there for there in found if before is None or there.standing.heavier_than(before.standing)]
+            hidden = [
+                peer for peer, standing in self._sources.hidden() if before is None or standing.heavier_than(before.standing)
+            ]
+            if before is not None and not ahead and not hidden:
+                self._arrived(before)
+                return before
+            try:
+                await self._advance(ahead, hidden, fetch, advanced)
+            except RemoteError as error:
+                problem = error
+            if self._got_on(before, target, fetch):
+                vain, pause_s = 0, FIRST_PAUSE_S
+            else:
+                vain += 1
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        raise UnreachableError(
+            f"this peer could not catch up with the run, after {TRIES} tries; the last problem: {problem}",
+            remedy=problem.remedy or "Check this machine's connection, and that the coordinator runs; then join again.",
+        )
+
+    def _got_on(self, before: Tip | None, target: tuple[Any, int], fetch: SnapshotFetch) -> bool:
+        """A new target alone is no progress: who is for ever begun anew must give up some time."""
+        mine, (manifest, bytes_done) = self._replica.tip, target
+        if mine is not None and (before is None or mine.standing.heavier_than(before.standing)):
+            return True
+        return manifest is not None and fetch.download.manifest == manifest and fetch.download.bytes_done > bytes_done
+
+    def _arrived(self, tip: Tip) -> None:
+        self.stranded = False
+        vain = self._vain_searches.ended(tip.standing, time.monotonic())
+        if vain is not None:
+            standing, rest_s = vain
+            samples = standing.total_samples
+            self._events("left_alone", reason=Reason.NO_HOLDER, lineage=standing.lineage, samples=samples, seconds=rest_s)
+        self._events("caught_up", epoch=tip.epoch, lineage=tip.lineage)
+
+    def _failed(self, peer: str, problem: RemoteError) -> None:
+        if isinstance(problem, BadMessageError):
+            self._distrusted.add(peer)
+        self._events("donor_failed", peer=peer, reason=_reason_of(problem), problem=str(problem))
+
+    # -- ways to get on ----------------------------------------------------------------------------------------------------------
+
+    async def _advance(self, ahead: list[Whereabouts], hidden: list[str], fetch: SnapshotFetch, advanced: Advanced) -> None:
+        """By replay, else from a snapshot, else from one that is brought. Raises RemoteError when nothing of it works."""
+        problem: RemoteError = UnreachableError("nobody who is further gives its state")
+        trusted = [there for there in ahead if there.peer.peer not in self._distrusted]
+        if not trusted:  # whoever is left, then: a fault may pass
+            self._distrusted.clear()
+            trusted = ahead
+        for there in trusted[:REPLAYS_A_TRY]:
+            try:
+                if self._replica.tip is not None and await self._replay(there.peer, advanced):
+                    return
+            except RemoteError as error:
+                problem = error
+                self._failed(there.peer.peer, error)
+        if trusted:
+            try:
+                await self._take_snapshot(trusted[:DONORS_A_TRY], fetch)
+                return
+            except RemoteError as error:
+                problem = error
+        for peer in hidden:
+            try:
+                await self._restore(await self._sources.brought_by(peer))
+                return
+            except RemoteError as error:
+                problem = error
+                self._failed(peer, error)
+        raise problem
+
+    async def _take_snapshot(self, sources: list[Whereabouts], fetch: SnapshotFetch) -> None:
+        furthest = {there.peer.peer for there in sources if there.standing == sources[0].standing}
+        mine = self._replica.tip
+        began = time.monotonic()
+        snapshot = await fetch.run(
+            [there.peer for there in sources], best=furthest, at_least=mine.standing if mine is not None else None
+        )
+        shares = dict(fetch.download.verified_by)
+        self._events("fetched", bytes=len(snapshot), chunks=shares, seconds=time.monotonic() - began)
+        fetch.download.forget()
+        try:
+            await self._restore(snapshot)
+        except BadMessageError as error:  # every chunk is what the manifest promised: so whoever promised it is at fault
+            for peer in shares:
+                self._failed(peer, error)
+            raise
+
+    async def _restore(self, snapshot: bytes) -> None:
+        mine = self._replica.tip
+        header = read_header(snapshot)
+        if mine is not None and mine.standing.heavier_than(Standing(header.epoch, header.lineage, header.samples)):
+            raise BadMessageError("the snapshot is of a state that is less far than this peer's own")
+        await self._jobs.run(functools.partial(self._replica.restore, snapshot))
+        self._kept_state.forget()
+
+    async def _forget(self) -> None:
+        """This peer's own state is off: nobody is to have it, this peer included."""
+        await self._jobs.run(self._replica.forget)
+        self._kept_state.forget()
+
+    async def _replay(self, kept_state: Candidate, advanced: Advanced) -> bool:
+        """False when the donor's commits do not reach back to this replica's tip."""
+        assert self._replica.tip is not None
+        commits = fetch_commits(self._channels, kept_state, self._replica.tip.lineage, self._replica.outcome)
+        try:
+            async for signed, averaged in commits:
+                check_signed(signed, self._channels.credentials.authority)
+                tip: Any = await self._jobs.run(functools.partial(self._replica.apply, signed, averaged))
+                advanced(signed, tip, averaged)
+        except DriftError as error:
+            _log.warning("%s; taking a snapshot instead", error)
+            await self._forget()
+            return False
+        except RefusedError as error:
+            if error.reason == Reason.OTHER_LINEAGE.value:
+                return False
+            raise
+        return True
+
+
+def _reason_of(problem: RemoteError) -> str:
+    if isinstance(problem, RefusedError):
+        return problem.reason
+    reason: Reason = Reason.BAD_CHUNK if isinstance(problem, BadMessageError) else Reason.CONNECTION_LOST
+    return reason.value

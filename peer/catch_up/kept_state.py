@@ -1,0 +1,222 @@
+"""What this peer gives to those who catch up: snapshots of its state, and the last commits with their averaged bytes.
+
+A snapshot is captured on the training thread, and served from memory by the network's thread. Who asks is offered one that is at
+hand, if the commits since are too; so that donors hold the same ones, those that were asked lately capture at the same epochs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from peer.training.job_queue import JobQueue
+from peer.training.replica import Replica
+from protocols.errors import BadMessageError, RemoteError
+from protocols.gradients.codecs import Bytes
+from protocols.round.records import Candidate, SignedCommit, Standing, Tip
+from protocols.snapshot.chunks import Manifest
+from protocols.snapshot.format import StateHeader, manifest_of
+from protocols.transport.channels import Channels
+from protocols.transport.state_transfer import give_snapshot
+
+# Averaged vectors are kept for whoever misses a result or replays commits after a snapshot: so many, of so many bytes in
+# all; and, while a snapshot is at hand, those since, up to its own size: that is as many as come in during its download,
+# for all who can fetch commits as fast as they come, and others could never catch up.
+KEPT_COMMITS = 16
+KEPT_BYTES = 256 << 20
+# Who was asked within this time goes on capturing, and keeps what it captured.
+WANTED_S = 120.0
+# A snapshot that was offered or fetched of within this time is in use.
+UNUSED_S = 30.0
+# Captures stop training; at the common epochs they may take this share of its time.
+CAPTURE_SHARE = 0.01
+_log = logging.getLogger(__name__)
+_Captured = concurrent.futures.Future[tuple[bytes, StateHeader, Tip]]
+
+
+@dataclass(frozen=True)
+class KeptCommit:
+    signed: SignedCommit
+    averaged: Bytes
+
+
+@dataclass(eq=False)
+class HeldSnapshot:
+    manifest: Manifest
+    snapshot: bytes
+    standing: Standing
+    captured_at: float
+    used_at: float = float("-inf")  # last offered or fetched of
+    joiners: dict[str, tuple[float, float]] = field(default_factory=dict)  # peer -> its first and its last request
+
+
+class KeptState:
+    def __init__(self, replica: Replica, jobs: JobQueue, clock: Callable[[], float] = time.monotonic) -> None:
+        self._replica = replica
+        self._jobs = jobs
+        self._clock = clock
+        self._held: list[HeldSnapshot] = []  # oldest first, at most two: for downloads under way, and for who comes next
+        self._capturing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._commits: deque[KeptCommit] = deque()
+        self._asked_at = float("-inf")
+        self._capture_s = 0.0  # the last capture
+        self._epoch_s = 0.0  # moving mean
+        self._kept_at = 0.0
+        self._moves = 0  # to other lineages
+
+    # -- commits ---------------------------------------------------------------------------------------------------------------
+
+    def keep(self, signed: SignedCommit, averaged: Bytes) -> None:
+        """The newest commit, just applied; older ones go when there are too many. At least the newest stays, however large."""
+        self._commits.append(KeptCommit(signed, averaged))
+        while len(self._commits) > 1 and self._too_many():
+            self._commits.popleft()
+        now = self._clock()
+        seconds = now - self._kept_at if self._kept_at else 0.0
+        self._epoch_s = 0.8 * self._epoch_s + 0.2 * seconds if self._epoch_s else seconds
+        self._kept_at = now
+        self._release(now)
+        wanted = now - self._asked_at < WANTED_S and len(self._in_use(now)) < 2
+        if wanted and signed.commit.ballot.epoch % self.every_epochs == 0:
+            # Handed over at once: before the next commit's step, so that the snapshot is of this very epoch.
+            captured = self._jobs.put(self._capture)
+            task = asyncio.get_running_loop().create_task(self._hold_in_turn(captured))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _too_many(self) -> bool:
+        total_bytes = sum(len(kept.averaged) for kept in self._commits)
+        if len(self._commits) <= KEPT_COMMITS and total_bytes <= KEPT_BYTES:
+            return False
+        oldest = self._commits[0].signed.commit.ballot.epoch
+        return not any(held.manifest.epoch < oldest and total_bytes <= len(held.snapshot) for held in self._held)
+
+    def forget(self) -> None:
+        """This peer moved to another lineage: what it kept does not lead there."""
+        self._commits.clear()
+        self._held.clear()
+        self._moves += 1
+        self._kept_at = self._epoch_s = 0.0
+
+    def commits_after(self, lineage: str) -> Iterator[KeptCommit] | None:
+        """The kept commits that lead on from `lineage`, oldest first; None when the chain does not reach back to it."""
+        kept = list(self._commits)
+        if kept and kept[-1].signed.commit.digest == lineage:
+            return iter(())
+        for index, item in enumerate(kept):
+            if item.signed.commit.ballot.parent == lineage:
+                return iter(kept[index:])
+        return None
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------------------
+
+    @property
+    def every_epochs(self) -> int:
+        """The common epochs are the multiples of this: a power of two, so that donors that measure differently still share some.
+
+        Long enough for the downloads seen so far, and for captures to take no more than their share of the time.
+        """
+        downloads = [last - first for held in self._held for first, last in held.joiners.values()]
+        min_s = max([self._capture_s / CAPTURE_SHARE, *downloads])
+        every = 1
+        while self._epoch_s and every * self._epoch_s < min_s:
+            every *= 2
+        return every
+
+    async def offer(self, digest: str, at_least: Standing | None) -> Manifest | None:
+        """The snapshot named `digest` if it is here and of use; else the newest of use; else one of the state as it stands.
+
+        Of use is what is not lighter than `at_least` and can be followed by the commits kept. None when
+        this peer's own state is not that far. Raises BadMessageError when its state is of no lineage.
+        """
+        self._asked_at = self._clock()
+        tip = self._replica.tip
+        if tip is not None and at_least is not None and at_least.heavier_than(tip.standing):
+            return None
+        async with self._capturing:
+            found = self._of_use(digest, at_least)
+            if found is None:
+                moves = self._moves
+                found = await self._hold(self._jobs.put(self._capture), moves)
+        if found is None or (at_least is not None and at_least.heavier_than(found.standing)):
+            return None
+        found.used_at = self._clock()
+        return found.manifest
+
+    def _of_use(self, digest: str, at_least: Standing | None) -> HeldSnapshot | None:
+        tip = self._replica.tip
+        of_use = [
+            held
+            for held in self._held
+            if not (at_least is not None and at_least.heavier_than(held.standing))
+            and (
+                (tip is not None and tip.lineage == held.manifest.lineage)
+                or self.commits_after(held.manifest.lineage) is not None
+            )
+        ]
+        return max(of_use, key=lambda held: (held.manifest.digest == digest, held.standing.total_samples), default=None)
+
+    def fetched(self, peer: str, digest: str) -> HeldSnapshot | None:
+        """The snapshot named `digest`, of which `peer` fetches chunks now; None if it is not here any more."""
+        now = self._clock()
+        for held in self._held:
+            if held.manifest.digest == digest:
+                held.used_at = now
+                held.joiners[peer] = (held.joiners.get(peer, (now, now))[0], now)
+                return held
+        return None
+
+    async def give(self, channels: Channels, to: Candidate, at_least: Standing) -> None:
+        """Bring a snapshot, not lighter than `at_least`, to a peer that asked for it. What fails is asked for again."""
+        try:
+            manifest = await self.offer("", at_least)
+            found = self.fetched(to.peer, manifest.digest) if manifest is not None else None
+            if found is not None:
+                await give_snapshot(channels, to, found.manifest, found.snapshot)
+        except RemoteError as error:
+            _log.warning("state could not be given to %s: %s", to.peer[:8], error)
+
+    # -- capturing ---------------------------------------------------------------------------------------------------------------
+
+    def _capture(self) -> tuple[bytes, StateHeader, Tip]:
+        """On the training thread."""
+        began = time.perf_counter()
+        captured = self._replica.capture()
+        self._capture_s = time.perf_counter() - began
+        return captured
+
+    async def _hold_in_turn(self, captured: _Captured) -> None:
+        moves = self._moves
+        async with self._capturing:
+            try:
+                await self._hold(captured, moves)
+            except BadMessageError as error:
+                _log.warning("no snapshot was captured: %s", error)
+
+    async def _hold(self, captured: _Captured, moves: int) -> HeldSnapshot | None:
+        """None when this peer has moved to another lineage meanwhile."""
+        snapshot, header, tip = await asyncio.wrap_future(captured)
+        manifest = await asyncio.to_thread(manifest_of, snapshot, header)
+        if moves != self._moves:
+            return None
+        for held in self._held:
+            if held.manifest.digest == manifest.digest:
+                return held
+        now = self._clock()
+        held = HeldSnapshot(manifest, snapshot, tip.standing, now)
+        self._held = [*self._in_use(now)[-1:], held]
+        return held
+
+    def _in_use(self, now: float) -> list[HeldSnapshot]:
+        return [held for held in self._held if now - held.used_at < UNUSED_S]
+
+    def _release(self, now: float) -> None:
+        """What nobody uses any more gives its memory back, the newest a little later."""
+        newest = [held for held in self._held[-1:] if now - max(held.used_at, held.captured_at) < WANTED_S]
+        self._held = [*(held for held in self._in_use(now) if held not in newest), *newest]

@@ -1,0 +1,101 @@
+"""What a fork cost: after this peer moved to a heavier lineage, which of its commits are not on it, and whose samples they
+were."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from peer.catch_up.sources import Sources
+from protocols.errors import RemoteError
+from protocols.reasons import Reason
+from protocols.round.records import SignedCommit, Tip
+from protocols.transport.channels import Channels
+from protocols.transport.records import fetch_records
+
+# Forks are short: the whole record is asked for only when this many epochs do not reach back to where it began.
+FIRST_EPOCHS = 64
+_log = logging.getLogger(__name__)
+
+
+def lost_commits(own: Iterable[SignedCommit], theirs: Iterable[SignedCommit], tip: Tip) -> list[SignedCommit]:
+    """Those of `own` that are not on the lineage of `tip`, whose commits are `theirs`. What those do not tell counts as kept."""
+    lineage_at = {tip.epoch: tip.lineage}
+    for signed in theirs:
+        lineage_at[signed.commit.ballot.epoch] = signed.commit.digest
+        lineage_at[signed.commit.ballot.epoch - 1] = signed.commit.ballot.parent
+
+    def is_lost(signed: SignedCommit) -> bool:
+        epoch, digest = signed.commit.ballot.epoch, signed.commit.digest
+        return epoch > tip.epoch or lineage_at.get(epoch, digest) != digest
+
+    return [signed for signed in own if is_lost(signed)]
+
+
+def chain_to(tip: Tip, records: Iterable[SignedCommit]) -> list[SignedCommit]:
+    """The unbroken chain among `records` that ends at `tip`, oldest first."""
+    by_digest = {signed.commit.digest: signed for signed in records}
+    chain: list[SignedCommit] = []
+    at = by_digest.get(tip.lineage)
+    while at is not None:
+        chain.append(at)
+        at = by_digest.get(at.commit.ballot.parent)
+    return chain[::-1]
+
+
+class LostForks:
+    def __init__(
+        self, me: str, commits: deque[SignedCommit], channels: Channels, sources: Sources, events: Callable[..., None]
+    ) -> None:
+        """`commits`: those that this peer has on record, oldest first; kept to the lineage that it is on."""
+        self._me = me
+        self._commits = commits
+        self._channels = channels
+        self._sources = sources
+        self._events = events
+
+    async def settle(self, tip: Tip) -> None:
+        """This peer's state is at `tip` now, which it may have come to from a lineage that lost: say what was given up."""
+        since = {signed.commit.digest for signed in chain_to(tip, self._commits)}  # replayed after a snapshot, or all of it
+        own = [signed for signed in self._commits if signed.commit.digest not in since]
+        if not own:
+            return
+        replayed = [signed for signed in self._commits if signed.commit.digest in since]
+        self._commits.clear()
+        self._commits.extend(replayed)  # what is applied while others are asked follows these
+        theirs = await self._chain(own, tip)
+        lost = lost_commits(own, theirs, tip)
+        gone = {signed.commit.digest for signed in lost}
+        record = {signed.commit.digest: signed for signed in (*own, *theirs, *self._commits) if signed.commit.digest not in gone}
+        self._commits.clear()
+        self._commits.extend(sorted(record.values(), key=lambda signed: signed.commit.ballot.epoch))
+        if not lost:
+            return
+        lineage = lost[-1].commit.digest
+        samples = sum(signed.commit.samples for signed in lost)
+        epoch = lost[0].commit.ballot.epoch
+        self._events(
+            "fork_lost", reason=Reason.LOST_FORK, epoch=epoch, commits=len(lost), samples=samples, lineage=lineage, to=tip.lineage
+        )
+        mine = sum(c.weight for signed in lost for c in signed.commit.contributions if c.peer == self._me)
+        if mine:
+            self._events("given_up", reason=Reason.LOST_FORK, samples=mine, lineage=lineage)
+
+    async def _chain(self, own: Sequence[SignedCommit], tip: Tip) -> list[SignedCommit]:
+        """As much of the lineage of `tip` as it takes to find where `own` left it, if anybody has it on record."""
+        known = {signed.commit.digest for signed in own} | {own[0].commit.ballot.parent}
+        first, last = own[0].commit.ballot.epoch, min(own[-1].commit.ballot.epoch, tip.epoch)
+        longest: list[SignedCommit] = []
+        for after in sorted({max(first - 1, last - FIRST_EPOCHS), first - 1}, reverse=True):
+            for peer in self._sources.reachable():
+                try:
+                    chain = chain_to(tip, await fetch_records(self._channels, peer, after, tip.lineage))
+                except RemoteError as error:
+                    _log.info("no records from %s: %s", peer.peer[:8], error)
+                    continue
+                longest = max(longest, chain, key=len)
+                if chain and chain[0].commit.ballot.parent in known:
+                    return chain
+        _log.warning("nobody has on record how this peer's lineage and %s are related", tip.lineage[:12])
+        return longest

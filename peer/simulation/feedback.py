@@ -1,0 +1,104 @@
+"""What every process has to give, worked out apart from it: its samples' gradients, and what its earlier encodings lost of them.
+
+Error feedback loses nothing: what was given and what is still to come are together what was drawn, through attempts that fail,
+epochs that miss a contribution, and other codecs. What is still to come changes when a commit that names the contribution is
+applied, and is given up with the lineage that a snapshot takes the place of; nothing else changes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from peer.simulation.messages import Vector
+from peer.simulation.replica import ELEMENTS, sample_gradient
+from peer.simulation.world import World
+from protocols.gradients.codecs import Codec
+from protocols.round.records import Commit, Contribution
+
+# What is still to come is kept in bfloat16: this share of it at most is rounded away at each commit, with a little room.
+KEPT_ERROR = 2.0**-8
+# Of arithmetic in a codec's working precision.
+ROUNDING = {np.float32: 2.0**-22, np.float64: 2.0**-40}
+
+
+@dataclass(frozen=True)
+class Given:
+    contribution: Contribution
+    codec: Codec
+    values: Vector  # the mean gradient, as everybody decodes it
+    lost: Vector  # of the gradient sum
+
+
+@dataclass
+class _Owed:
+    """By one process."""
+
+    vector: Vector = field(default_factory=lambda: np.zeros(ELEMENTS))
+    rounding: Vector = field(default_factory=lambda: np.zeros(ELEMENTS))  # how far off the process may be by now
+    given: Given | None = None  # since the last commit or snapshot
+
+
+def allowed(codec: Codec, values: Vector, size: Vector) -> Vector:
+    """How far the encoding of `values` may be off, which came of adding up parts of this `size`."""
+    bound: Vector = 1.001 * codec.max_error(values) + ROUNDING[codec.working] * (size + np.abs(values))
+    return bound
+
+
+class Feedback:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._owed: dict[tuple[str, int], _Owed] = {}
+        self._given: dict[Contribution, Given] = {}
+
+    def given(self, contribution: Contribution) -> Given:
+        found = self._given.get(contribution)
+        if found is None:
+            self._world.violated("2 given", f"{named(contribution)} were never frozen")
+        return found
+
+    def froze(self, contribution: Contribution, encoded: bytes, codec: Codec) -> None:
+        drawn, size = np.zeros(ELEMENTS), np.zeros(ELEMENTS)
+        c = contribution
+        for counter in range(c.first, c.end):
+            gradient = sample_gradient(c.peer, c.incarnation, counter, c.base)
+            drawn += gradient
+            size += np.abs(gradient)
+        owed = self._owed.setdefault((c.peer, c.incarnation), _Owed())
+        exact = drawn + owed.vector
+        size += np.abs(owed.vector)
+        values = codec.decode(encoded, ELEMENTS).astype(np.float64)
+        off, unknown = np.abs(values - exact / c.weight), owed.rounding / c.weight
+        if bool((off > unknown + allowed(codec, np.abs(exact / c.weight) + unknown, size / c.weight)).any()):
+            what = f"{named(c)} come to other gradients than theirs and what was lost before, by up to {off.max():.3g}"
+            self._world.violated("2 given", what)
+        lost = exact - values * c.weight if codec.error_feedback else np.zeros(ELEMENTS)
+        owed.given = self._given[c] = Given(c, codec, values, lost)
+
+    def applied(self, peer: str, incarnation: int, commit: Commit) -> None:
+        owed = self._owed.setdefault((peer, incarnation), _Owed())
+        given, owed.given = owed.given, None
+        if given is not None and given.contribution in commit.contributions:
+            owed.vector = given.lost
+            kept = given.codec.error_feedback
+            owed.rounding = owed.rounding + KEPT_ERROR * np.abs(given.lost) if kept else np.zeros(ELEMENTS)
+
+    def restored(self, peer: str, incarnation: int) -> None:
+        self._owed[peer, incarnation] = _Owed()
+
+    def check_mean(self, commit: Commit, codec: Codec, averaged: bytes) -> None:
+        """The commit's averages are those of what the contributors that it names gave, weighted as it says."""
+        mean, size = np.zeros(ELEMENTS), np.zeros(ELEMENTS)
+        for contribution in commit.contributions:
+            given = self.given(contribution)
+            part = given.values * (contribution.weight / commit.samples)
+            mean += part
+            size += np.abs(part)
+        got = codec.decode(averaged, ELEMENTS).astype(np.float64)
+        if bool((np.abs(got - mean) > allowed(codec, mean, size)).any()):
+            self._world.violated("2 mean", f"{commit.digest[:8]} is not the mean of the contributions that it names")
+
+
+def named(contribution: Contribution) -> str:
+    return f"samples [{contribution.first}, {contribution.end}) of {contribution.peer}"

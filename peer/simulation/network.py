@@ -1,0 +1,322 @@
+"""The simulated network: streams between processes over lines with latency, jitter and bandwidth, partitions and broken links.
+
+Within one direction of one stream the order is kept; between streams it is not. A machine's upload takes turns between its
+streams, and what fits into a packet waits for none of them. What a stream had yet to send when it was closed, it does not send.
+What is under way over a line that is blocked waits, as TCP's retransmissions do, and arrives when the line is whole again, unless
+the stream was given up meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from peer.simulation.clock import Clock
+from peer.simulation.world import World
+
+SMALL_BYTES = 200  # a control message
+PACKET_BYTES = 1500
+TURN_BYTES = 4096
+CONNECT_TIMEOUT_S = 6.0
+
+
+@dataclass
+class Machine:
+    """A computer and its line; it outlives the processes that run on it."""
+
+    name: str
+    reachable: bool
+    latency_s: float
+    jitter_s: float
+    up_bytes_s: float
+    down_bytes_s: float
+    clock: Clock
+    memory_bytes: int = 0  # 0: its process does not say
+    down_free_at: float = 0.0
+    uploading: bool = False
+    waiting: deque[_Way] = field(default_factory=deque)  # for their turns
+    powered: bool = True  # a machine without power answers nobody; one whose process died refuses at once
+
+
+class Process(Protocol):
+    machine: Machine
+    alive: bool
+    stopped_until: float
+    died_at: float | None
+
+    def accept(self, stream: Stream, opening: Any) -> None: ...
+
+
+Receive = Callable[[Any], None]
+Ended = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class _End:
+    """Travels behind the last message of a direction."""
+
+
+@dataclass
+class _Queued:
+    stream: Stream
+    message: Any
+    size: float
+    left: float  # of it
+    from_grave: bool
+
+
+@dataclass(eq=False)
+class _Way:
+    """One direction of a stream."""
+
+    source: Process
+    target: Process | None
+    receive: Receive | None = None
+    ended: Ended | None = None
+    last_at: float = 0.0
+    held: list[tuple[float, Any]] = field(default_factory=list)
+    queue: deque[_Queued] = field(default_factory=deque)  # yet to be sent
+
+
+class Stream:
+    """`up` goes from the client to the server, `down` back."""
+
+    def __init__(self, network: Network, client: Process, kind: str) -> None:
+        self.network = network
+        self.kind = kind
+        self.client = client
+        self.up = _Way(client, None)
+        self.down: _Way | None = None  # once the connection stands
+        self._outbox: list[tuple[Any, float]] = []
+        self.open = True
+
+    def connected(self, server: Process) -> None:
+        self.up.target = server
+        self.down = _Way(server, self.client, self.down_receive, self.down_ended)
+        for message, size in self._outbox:
+            self.network.transmit(self, self.up, message, size)
+        self._outbox.clear()
+
+    down_receive: Receive | None = None
+    down_ended: Ended | None = None
+
+    def serve(self, receive: Receive, ended: Ended) -> None:
+        """Called by the server for what comes after the opening."""
+        self.up.receive, self.up.ended = receive, ended
+
+    def send(self, sender: Process, message: Any, size: float = SMALL_BYTES) -> None:
+        if not self.open:
+            return
+        if sender is self.client:
+            if self.down is None:
+                self._outbox.append((message, size))
+            else:
+                self.network.transmit(self, self.up, message, size)
+        elif self.down is not None:
+            self.network.transmit(self, self.down, message, size)
+
+    def close(self, sender: Process) -> None:
+        """The other end learns of it behind what was sent; this end hears nothing more. A client that closes gives up what it has
+        yet to send, a server does not."""
+        if sender is self.client:
+            self.up.queue.clear()
+            self.down_receive = self.down_ended = None
+            if self.down is None:
+                self.open = False
+            else:
+                self.down.receive = self.down.ended = None
+                self.network.transmit(self, self.up, _End(), 0)
+        else:
+            self.up.receive = self.up.ended = None
+            if self.down is not None:
+                self.network.transmit(self, self.down, _End(), 0)
+
+    def break_off(self) -> None:
+        """The link is cut: what is under way is lost, and both ends notice."""
+        if not self.open:
+            return
+        self.open = False
+        self.network.forget(self)
+        for way in (self.up, self.down):
+            if way is not None and way.target is not None:
+                self.network.world.at(way.source.machine.latency_s, way.target, lambda way=way: _end(way))  # type: ignore[misc]
+
+    def reset_by(self, dead: Process) -> None:
+        """The operating system of `dead` tells the other end; what had left for it before still arrives."""
+        way = self.up if dead is self.client else self.down
+        if self.open and way is not None and way.target is not None:
+            self.network.transmit(self, way, _End(), 0, from_grave=True)
+        else:
+            self.open = False
+
+
+def _end(way: _Way) -> None:
+    ended, way.receive, way.ended = way.ended, None, None
+    if ended is not None:
+        ended()
+
+
+class Network:
+    def __init__(self, world: World, machines: list[Machine]) -> None:
+        self.world = world
+        self.machines = {machine.name: machine for machine in machines}
+        self.processes: dict[str, Process] = {}  # the newest of each machine
+        self.blocked: dict[tuple[str, str], int] = {}  # (from, to) -> how many faults block it
+        self.overtaken = 0  # messages that one of another stream, sent later between the same machines, arrives before
+        self._last_arrival: dict[tuple[str, str], float] = {}
+        self._streams: dict[Stream, None] = {}
+
+    # -- connections -----------------------------------------------------------------------------------------------------------
+
+    def dial(self, client: Process, server: str, kind: str, opening: Any, receive: Receive, ended: Ended) -> Stream:
+        """`receive` is told of each message that comes back, `ended` once of the end, however it comes."""
+        stream = Stream(self, client, kind)
+        stream.down_receive, stream.down_ended = receive, ended
+        stream.send(client, opening)
+        self._streams[stream] = None
+        there, here = self.machines.get(server), client.machine
+        latency_s = self._latency(here, there) if there is not None else 0.0
+
+        def connect() -> None:
+            process = self.processes.get(server)
+            if not client.alive:
+                return
+            if not stream.open:  # it was cut meanwhile, or given up: then nobody listens
+                self._refused(stream)
+            elif there is None or not there.reachable or self.is_blocked(here.name, server) or not there.powered:
+                self.world.at(CONNECT_TIMEOUT_S, client, lambda: self._refused(stream))
+            elif process is None or not process.alive:
+                self.world.at(latency_s, client, lambda: self._refused(stream))
+            else:
+                stream.up.receive = lambda message: process.accept(stream, message)
+                stream.connected(process)
+
+        self.world.at(2 * latency_s, None, connect)
+        return stream
+
+    def _refused(self, stream: Stream) -> None:
+        ended, stream.down_ended = stream.down_ended, None
+        stream.open = False
+        self.forget(stream)
+        if ended is not None:
+            ended()
+
+    def forget(self, stream: Stream) -> None:
+        self._streams.pop(stream, None)
+
+    def streams_of(self, name: str, other: str = "") -> list[Stream]:
+        def ends(stream: Stream) -> set[str]:
+            target = stream.up.target
+            return {stream.client.machine.name, target.machine.name if target is not None else ""}
+
+        return [stream for stream in self._streams if ends(stream) >= ({name, other} if other else {name})]
+
+    def _latency(self, source: Machine, target: Machine) -> float:
+        return source.latency_s + target.latency_s + self.world.random.random() * (source.jitter_s + target.jitter_s)
+
+    # -- messages --------------------------------------------------------------------------------------------------------------
+
+    def transmit(self, stream: Stream, way: _Way, message: Any, size: float, *, from_grave: bool = False) -> None:
+        machine = way.source.machine
+        if way.target is None or not (way.source.alive or from_grave):
+            return
+        if size <= PACKET_BYTES and not way.queue:
+            self._depart(stream, way, message, size, size / machine.up_bytes_s)
+            return
+        way.queue.append(_Queued(stream, message, size, size, from_grave))
+        if len(way.queue) == 1:
+            machine.waiting.append(way)
+        if not machine.uploading:
+            self._upload_next(machine)
+
+    def _upload_next(self, machine: Machine) -> None:
+        machine.uploading = False
+        while machine.waiting and not machine.uploading:
+            way = machine.waiting.popleft()
+            while way.queue and not (way.queue[0].stream.open and (way.source.alive or way.queue[0].from_grave)):
+                way.queue.popleft()
+            if way.queue:
+                machine.uploading = True
+                part = min(way.queue[0].left, TURN_BYTES)
+                self.world.at(part / machine.up_bytes_s, None, partial(self._uploaded, machine, way, way.queue[0], part))
+
+    def _uploaded(self, machine: Machine, way: _Way, item: _Queued, part: float) -> None:
+        item.left -= part
+        if way.queue and way.queue[0] is item:  # it was not given up meanwhile
+            if item.left <= 0:
+                way.queue.popleft()
+                self._depart(item.stream, way, item.message, item.size, 0.0)
+            if way.queue:
+                machine.waiting.append(way)
+        self._upload_next(machine)
+
+    def _depart(self, stream: Stream, way: _Way, message: Any, size: float, after_s: float) -> None:
+        assert way.target is not None
+        here, there, now = way.source.machine, way.target.machine, self.world.now
+        departs = passed = now + after_s
+        if size > PACKET_BYTES:
+            passed = there.down_free_at = max(departs, there.down_free_at) + size / there.down_bytes_s
+        elif size:
+            passed += size / there.down_bytes_s
+        arrives = max(passed + self._latency(here, there), way.last_at)
+        way.last_at = arrives
+        pair = (here.name, there.name)
+        last = self._last_arrival.get(pair, 0.0)
+        self.overtaken += arrives < last
+        self._last_arrival[pair] = max(arrives, last)
+        self.world.at(arrives - now, way.target, lambda: self._arrive(stream, way, departs, message))
+
+    def _arrive(self, stream: Stream, way: _Way, departed: float, message: Any) -> None:
+        assert way.target is not None
+        if not stream.open:
+            return
+        end = isinstance(message, _End)
+        if not end and way.source.died_at is not None and departed > way.source.died_at:
+            return  # it was still in the sender's buffers when that died
+        if way.held or self.is_blocked(way.source.machine.name, way.target.machine.name):
+            way.held.append((departed, message))
+            return
+        self._deliver(stream, way, message)
+
+    def _deliver(self, stream: Stream, way: _Way, message: Any) -> None:
+        assert way.target is not None
+        source, target = way.source.machine.name, way.target.machine.name
+        if isinstance(message, _End):
+            self.world.trace(f"{source}>{target} {stream.kind} end")
+            _end(way)
+            back = stream.down if way is stream.up else stream.up
+            if back is not None:
+                back.queue.clear()  # nobody is there any more to take it
+            if way.source is stream.client or stream.down is None or stream.down.receive is None:
+                self.forget(stream)
+            return
+        if way.receive is not None:
+            self.world.trace(f"{source}>{target} {stream.kind} {type(message).__name__}")
+            way.receive(message)
+
+    # -- partitions ------------------------------------------------------------------------------------------------------------
+
+    def is_blocked(self, source: str, target: str) -> bool:
+        return bool(self.blocked) and source != target and (source, target) in self.blocked
+
+    def block(self, source: str, target: str) -> None:
+        self.blocked[source, target] = self.blocked.get((source, target), 0) + 1
+
+    def unblock(self, source: str, target: str) -> None:
+        self.blocked[source, target] -= 1
+        if self.blocked[source, target]:
+            return
+        del self.blocked[source, target]
+        for stream in self.streams_of(source, target):
+            for way in (stream.up, stream.down):
+                if way is not None and way.held and way.source.machine.name == source:
+                    self.world.at(way.source.machine.latency_s, way.target, lambda s=stream, w=way: self._release(s, w))  # type: ignore[misc]
+
+    def _release(self, stream: Stream, way: _Way) -> None:
+        held, way.held = way.held, []
+        for _, message in held:
+            if stream.open:
+                self._deliver(stream, way, message)

@@ -1,0 +1,107 @@
+"""Many seeds: one after another, or by a few processes at once; either way the sum is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from peer.simulation.scenario import Outcome, simulate
+from peer.simulation.shrinking import shrink
+
+SEEDS_A_TIME = 4
+MAX_SHRUNKEN = 3  # violations, of one sweep
+
+
+def outcomes(seeds: Iterable[int], peers: int, workers: int) -> Iterator[Outcome]:
+    """In the order of the seeds."""
+    run = partial(simulate, peers=peers)
+    if workers == 1:
+        yield from map(run, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(run, seeds, SEEDS_A_TIME)
+
+
+def violation_fields(outcome: Outcome) -> dict[str, Any]:
+    faults = [fault.to_json() for fault in outcome.schedule]
+    return {
+        "seed": outcome.seed,
+        "invariant": outcome.violated,
+        "what": outcome.what,
+        "schedule": faults,
+        "trace": outcome.trace,
+    }
+
+
+@dataclass
+class Summary:
+    seeds: int = 0
+    commits: int = 0
+    retries: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    faults_at: Counter[str] = field(default_factory=Counter)
+    codecs: Counter[str] = field(default_factory=Counter)
+    codec_changes: int = 0
+    overtaken: int = 0
+    virtual_s: float = 0.0
+    violations: list[Outcome] = field(default_factory=list)
+    commits_by_seed: list[int] = field(default_factory=list)
+    faults_by_seed: list[int] = field(default_factory=list)
+    longest_recovery_s: float = 0.0
+    longest_after_kill_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, outcome: Outcome) -> None:
+        self.seeds += 1
+        self.commits += outcome.commits
+        self.retries += outcome.retries
+        self.faults += outcome.faults
+        self.faults_at += outcome.faults_at
+        self.codecs += outcome.codecs
+        self.codec_changes += outcome.codec_changes
+        self.overtaken += outcome.overtaken
+        self.virtual_s += outcome.virtual_s
+        self.commits_by_seed.append(outcome.commits)
+        self.faults_by_seed.append(sum(outcome.faults.values()))
+        self.longest_recovery_s = max(self.longest_recovery_s, outcome.recovery_s)
+        self.longest_after_kill_s = max(self.longest_after_kill_s, outcome.kill_to_commit_s or 0.0)
+        if outcome.violated:
+            self.violations.append(outcome)
+        self._digest.update(f"{outcome.seed} {outcome.trace_digest}\n".encode())
+
+    def shrink_violations(self, peers: int) -> None:
+        """Leave the first ones with the fewest faults, and the trace of those."""
+        shrunken = [shrink(outcome, peers) for outcome in self.violations[:MAX_SHRUNKEN]]
+        self.violations[: len(shrunken)] = shrunken
+
+    @property
+    def trace_digest(self) -> str:
+        return self._digest.hexdigest()
+
+    def to_json(self, wall_s: float) -> dict[str, Any]:
+        return {
+            "seeds": self.seeds,
+            "violations": [violation_fields(outcome) for outcome in self.violations],
+            "commits": self.commits,
+            "retries": self.retries,
+            "faults": dict(sorted(self.faults.items())),
+            "faults_at": dict(sorted(self.faults_at.items())),
+            "codecs": dict(sorted(self.codecs.items())),
+            "codec_changes": self.codec_changes,
+            "overtaken": self.overtaken,
+            "median_commits": statistics.median(self.commits_by_seed or [0]),
+            "median_faults": statistics.median(self.faults_by_seed or [0]),
+            "longest_recovery_s": round(self.longest_recovery_s, 3),
+            "longest_after_kill_s": round(self.longest_after_kill_s, 3),
+            "virtual_hours": round(self.virtual_s / 3600, 3),
+            "wall_s": round(wall_s, 3),
+            "trace_digest": self.trace_digest,
+        }

@@ -1,0 +1,49 @@
+"""What every `dugnad` command does alike: errors in one or two lines, and exit codes that mean something.
+
+0 done, 1 failed, 2 wrong use or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import typer
+
+from protocols.errors import DugnadError
+from protocols.host.interrupts import EXIT_INTERRUPTED
+
+
+def run_app(app: typer.Typer) -> NoReturn:
+    """Run `app` on the command line's arguments and end the process."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; its failures come as our own errors
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    try:
+        code = app(standalone_mode=False)
+    except DugnadError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.remedy:
+            print(error.remedy, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        show = getattr(error, "show", None)  # click's usage errors print themselves, with the nearest option
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def run_command(command: Callable[..., Any]) -> NoReturn:
+    """Run a single command function."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    run_app(app)

@@ -1,0 +1,135 @@
+"""Events as JSON lines: what happened, when, and why. Peers and coordinators keep one each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from protocols.errors import DiskError
+from protocols.round.records import Commit
+
+logger = logging.getLogger(__name__)
+
+
+class EventLog:
+    """Appends to `path`, from any thread. A line is in the operating system's hands when `record` returns."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._torn = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._torn = _ends_torn(self.path)
+            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _disk_error(self.path, error) from error
+
+    def record(self, event: str, /, **fields: Any) -> dict[str, Any]:
+        """Append one event and return it as written. Raises DiskError if it was not written whole; the next call recovers."""
+        record = {"time": self._clock(), "event": event, **_finite(fields)}
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        with self._lock:
+            if self._torn:
+                line = b"\n" + line
+            self._torn = True
+            try:
+                written = os.write(self._file, line)
+            except OSError as error:
+                raise _disk_error(self.path, error) from error
+            if written != len(line):
+                raise DiskError(f"{self.path} could not be written whole", remedy="Free some space on that disk.")
+            self._torn = False
+        return record
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Every whole event in the file, oldest first. A line torn by a crash or a full disk is skipped with a warning."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DiskError(
+            f"the event log {path} cannot be read: {error.strerror}", remedy="Check the path of the run's folder."
+        ) from error
+    with closing(file):
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                if not isinstance(record["event"], str) or not isinstance(record["time"], (int, float)):
+                    raise TypeError("not an event")
+            except (ValueError, KeyError, TypeError):
+                logger.warning("history-line-skipped: line %d of %s is no event (torn by a crash?)", number, path)
+                continue
+            yield record
+
+
+def commit_fields(commit: Commit) -> dict[str, Any]:
+    """A commit as the log writes it."""
+    return {
+        "epoch": commit.ballot.epoch,
+        "lineage": commit.digest,
+        "parent": commit.ballot.parent,
+        "attempt": commit.ballot.attempt,
+        "codec": commit.codec,
+        "leader": commit.leader.peer,
+        "samples": commit.samples,
+        "total_samples": commit.total_samples,
+        "loss": commit.loss,
+        "grad_norm": commit.gradient_norm,
+        "contributors": [
+            {"peer": c.peer, "incarnation": c.incarnation, "first": c.first, "end": c.end, "base": c.base, "loss": c.loss}
+            for c in commit.contributions
+        ],
+        "members": list(commit.members),
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _ends_torn(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _disk_error(path: Path, error: OSError) -> DiskError:
+    return DiskError(
+        f"the event log {path} cannot be written: {error.strerror or error}",
+        remedy="Free some space on that disk, or give the run a folder that you may write to.",
+    )

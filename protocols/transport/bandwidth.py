@@ -1,0 +1,133 @@
+"""What this machine's bulk traffic comes to: bytes moved, rates estimated from them, and the limits that a volunteer set."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+
+# A rate is taken over windows of this length at least: shorter ones show the system's buffers rather than the line.
+WINDOW_S = 1.0
+# A transfer that went faster than the estimate moves it by this share of the difference; one that took too long, by that.
+RISE_SHARE, FALL_SHARE = 0.5, 0.1
+# Shorter transfers say little: waiting for each other is most of them.
+TELLING_S = 1.0
+LATE = 1.25  # times as long as planned
+# What a limit lets pass at once after a pause.
+BURST_S = 0.05
+
+
+class Direction:
+    """One direction."""
+
+    def __init__(self, max_bytes_s: float | None, clock: Callable[[], float]) -> None:
+        """`most_bytes_s`: what the volunteer allows; None for no limit."""
+        self.moved_bytes = 0  # since the start
+        self.max_bytes_s = max_bytes_s
+        self._clock = clock
+        self._estimate = 0.0
+        self._began: tuple[float, int] | None = None  # of the transfer under way: when, and moved_bytes then
+        self._window = (0.0, 0)
+        self._peak = 0.0
+        self._free_at = -math.inf
+
+    @property
+    def began_at(self) -> float | None:
+        """Of the transfer under way."""
+        return self._began[0] if self._began is not None else None
+
+    @property
+    def bytes_s(self) -> float:
+        """The moving estimate, within the limit; 0 before the first transfer."""
+        return min(self._estimate, self.max_bytes_s or math.inf)
+
+    def moved(self, size: int) -> None:
+        self.moved_bytes += size
+        if self._began is not None and (now := self._clock()) - self._window[0] >= WINDOW_S:
+            self._close(now)
+
+    def begin(self) -> None:
+        """A transfer begins for which this direction is busy as long as it can be."""
+        now = self._clock()
+        self._began = self._window = (now, self.moved_bytes)
+        self._peak = 0.0
+
+    def end(self, planned_s: float = 0.0) -> None:
+        """The transfer was completed. One that took as long as planned (0: nobody knew) says nothing against a line that could
+        carry more: it was not asked to."""
+        if self._began is None:
+            return
+        now, (began_at, began_bytes) = self._clock(), self._began
+        self._began = None
+        seconds, size = now - began_at, self.moved_bytes - began_bytes
+        if not size or seconds <= 0:
+            return
+        newest = max(self._peak, size / seconds)
+        if not self._estimate:
+            self._estimate = newest
+        elif newest > self._estimate:
+            self._estimate += RISE_SHARE * (newest - self._estimate)
+        elif seconds >= TELLING_S and (not planned_s or seconds > LATE * planned_s):
+            self._estimate += FALL_SHARE * (newest - self._estimate)
+
+    def give_up(self) -> None:
+        self._began = None
+
+    def measured(self, bytes_s: float) -> None:
+        """A probe found this rate: what was estimated before is forgotten."""
+        self._estimate = bytes_s
+
+    async def turn(self, size: int) -> None:
+        """Returns when `size` more bytes may pass."""
+        if self.max_bytes_s is None:
+            return
+        now = self._clock()
+        self._free_at = max(self._free_at, now - BURST_S) + size / self.max_bytes_s
+        if self._free_at > now:
+            await asyncio.sleep(self._free_at - now)
+
+    def _close(self, now: float) -> None:
+        at, moved_bytes = self._window
+        self._peak = max(self._peak, (self.moved_bytes - moved_bytes) / (now - at))
+        self._window = (now, self.moved_bytes)
+
+
+class Bandwidth:
+    """Both directions of this machine's line, whoever is at the other end."""
+
+    def __init__(
+        self,
+        *,
+        max_upload_bytes_s: float | None = None,
+        max_download_bytes_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self.is_late = False  # the last transfer that tells was: somebody's rates are not what was planned with
+        self.up = Direction(max_upload_bytes_s, clock)
+        self.down = Direction(max_download_bytes_s, clock)
+
+    def begin(self) -> None:
+        """A transfer begins for which the line is busy as long as it can be."""
+        self.up.begin()
+        self.down.begin()
+
+    def give_up(self) -> None:
+        """What was not completed says nothing."""
+        self.up.give_up()
+        self.down.give_up()
+
+    def end(self, planned_s: float = 0.0, *, sends: bool = True) -> None:
+        """It was completed. `sends`: it had much to send, and not requests only."""
+        began_at = self.up.began_at
+        if sends:
+            self.up.end(planned_s)
+        self.down.end(planned_s)
+        if began_at is not None and planned_s >= TELLING_S:
+            self.is_late = self._clock() - began_at > LATE * planned_s
+
+    @property
+    def moved_bytes(self) -> int:
+        """A round is alive while this grows."""
+        return self.up.moved_bytes + self.down.moved_bytes

@@ -1,0 +1,142 @@
+"""gRPC between machines: mutual TLS, the handshake's metadata, and the translation of gRPC's failures into ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from protocols.errors import PortInUseError, RefusedError, RemoteError, UnreachableError
+from protocols.identity import COORDINATOR_NAME, Credentials, peer_id_of, server_name
+from protocols.reasons import Reason
+from protocols.transport.addresses import joined
+from protocols.transport.bandwidth import Bandwidth
+
+PROTOCOL_VERSION = 1
+END: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # what read() returns when the other side is done
+MAX_MESSAGE_BYTES = 8 << 20
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.http2.max_frame_size", 1 << 20),
+    ("grpc.enable_http_proxy", 0),
+]
+# Ports are never shared: two processes that listen on one would each get half of the connections.
+_SERVER_OPTIONS: list[tuple[str, Any]] = [*_OPTIONS, ("grpc.so_reuseport", 0)]
+# A peer that comes back must be found again within about a second, not after gRPC's default of up to two minutes.
+_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    *_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class Channels:
+    """This process's channels to other peers, one each, opened when first used."""
+
+    def __init__(self, credentials: Credentials, run_digest: str, bandwidth: Bandwidth | None = None) -> None:
+        """`traffic`: has the limits that hold for state, as they do for rounds; without, there are none."""
+        self.credentials = credentials
+        self.bandwidth = bandwidth or Bandwidth()
+        self.metadata = (("dugnad-protocol", str(PROTOCOL_VERSION)), ("dugnad-run", run_digest))
+        self._tls = grpc.ssl_channel_credentials(
+            root_certificates=credentials.authority, private_key=credentials.key.pem, certificate_chain=credentials.certificate
+        )
+        self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
+
+    def to(self, peer: str, address: str) -> grpc.aio.Channel:
+        """TLS itself checks that whoever answers at `address` holds the certificate of `peer`."""
+        channel = self._channels.get((peer, address))
+        if channel is None:
+            options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", server_name(peer))]
+            channel = self._channels[peer, address] = grpc.aio.secure_channel(address, self._tls, options=options)
+        return channel
+
+    async def aclose(self) -> None:
+        channels, self._channels = list(self._channels.values()), {}
+        await asyncio.gather(*(channel.close(None) for channel in channels))
+
+
+def coordinator_channel(address: str, authority: bytes) -> grpc.aio.Channel:
+    """To the enrolment endpoint. `authority` is the pinned certificate, which that endpoint itself shows."""
+    tls = grpc.ssl_channel_credentials(root_certificates=authority)
+    return grpc.aio.secure_channel(address, tls, options=[*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR_NAME)])
+
+
+def peer_server(credentials: Credentials) -> tuple[grpc.aio.Server, grpc.ServerCredentials]:
+    tls = grpc.ssl_server_credentials(
+        [(credentials.key.pem, credentials.certificate)], root_certificates=credentials.authority, require_client_auth=True
+    )
+    return grpc.aio.server(options=_SERVER_OPTIONS), tls
+
+
+def enrolment_server(key_pem: bytes, certificate: bytes) -> tuple[grpc.aio.Server, grpc.ServerCredentials]:
+    return grpc.aio.server(options=_SERVER_OPTIONS), grpc.ssl_server_credentials([(key_pem, certificate)])
+
+
+def listen(server: grpc.aio.Server, tls: grpc.ServerCredentials, host: str, port: int) -> int:
+    """The port that was bound (`port` unless that was 0). Raises PortInUseError."""
+    where = joined(host, port)
+    problem = PortInUseError(f"cannot listen on {where}: the port is in use", remedy="Choose another --port.")
+    try:
+        bound = server.add_secure_port(where, tls)
+    except RuntimeError as error:
+        raise problem from error
+    if bound == 0:
+        raise problem
+    return bound
+
+
+def caller(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """The peer id of whoever makes this call, from the certificate that TLS verified."""
+    (pem,) = context.auth_context()["x509_pem_cert"]
+    public = x509.load_pem_x509_certificate(pem).public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)  # the authority admits no other key
+    return peer_id_of(public)
+
+
+async def admit(context: grpc.aio.ServicerContext[Any, Any], run_digest: str) -> str:
+    """The caller's peer id, once its handshake names this protocol and this run; ends the call otherwise."""
+    said = {str(key): value for key, value in context.invocation_metadata() or ()}
+    if said.get("dugnad-protocol") != str(PROTOCOL_VERSION):
+        await refuse(context, Reason.OTHER_VERSION, f"this peer speaks protocol {PROTOCOL_VERSION}")
+    if said.get("dugnad-run") != run_digest:
+        await refuse(context, Reason.OTHER_RUN, f"this peer trains run {run_digest[:12]}, not {str(said.get('dugnad-run'))[:12]}")
+    return caller(context)
+
+
+async def refuse(context: grpc.aio.ServicerContext[Any, Any], reason: Reason, sentence: str) -> NoReturn:
+    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{reason.value}: {sentence}")
+    raise AssertionError("abort raises")
+
+
+def translate(error: grpc.RpcError, whom: str) -> RemoteError:
+    """Our error for a failed call to `whom`."""
+    code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
+    details = (error.details() or "") if isinstance(error, grpc.aio.AioRpcError) else str(error)
+    if code is grpc.StatusCode.FAILED_PRECONDITION and ": " in details:
+        reason, sentence = details.split(": ", 1)
+        return RefusedError(f"{whom} refused: {sentence}", reason=reason, sentence=sentence)
+    return UnreachableError(f"{whom} cannot be reached ({code.name.lower() if code else 'error'}: {details[:200]})")
+
+
+@contextlib.contextmanager
+def translated(whom: str) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise translate(error, whom) from error
+
+
+async def parts(call: AsyncIterator[Any], whom: str) -> AsyncIterator[Any]:
+    """The messages of a stream, with failures translated."""
+    with translated(whom):
+        async for part in call:
+            yield part
