@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -35,15 +36,17 @@ from peer.catch_up.pushed_snapshots import max_snapshot_bytes
 from peer.epoch.engine import Engine
 from peer.epoch.observers import Observers
 from peer.epoch.service import PeerService
-from peer.epoch.settings import Settings
+from peer.settings import RunSettings
 from peer.training.job_queue import JobQueue
 from peer.training.replica import Replica
+from peer.training.strategies import build_strategy
 from peer.training.trainer import Trainer
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.identity import Authority, Credentials, Key
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.round.records import Candidate, Hello, Tip
 from protocols.run_spec import RunSpec
+from protocols.signing import check_signed
 from protocols.snapshot.fetch import SnapshotFetch
 from protocols.tasks.base import Batches, Task
 from protocols.transport.bandwidth import Bandwidth
@@ -126,17 +129,20 @@ def donate(options: Options, folder: Path) -> None:
     model = model_of(options.params)
     optimizer = build_optimizer(spec, model)
     genesis = Tip(0, "c" * 64, 0, Candidate(credentials.peer_id, ""), "fp16")
-    replica = Replica(
-        model,
-        optimizer,
-        build_scheduler(spec, optimizer),
-        max_grad_norm=1.0,
+    settings = RunSettings(
         run_digest=RUN,
-        authority=authority.pem,
+        target_batch_size=options.target_batch,
+        max_epochs=None,
+        codecs=("fp16",),
         genesis=genesis,
         genesis_sha256="",
+    )
+    replica = Replica(
+        model,
+        build_strategy(settings, model, optimizer, build_scheduler(spec, optimizer)),
+        settings,
         error_feedback=ErrorFeedback(credentials.peer_id, 1),
-        codecs=("fp16",),
+        verify=functools.partial(check_signed, authority=authority.pem),
     )
     replica.tip = genesis
     jobs = JobQueue()
@@ -165,7 +171,7 @@ def donate(options: Options, folder: Path) -> None:
                 discovery=cast(Discovery, NoDiscovery()),
                 bootstrap=(),
                 coordinator="127.0.0.1:1",
-                settings=Settings(RUN, options.target_batch, None, ("fp16",)),
+                settings=settings,
                 training=trainer,
                 jobs=jobs,
                 events=lambda event, /, **fields: None,
@@ -182,7 +188,7 @@ def donate(options: Options, folder: Path) -> None:
         def answer() -> None:
             for _ in sys.stdin:
                 cpu = time.process_time()
-                say({"samples": replica.accumulator.end, "cpu_s": cpu, "epoch": replica.tip.epoch if replica.tip else -1})
+                say({"samples": replica.strategy.end, "cpu_s": cpu, "epoch": replica.tip.epoch if replica.tip else -1})
             trainer.stop()
 
         threading.Thread(target=answer, daemon=True).start()

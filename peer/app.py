@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import ipaddress
 import socket
 import time
@@ -20,11 +21,12 @@ from peer.console import PeerConsole, PeerStatus
 from peer.epoch.engine import Engine
 from peer.epoch.observers import Observers
 from peer.epoch.service import PeerService
-from peer.epoch.settings import Settings
 from peer.events import PeerEvents
+from peer.settings import RunSettings
 from peer.training.devices import describe, pick_device, pick_micro_batch
 from peer.training.job_queue import JobQueue
 from peer.training.replica import Replica
+from peer.training.strategies import build_strategy
 from peer.training.trainer import Trainer
 from protocols.errors import DiskError, UsageError
 from protocols.gradients.error_feedback import ErrorFeedback
@@ -35,6 +37,7 @@ from protocols.identity import Key, Ticket, new_incarnation
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.round import program
 from protocols.round.records import Hello
+from protocols.signing import check_signed
 from protocols.tasks.base import Batches, Task, to_device
 from protocols.tasks.registry import open_task, write_asset
 from protocols.transport import addresses
@@ -126,6 +129,7 @@ class _Session:
         self._console = console
         self._enrolment = enrolment
         self._spec = enrolment.spec
+        self._settings = RunSettings.of(enrolment.spec, enrolment.genesis)
         self._incarnation = new_incarnation(time.time_ns())
         self._events = PeerEvents(enrolment.credentials.peer_id, log, console)
         self._leaving = False
@@ -183,16 +187,10 @@ class _Session:
         optimizer = build_optimizer(spec, model)
         replica = Replica(
             model,
-            optimizer,
-            build_scheduler(spec, optimizer),
-            max_grad_norm=spec.training.max_grad_norm,
-            run_digest=spec.digest,
-            authority=enrolment.credentials.authority,
-            genesis=enrolment.genesis.tip(spec.digest, spec.averaging.first_codec),
-            genesis_sha256=enrolment.genesis.parameters_sha256,
+            build_strategy(self._settings, model, optimizer, build_scheduler(spec, optimizer)),
+            self._settings,
             error_feedback=ErrorFeedback(enrolment.credentials.peer_id, self._incarnation),
-            codecs=spec.averaging.codecs,
-            overlap=spec.averaging.overlap,
+            verify=functools.partial(check_signed, authority=enrolment.credentials.authority),
         )
         if config.start_from is not None:
             try:
@@ -206,7 +204,7 @@ class _Session:
             def try_out(micro_batch: int) -> None:
                 with task.batches(seed=spec.run.seed, peer=draws, micro_batch=micro_batch) as trial:
                     task.loss(model, to_device(next(trial), device)).backward()  # type: ignore[no-untyped-call]
-                replica.accumulator.restart()
+                replica.strategy.restart()
 
             micro_batch = pick_micro_batch(device, config.micro_batch, spec.training.target_batch_size, try_out)
             self._console.event(f"training on {describe(device)}, {micro_batch} samples at a time")
@@ -243,13 +241,7 @@ class _Session:
                 discovery=discovery,
                 bootstrap=self._enrolment.peers,
                 coordinator=self._enrolment.coordinator,
-                settings=Settings(
-                    run_digest=spec.digest,
-                    target_batch_size=spec.training.target_batch_size,
-                    max_epochs=spec.training.max_epochs,
-                    codecs=spec.averaging.codecs,
-                    overlap=spec.averaging.overlap,
-                ),
+                settings=self._settings,
                 training=trainer,
                 jobs=jobs,
                 events=self._events,

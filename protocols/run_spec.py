@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,6 +52,12 @@ ScheduleName = Literal[
     "warmup_stable_decay",
 ]
 # transformers knows two more, reduce_lr_on_plateau and greedy. They follow a locally measured loss: peers would disagree.
+
+StrategyName = Literal["accumulate"]
+"""Implemented in peer/training/strategies."""
+
+RuleName = Literal["mean"]
+"""Implemented in protocols/gradients/aggregation.py."""
 
 _NEEDS_TOTAL_STEPS = frozenset(
     {"linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "polynomial"}
@@ -226,6 +232,9 @@ class TrainingSpec(_Section):
     max_epochs: int | None = Field(default=None, ge=1)
     """Epochs after which the run is complete; open-ended when not set."""
 
+    strategy: StrategyName = "accumulate"
+    """The training algorithm. accumulate: each peer adds up gradients, and an epoch is one optimizer step on their mean."""
+
 
 class AveragingSpec(_Section):
     codec: Literal["fp32", "fp16", "bf16", "int8", "int4", "auto"] = "fp32"
@@ -243,6 +252,9 @@ class AveragingSpec(_Section):
     @property
     def first_codec(self) -> str:
         return "fp16" if self.codec == "auto" else self.codec
+
+    rule: RuleName = "mean"
+    """How reducers combine contributions. mean: weighted by samples, as if one machine had computed them all."""
 
     overlap: bool = False
     """Go on training while an epoch is averaged, with the parameters from before it: no round makes a contributor wait, and each
@@ -394,11 +406,16 @@ def _as_spec_error(error: ValidationError) -> SpecError:
         message = fault["msg"].removeprefix("Value error, ")
         return SpecError(f"{dotted}: {message}" if dotted else message, remedy="Change that in the run file.")
     if fault["type"] == "literal_error":
-        expected = fault["msg"].replace("Input should be", "It should be")
-        near = difflib.get_close_matches(str(fault["input"]), re.findall(r"'([^']+)'", fault["msg"]), n=1, cutoff=0.5)
-        hint = f' Did you mean "{near[0]}"?' if near else ""
-        return SpecError(f"{dotted} is {_shown(fault['input'])}", remedy=f"{expected}.{hint}")
+        return unknown_name(dotted, fault["input"], re.findall(r"'([^']+)'", fault["msg"]))
     return SpecError(f"{dotted} is {_shown(fault['input'])}", remedy=f"{fault['msg'].replace('Input should', 'It should')}.")
+
+
+def unknown_name(dotted: str, given: object, names: Iterable[str]) -> SpecError:
+    """For the key `dotted`, whose value is none of `names`: an error that proposes the nearest one."""
+    valid = sorted(names)
+    near = difflib.get_close_matches(str(given), valid, n=1, cutoff=0.5)
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    return SpecError(f"{dotted} is {_shown(given)}", remedy=f"It should be {' or '.join(valid)}.{hint}")
 
 
 def _shown(value: Any) -> str:

@@ -6,6 +6,7 @@ Everything that a benchmark must know of how a peer is put together stands in th
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Sequence
@@ -24,10 +25,12 @@ from peer.epoch.engine import Engine
 from peer.epoch.observers import Observers
 from peer.epoch.round_traffic import DriftedError
 from peer.epoch.service import PeerService
-from peer.epoch.settings import Settings
 from peer.epoch.shard_server import AllReduceError
+from peer.settings import RunSettings
 from peer.training.job_queue import JobQueue
 from peer.training.replica import Replica
+from peer.training.strategies import build_strategy
+from peer.training.strategies.accumulate import Accumulate
 from peer.training.trainer import Trainer
 from protocols.gradients.codecs import CODECS
 from protocols.gradients.error_feedback import ErrorFeedback
@@ -37,6 +40,7 @@ from protocols.round import planner
 from protocols.round.plans import MemberPlan, Plan, member_plan_of
 from protocols.round.records import Ballot, Candidate, Contribution, Hello, Tip
 from protocols.run_spec import RunSpec
+from protocols.signing import check_signed
 from protocols.tasks.base import Batches, Task
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.bulk import BulkConnections, BulkServer
@@ -70,6 +74,15 @@ def model_of(params: int) -> nn.Module:
     rest = params - 1
     sizes = [1, *[1 << 20] * (rest >> 20), rest % (1 << 20)]
     return nn.ParameterList([nn.Parameter(torch.zeros(size)) for size in sizes if size])
+
+
+def accumulate(replica: Replica, gradient: torch.Tensor, *, samples: int) -> None:
+    """As if `samples` more had been drawn whose gradients, (elements,), add up to this; earlier ones are discarded."""
+    strategy = replica.strategy
+    assert isinstance(strategy, Accumulate)
+    strategy.restart()
+    strategy.gradient.flat.copy_(gradient)
+    strategy.after_backward(samples, 1.0)
 
 
 class Sleeper:
@@ -121,18 +134,21 @@ class Member:
         spec = RunSpec.from_toml(SPEC)
         model = model_of(seat.params)
         optimizer = build_optimizer(spec, model)
-        self.replica = Replica(
-            model,
-            optimizer,
-            build_scheduler(spec, optimizer),
-            max_grad_norm=1.0,
+        self.settings = RunSettings(
             run_digest=RUN,
-            authority=authority.pem,
+            target_batch_size=target_batch,
+            max_epochs=None,
+            codecs=(seat.codec,),
             genesis=Tip(0, GENESIS, 0, Candidate(self.credentials.peer_id, ""), seat.codec),
             genesis_sha256="",
-            error_feedback=ErrorFeedback(self.credentials.peer_id, INCARNATION),
-            codecs=(seat.codec,),
             overlap=overlap,
+        )
+        self.replica = Replica(
+            model,
+            build_strategy(self.settings, model, optimizer, build_scheduler(spec, optimizer)),
+            self.settings,
+            error_feedback=ErrorFeedback(self.credentials.peer_id, INCARNATION),
+            verify=functools.partial(check_signed, authority=authority.pem),
         )
         self.jobs = JobQueue()
         self.network = NetworkThread()
@@ -146,7 +162,6 @@ class Member:
             device=torch.device("cpu"),
             progressed=self._progressed,
         )
-        self._target_batch = target_batch
         self._events = events
         self.averaging: Engine | None = None
         self.server, self._tls = self.network.call(self._make_server())
@@ -180,7 +195,7 @@ class Member:
             discovery=cast(Discovery, NoDiscovery()),
             bootstrap=tuple(candidate for candidate in candidates if candidate.peer != self.credentials.peer_id),
             coordinator="127.0.0.1:1",
-            settings=Settings(RUN, self._target_batch, None, (self.codec.name,), overlap=self.replica.overlap),
+            settings=self.settings,
             training=self.trainer,
             jobs=self.jobs,
             events=self._events,
@@ -236,10 +251,7 @@ class Dugnad:
             self._member.jobs.put(lambda: self._accumulate(vector)).result()
 
     def _accumulate(self, vector: Vector) -> None:
-        accumulator = self._member.replica.accumulator
-        accumulator.restart()
-        accumulator.flat.copy_(torch.from_numpy(vector))
-        accumulator.add(1, 0.0)
+        accumulate(self._member.replica, torch.from_numpy(vector), samples=1)
 
     def prepared(self) -> bool:
         return True
@@ -276,7 +288,7 @@ class Dugnad:
             contribution = Contribution(me, INCARNATION, frozen.first, frozen.end, frozen.base, frozen.loss)
         averages = await averaging.round_traffic.run(plan, contribution, frozen.encoded if frozen is not None else b"")
         result = averaging.round_traffic.averaged(averages)
-        averaged = result[: member.replica.outcome(1).averaged_bytes]
+        averaged = result[: member.replica.layout(1).averaged_bytes]
         await member.jobs.run(lambda: member.replica.decode(averaged, self._decoded))
         averaging.round_traffic.committed(plan.digest)
         return self._decoded.numpy()

@@ -185,7 +185,7 @@ class CatchUp:
     async def _replay(self, kept_state: Candidate, advanced: Advanced) -> bool:
         """False when the donor's commits do not reach back to this replica's tip."""
         assert self._replica.tip is not None
-        commits = fetch_commits(self._channels, kept_state, self._replica.tip.lineage, self._replica.outcome)
+        commits = fetch_commits(self._channels, kept_state, self._replica.tip.lineage, self._replica.layout)
         try:
             async for signed, averaged in commits:
                 check_signed(signed, self._channels.credentials.authority)

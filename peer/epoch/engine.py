@@ -29,10 +29,12 @@ from peer.epoch.follower_streams import FollowerStreams, SwarmStatus
 from peer.epoch.following import Following
 from peer.epoch.neighbours import Neighbours
 from peer.epoch.round_traffic import DriftedError, RoundTraffic
-from peer.epoch.settings import Settings, TrainingSide
 from peer.epoch.shard_server import AllReduceError
+from peer.settings import RunSettings
 from peer.training.job_queue import JobQueue
+from peer.training.side import TrainingSide
 from protocols.errors import BadMessageError, RemoteError
+from protocols.gradients.aggregation import rule_named
 from protocols.gradients.codecs import CODECS, Bytes
 from protocols.reasons import Reason
 from protocols.round import leader_actions
@@ -75,7 +77,7 @@ class Engine:
         discovery: Discovery,
         bootstrap: tuple[Candidate, ...],
         coordinator: str,
-        settings: Settings,
+        settings: RunSettings,
         training: TrainingSide,
         jobs: JobQueue,
         events: EventSink,
@@ -88,7 +90,7 @@ class Engine:
         self.channels = channels
         self.settings = settings
         self.kept_state = KeptState(replica, jobs)
-        self.round_traffic = RoundTraffic(me, bulk, replica, jobs)
+        self.round_traffic = RoundTraffic(me, bulk, replica, jobs, rule_named(settings.rule))
         self.bandwidth = bulk.bandwidth
         self.member = Member(me, hello.incarnation, overlap=settings.overlap)
         candidate = Candidate(me, hello.address)
@@ -387,7 +389,7 @@ class Engine:
     async def _freeze(self) -> None:
         first = self._accumulating[0]
         frozen = await self._jobs.run(self._training.freeze)
-        contribution, end = None, self._replica.accumulator.first
+        contribution, end = None, self._replica.strategy.first
         if frozen is not None:
             contribution = Contribution(self.me, self.hello.incarnation, frozen.first, frozen.end, frozen.base, frozen.loss)
             self._encoded = frozen.encoded

@@ -13,6 +13,7 @@ from peer.epoch.shard_server import AllReduceError, ServedShard
 from peer.training.job_queue import JobQueue
 from peer.training.replica import Replica
 from protocols.errors import BadMessageError, DugnadError
+from protocols.gradients.aggregation import Rule
 from protocols.gradients.codecs import Bytes
 from protocols.gradients.shard_average import chunk_elements_of
 from protocols.gradients.slices import ResultLayout
@@ -37,11 +38,12 @@ class DriftedError(DugnadError):
 
 
 class RoundTraffic:
-    def __init__(self, me: str, channels: BulkConnections, replica: Replica, jobs: JobQueue) -> None:
+    def __init__(self, me: str, channels: BulkConnections, replica: Replica, jobs: JobQueue, rule: Rule) -> None:
         self._me = me
         self._channels = channels
         self._replica = replica
         self._jobs = jobs
+        self._rule = rule
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._reducing: dict[tuple[str, int], ServedShard] = {}
         self._failed: list[ServedShard] = []  # of the attempt that ended last: some may still be told
@@ -63,7 +65,7 @@ class RoundTraffic:
             values = await self._jobs.run(functools.partial(self._replica.slice_values, plan.ballot.parent))
         except BadMessageError as error:
             raise AllReduceError(Reason.OTHER_LINEAGE, self._me, self._me, str(error)) from error
-        outcome = self._replica.outcome(plan.ballot.epoch)
+        outcome = self._replica.layout(plan.ballot.epoch)
         averages, result = await self._come_to(plan, contribution, encoded, outcome, values)
         if result[outcome.averaged_bytes :] != values:
             excess = await self._jobs.run(functools.partial(self._replica.refused, plan, result))
@@ -81,7 +83,7 @@ class RoundTraffic:
         for index, shard in enumerate(plan.shards):
             if shard.reducer == me:
                 at = outcome.parts(shard.start, shard.stop)[1]
-                own[index] = ServedShard(plan, index, outcome.codec, values[at.start - behind : at.stop - behind])
+                own[index] = ServedShard(plan, index, outcome.codec, self._rule, values[at.start - behind : at.stop - behind])
         async with self._planned:
             self._reducing.update({(plan.digest, index): reducing for index, reducing in own.items()})
             self._planned.notify_all()

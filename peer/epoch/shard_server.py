@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from protocols.errors import BadMessageError, DugnadError, UnreachableError
+from protocols.gradients.aggregation import Rule
 from protocols.gradients.codecs import Codec
 from protocols.gradients.shard_average import chunk_elements_of, shard_average_of
 from protocols.reasons import Reason
@@ -33,9 +34,9 @@ class AllReduceError(DugnadError):
 class ServedShard:
     """This peer's own shard of a plan, with those who wait for its averages."""
 
-    def __init__(self, plan: MemberPlan, shard_index: int, codec: Codec, canonical: bytes) -> None:
+    def __init__(self, plan: MemberPlan, shard_index: int, codec: Codec, rule: Rule, canonical: bytes) -> None:
         self.plan = plan
-        self.reduction = shard_average_of(plan, shard_index, codec, canonical)
+        self.reduction = shard_average_of(plan, shard_index, codec, rule, canonical)
         self.chunk_bytes = codec.encoded_bytes(chunk_elements_of(plan.shards[shard_index]))
         self._error: AllReduceError | None = None
         self._waiters: list[asyncio.Future[None]] = []

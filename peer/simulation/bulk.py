@@ -13,6 +13,7 @@ from blake3 import blake3
 from peer.simulation.messages import Averaged, Chunk, ReduceOpen, Refused
 from peer.simulation.network import Stream
 from protocols.errors import BadMessageError
+from protocols.gradients.aggregation import weighted_mean
 from protocols.gradients.codecs import CODECS, Codec
 from protocols.gradients.shard_average import shard_average_of
 from protocols.reasons import Reason
@@ -39,7 +40,7 @@ class ServedShard:
 
     def __init__(self, plan: MemberPlan, index: int, codec: Codec, canonical: bytes) -> None:
         self.plan = plan
-        self.reduction = shard_average_of(plan, index, codec, canonical, CHUNK_ELEMENTS)
+        self.reduction = shard_average_of(plan, index, codec, weighted_mean, canonical, CHUNK_ELEMENTS)
         self.error: Refused | None = None
         self._readers: list[tuple[Callable[[Item], None], list[int]]] = []
 

@@ -1,6 +1,6 @@
 """A simulated process's training state: a small real vector, the lineage that it stands at, and the samples drawn since.
 
-Stands in for peer/training/replica.py and peer/training/accumulator.py. A gradient is a pure function of the sample and of the
+Stands in for peer/training/replica.py and peer/training/strategies/accumulate.py. A gradient is a pure function of the sample and of the
 lineage at which it was drawn, so that the observer can say what every average has to be.
 """
 
@@ -119,9 +119,8 @@ class Replica:
     def freeze(self) -> Frozen | None:
         frozen = None
         if self.tip is not None and self.samples:
-            encoded = bytearray(self.codec.encoded_bytes(ELEMENTS))
-            finite = self.error_feedback.encode(self.codec, Sums(self.first, self.end, self._sum), memoryview(encoded))
-            assert finite
+            encoded = self.error_feedback.encode(self.codec, Sums(self.first, self.end, self._sum))
+            assert encoded is not None
             frozen = Frozen(self.first, self.end, self.base, self.codec, bytes(encoded))
         self.restart()
         return frozen

@@ -1,4 +1,4 @@
-"""The parameters that gradients are computed at, where they are not the training state's own: in a run that overlaps."""
+"""The parameters that gradients are computed at, where they are not the training state's own."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import torch
 
 
 class BaseParameters:
-    """After `keep`, the module's parameters are a copy of what they were then, while the state goes ahead by a commit; within
-    `at_tip`, and after `release`, they are the state's own tensors. Nothing is copied but by `keep`.
+    """Switches a module between the training state's own parameters and a copy of them.
 
-    The copy, (elements,) on the parameters' device and in their dtype, is made at the first `keep`: who never accumulates while
-    an epoch is averaged has none.
+    From `keep` to `release` the module holds the copy, and the state may change without it. Inside `at_tip` the module
+    holds the state's own tensors. Only `keep` copies values; the other switches exchange pointers.
+
+    The copy is (elements,), on the parameters' device and in their dtype. The first `keep` allocates it.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         self._parameters = parameters
-        self._state: list[torch.Tensor] = []  # while the module has the copy
+        self._state: list[torch.Tensor] = []  # while the module holds the copy
         self._copy: list[torch.Tensor] = []
-        self.lineage = ""  # of the copy, '' while the parameters are the state's own
+        self.kept = False
 
     @torch.no_grad()
-    def keep(self, lineage: str) -> None:
-        """Within `at_tip`, with the state at `lineage` and about to change. An earlier copy stays what it is."""
-        if self.lineage:
+    def keep(self) -> None:
+        """Copy the state's parameters as they are now. Call inside `at_tip`. Does nothing while an earlier copy is kept."""
+        if self.kept:
             return
         if not self._copy:
             sizes = [parameter.numel() for parameter in self._parameters]
@@ -35,23 +36,23 @@ class BaseParameters:
         self._state = [parameter.data for parameter in self._parameters]
         for copy, own in zip(self._copy, self._state, strict=True):
             copy.copy_(own)
-        self.lineage = lineage
+        self.kept = True
 
     def release(self) -> None:
-        """Gradients are computed at the state's own parameters from here on."""
-        if self.lineage:
+        """Give the module the state's own parameters back."""
+        if self.kept:
             self._show(self._state)
-        self.lineage = ""
+        self.kept = False
 
     @contextmanager
     def at_tip(self) -> Iterator[None]:
-        """Within, the module's parameters are the state's own: whatever reads or writes state does so here."""
-        if self.lineage:
+        """Inside, the module holds the state's own parameters. All code that reads or writes state runs inside."""
+        if self.kept:
             self._show(self._state)
         try:
             yield
         finally:
-            if self.lineage:
+            if self.kept:
                 self._show(self._copy)
 
     def _show(self, tensors: Sequence[torch.Tensor]) -> None:

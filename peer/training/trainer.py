@@ -1,9 +1,9 @@
 """The volunteer's training loop: the whole story of a peer, on the main thread.
 
-Draw a micro-batch, add its gradient to the epoch's sum, tell the network's thread, and do what that thread hands over in
-between: freeze the
-sum when the leader plans, apply the averaged gradient when the epoch is committed, capture or restore a snapshot. From the freeze
-to the commit it waits, unless the run overlaps. The swarm decides nothing here, and no tensor is touched anywhere else.
+The loop draws a micro-batch, hands its gradient to the strategy, and tells the engine how many samples there are. Between two
+micro-batches it does the engine's jobs: freeze the contribution when the leader plans, apply a commit, capture or restore a
+snapshot. From the freeze to the commit it draws nothing, unless the run overlaps. The loop decides nothing about the swarm.
+No other thread touches a tensor.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from peer.training.job_queue import JobQueue
 from peer.training.replica import Frozen, Replica
 from protocols.tasks.base import Batches, Task, to_device
 
-Progressed = Callable[[int, int, float, float], None]  # (first, end of what accumulates; samples/s; seconds of a micro-batch)
+Progressed = Callable[[int, int, float, float], None]
+"""(first, end of the accumulated samples; samples/s, 0 while unknown; seconds of the micro-batch)"""
+
 IDLE_WAIT_S = 0.1
 # The share of the newest micro-batch in the moving average of the speed.
 RATE_SHARE = 0.2
 
 
 class Trainer:
-    """One per process. `task` and `batches` are None for an auxiliary peer, which only holds state."""
+    """The training side of one peer; one a process. An auxiliary peer has no `task` and no `batches`: it only holds state."""
 
     def __init__(
         self,
@@ -36,13 +38,16 @@ class Trainer:
         batches: Batches | None,
         device: torch.device,
         progressed: Progressed,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`clock`, in seconds, measures speed alone: no result depends on it."""
         self.replica = replica
         self._jobs = jobs
         self._task = task
         self._batches = batches
         self._device = device
         self._progressed = progressed
+        self._clock = clock
         self._drawing = False
         self._stopped = False
         self._seconds_per_sample = 0.0
@@ -54,42 +59,48 @@ class Trainer:
             if job is not None:
                 job.run()
             elif self._drawing:
-                self._micro_batch()
+                self.micro_batch()
 
     def stop(self) -> None:
         """From any thread: run() returns after the micro-batch or the job under way."""
         self._stopped = True
 
-    # -- handed over by the network's thread -----------------------------------------------------------------------------------
+    @property
+    def is_drawing(self) -> bool:
+        """Whether the next turn of the loop draws a micro-batch, once no job waits."""
+        return self._drawing
+
+    def micro_batch(self) -> None:
+        """Draw one micro-batch and accumulate it. Raises what the model or the data raise."""
+        assert self._task is not None and self._batches is not None
+        began = self._clock()
+        model, strategy = self.replica.model, self.replica.strategy
+        batch = to_device(next(self._batches), self._device)
+        model.train()
+        with autocast(self._device):
+            loss = self._task.loss(model, batch)  # sum over the micro-batch's samples
+        loss.backward()  # type: ignore[no-untyped-call]
+        samples = self._task.samples_in(batch)
+        strategy.after_backward(samples, float(loss.detach()))  # float() waits for the device
+        seconds = self._clock() - began
+        self._progressed(strategy.first, strategy.end, self._rate_after(samples, seconds), seconds)
+
+    def _rate_after(self, samples: int, seconds: float) -> float:
+        """Samples a second, as a moving average over micro-batches; 0 before the clock has moved."""
+        newest, before = seconds / samples, self._seconds_per_sample
+        self._seconds_per_sample = newest if not before else RATE_SHARE * newest + (1 - RATE_SHARE) * before
+        return 1 / self._seconds_per_sample if self._seconds_per_sample else 0.0
+
+    # -- jobs of the engine ----------------------------------------------------------------------------------------------------
 
     def freeze(self) -> Frozen | None:
-        self._drawing = self._drawing and self.replica.overlap
+        self._drawing = self._drawing and self.replica.settings.overlap
         return self.replica.freeze()
 
     def resume(self) -> None:
-        self.replica.restart()
+        self.replica.strategy.restart()
         self._drawing = self._batches is not None
 
     def pause(self) -> None:
-        self.replica.restart()
+        self.replica.strategy.restart()
         self._drawing = False
-
-    # -- training --------------------------------------------------------------------------------------------------------------
-
-    def _micro_batch(self) -> None:
-        assert self._task is not None and self._batches is not None
-        began = time.perf_counter()
-        batch = to_device(next(self._batches), self._device)
-        self.replica.model.train()
-        with autocast(self._device):
-            loss = self._task.loss(self.replica.model, batch)  # sum over the micro-batch's samples
-        loss.backward()  # type: ignore[no-untyped-call]
-        samples = self._task.samples_in(batch)
-        self.replica.accumulator.add(samples, float(loss.detach()))  # waits for the device: what is counted is done
-        seconds = time.perf_counter() - began
-        newest = seconds / samples
-        self._seconds_per_sample = (
-            newest if not self._seconds_per_sample else (RATE_SHARE * newest + (1 - RATE_SHARE) * self._seconds_per_sample)
-        )
-        accumulator = self.replica.accumulator
-        self._progressed(accumulator.first, accumulator.end, 1 / self._seconds_per_sample, seconds)

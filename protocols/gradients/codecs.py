@@ -42,7 +42,7 @@ class Codec(ABC):
 
     @property
     def error_feedback(self) -> bool:
-        """Whether contributors give what an encoding lost with their next contribution (residual.py)."""
+        """Whether contributors give what an encoding lost with their next contribution (error_feedback.py)."""
         return False
 
     @property

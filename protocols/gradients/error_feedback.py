@@ -1,6 +1,6 @@
-"""What the encoding of a contributor's own gradients has lost so far, given back with its next contribution.
+"""Error feedback (Karimireddy et al., ICML 2019): what encoding a contribution lost goes along with the next one.
 
-So a codec that rounds coarsely delays parts of a gradient instead of losing them: error feedback (Karimireddy et al., ICML 2019).
+So a codec that rounds coarsely delays parts of a contribution instead of losing them.
 """
 
 from __future__ import annotations
@@ -9,43 +9,54 @@ import math
 from collections.abc import Iterable
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from protocols.gradients.codecs import PIECE_ELEMENTS, Codec
 from protocols.round.records import Contribution
 
-# Beyond this a residual is a symptom of something else, and given up: adding it to a finite gradient never overflows.
+# A larger residual has another cause than rounding, and is dropped. Adding a smaller one to a finite mean never overflows.
 MOST = 2.0**100
 
 
 class Sums(Protocol):
-    """Gradients of samples [first, end), added up."""
+    """The contribution of samples [first, end)."""
 
     elements: int
     first: int
     end: int
 
     def mean(self, at: int, stop: int) -> torch.Tensor:
-        """(stop - at,) of their mean, on the CPU; the caller's own."""
+        """(stop - at,) elements of the mean over those samples, on the CPU; the caller's own."""
 
 
 class ErrorFeedback:
-    """Belongs to one process of one peer. It changes only when a commit names the contribution that it comes of.
+    """Encodes the contributions of one process of one peer, and keeps the residual: what their encodings lost.
 
-    Two vectors in bfloat16, together as large as one in fp32: what is lost for certain, and what would be if the contribution
-    that is out now gets committed. None of either before a codec with error feedback is used. They are of gradient sums, not
-    means: contributions are weighted by their samples, and what was lost of many samples weighs more beside few.
+    The residual changes only when a commit names the contribution that it comes from. There are two vectors in bfloat16, which
+    together take as much memory as one in fp32: the residual, and the residual if the contribution under way is committed.
+    Neither exists before a codec with error feedback is used.
+
+    Residuals are sums over samples, not means. Reducers weigh contributions by samples, so what many samples lost must weigh
+    more than what few lost.
     """
 
     def __init__(self, peer: str, incarnation: int) -> None:
         self._owner = (peer, incarnation)
         self._kept: torch.Tensor | None = None  # (elements,) bfloat16
         self._pending: torch.Tensor | None = None
-        self._given: tuple[int, int] | None = None  # counter range of the contribution that `_pending` comes of
+        self._given: tuple[int, int] | None = None  # counter range of the contribution that `_pending` comes from
+        self._encoded = np.empty(0, np.uint8)
 
-    def encode(self, codec: Codec, sums: Sums, out: memoryview) -> bool:
-        """The contribution as it goes out, the mean gradient and what was lost before, into `out`, which has
-        codec.encoded_bytes(elements) bytes. False, and nothing is kept of it, when a value is not finite."""
+    def encode(self, codec: Codec, sums: Sums) -> memoryview | None:
+        """The mean plus the residual, as codec.encoded_bytes(elements) bytes; None when a value is not finite.
+
+        The next call overwrites these bytes.
+        """
+        size = codec.encoded_bytes(sums.elements)
+        if len(self._encoded) != size:
+            self._encoded = np.empty(size, np.uint8)
+        out = self._encoded.data
         samples = sums.end - sums.first
         self._given, self._pending = None, None
         lost = torch.empty(sums.elements, dtype=torch.bfloat16) if codec.error_feedback else None
@@ -53,7 +64,7 @@ class ErrorFeedback:
             stop = min(at + PIECE_ELEMENTS, sums.elements)
             mean = sums.mean(at, stop)
             if not math.isfinite(float(mean.sum())) and not bool(mean.isfinite().all()):
-                return False
+                return None
             if self._kept is not None:
                 mean.add_(self._kept[at:stop], alpha=1 / samples)
             encoded = out[codec.encoded_bytes(at) : codec.encoded_bytes(stop)]
@@ -65,15 +76,18 @@ class ErrorFeedback:
         if lost is not None:
             lowest, highest = (float(value) for value in lost.aminmax())
             self._pending = lost if lowest >= -MOST and highest <= MOST else None
-        return True
+        return out
 
     def settle(self, contributions: Iterable[Contribution]) -> None:
-        """A commit is applied that averages these: what is out was given with it, or never will be."""
+        """A commit of these contributions was applied. The contribution under way is one of them, or never will be committed."""
         named = {(c.peer, c.incarnation, c.first, c.end) for c in contributions}
         if self._given is not None and (*self._owner, *self._given) in named:
             self._kept = self._pending
         self._given = self._pending = None
 
     def forget(self) -> None:
-        """The state comes from elsewhere now: whether its lineage holds what this is the rest of, nobody here can tell."""
+        """Drop the residual: a snapshot replaced the state.
+
+        We cannot know whether the new lineage contains the samples that the residual is the rest of.
+        """
         self._kept = self._pending = self._given = None

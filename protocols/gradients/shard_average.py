@@ -1,20 +1,18 @@
 """Averaging one shard, as a pure state machine: contributors' chunks in, averaged chunks out.
 
-A chunk is averaged when it is there from every planned contributor, never before and never without one of them; always in
-the order of
-contributor ids, so that the bytes do not depend on who was faster. What comes out is encoded once and is what everybody receives.
+The reducer averages a chunk once every planned contributor has sent it, by the run's aggregation rule, in the order of
+contributor ids. So the bytes do not depend on who was faster. The average is encoded once, and every member receives those bytes.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 from blake3 import blake3
 
 from protocols.errors import BadMessageError
+from protocols.gradients.aggregation import Rule
 from protocols.gradients.codecs import Bytes, Codec, FloatArray
 from protocols.round.planner import GRID
 from protocols.round.plans import MemberPlan
@@ -34,32 +32,23 @@ def chunk_elements_of(shard: Shard) -> int:
     return min(CHUNK_ELEMENTS, max(MIN_CHUNK_ELEMENTS, blocks * GRID))
 
 
-def weighted_mean(parts: Sequence[FloatArray], weights: Sequence[int]) -> FloatArray:
-    """sum_i(w_i * x_i) / sum_i(w_i) of (n,) vectors, summed in the order given; `parts` are used up.
-
-    `parts` are means over `weights[i]` samples each, so the result is the mean over all the samples.
-    """
-    if not parts:
-        raise ValueError("nothing to average")
-    total = np.float64(sum(weights))
-    for part, weight in zip(parts, weights, strict=True):
-        part *= part.dtype.type(weight / total)
-    mean = parts[0]
-    for part in parts[1:]:
-        mean += part
-    return mean
-
-
 class ShardAverage:
     """One shard of one plan. `open` each contributor, `feed` its bytes in order; `averaged` grows as chunks complete."""
 
     def __init__(
-        self, plan: MemberPlan, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
+        self,
+        plan: MemberPlan,
+        shard_index: int,
+        codec: Codec,
+        rule: Rule,
+        canonical: bytes = b"",
+        chunk_elements: int | None = None,
     ) -> None:
         """`canonical`: this reducer's values of the shard's part of the epoch's slice, sent behind the averages.
 
         `chunk_elements`: chunk_elements_of(shard) unless given; all must agree. The simulator's small vectors have small chunks.
         """
+        self._rule = rule
         shard = plan.shards[shard_index]
         self._canonical = canonical
         self.plan = plan
@@ -126,9 +115,9 @@ class ShardAverage:
         contributions = self.contributions
         assert contributions is not None
         parts = [self._pending[contribution.peer].popleft() for contribution in contributions]
-        mean = weighted_mean(parts, [contribution.weight for contribution in contributions])
-        encoded = self.codec.encode(mean)
-        decoded = torch.from_numpy(self.codec.decode(encoded, len(mean))).to(torch.float64)
+        average = self._rule(parts, [contribution.weight for contribution in contributions])
+        encoded = self.codec.encode(average)
+        decoded = torch.from_numpy(self.codec.decode(encoded, len(average))).to(torch.float64)
         self._sum_of_squares += float(decoded @ decoded)
         self._pass(encoded)
         if self.averaged_bytes == self.shard_bytes:
@@ -143,13 +132,13 @@ class ShardAverage:
 
 
 class ShardRelay:
-    """One shard of a plan that finishes an earlier attempt: its averaged bytes come in from whoever holds them, and go out as
-    they are. The same steps as in a ShardReduction."""
+    """One shard of a plan that finishes an earlier attempt. A member that holds the averaged bytes brings them, and they go out
+    unchanged. The methods are those of ShardAverage."""
 
     def __init__(
         self, plan: MemberPlan, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
     ) -> None:
-        """Of `canonical` only the size counts: that of the canonical values which come with the averages."""
+        """Only the size of `canonical` counts: the averages bring as many bytes of canonical values."""
         assert plan.finishes is not None
         self.plan = plan
         self.shard = plan.shards[shard_index]
@@ -193,8 +182,9 @@ class ShardRelay:
 
 
 def shard_average_of(
-    plan: MemberPlan, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
+    plan: MemberPlan, shard_index: int, codec: Codec, rule: Rule, canonical: bytes = b"", chunk_elements: int | None = None
 ) -> ShardAverage | ShardRelay:
-    """What the reducer of this shard does in this plan."""
-    kind = ShardAverage if plan.finishes is None else ShardRelay
-    return kind(plan, shard_index, codec, canonical, chunk_elements)
+    """The reducer's part in this plan: to average the shard, or to pass on averages that there are already."""
+    if plan.finishes is not None:
+        return ShardRelay(plan, shard_index, codec, canonical, chunk_elements)
+    return ShardAverage(plan, shard_index, codec, rule, canonical, chunk_elements)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.engines.base import Seat
-from benchmarks.engines.dugnad import INCARNATION, PATIENCE_S, RUN, Member
+from benchmarks.engines.dugnad import INCARNATION, PATIENCE_S, RUN, Member, accumulate
 from benchmarks.links import Link
 from benchmarks.worker import Family
 from protocols.gradients.codecs import CODECS
@@ -72,10 +72,7 @@ class Swarm:
 
 
 def _accumulate(member: Member) -> None:
-    accumulator = member.replica.accumulator
-    accumulator.restart()
-    accumulator.flat.copy_(torch.arange(accumulator.elements).remainder_(1000).sub_(500))
-    accumulator.add(4, 1.0)
+    accumulate(member.replica, torch.arange(member.replica.elements).remainder_(1000).sub_(500), samples=4)
 
 
 async def _exchanged(member: Member, plan: Plan) -> Averages:

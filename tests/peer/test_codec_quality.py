@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from peer.training.replica import Replica
-from protocols.gradients.error_feedback import ErrorFeedback
+from protocols.gradients.aggregation import rule_named
 from protocols.gradients.shard_average import ShardAverage, chunk_elements_of
-from protocols.optimization import build_optimizer, build_scheduler
 from protocols.round.plans import Plan, member_plan_of
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, Shard, SignedCommit, Tip
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Task
 from protocols.tasks.registry import open_task, prepare
+from tests.peer.replicas import make_replica
 
 JOB = """
 [run]
@@ -74,23 +74,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSpec, Task]:
 
 def replica_of(peer: str, spec: RunSpec, task: Task, codec: str) -> Replica:
     torch.manual_seed(spec.run.seed)
-    model = task.build_model()
-    optimizer = build_optimizer(spec, model)
-    genesis = Tip.genesis(RUN, "00" * 32, LEADER, codec)
-    it = Replica(
-        model,
-        optimizer,
-        build_scheduler(spec, optimizer),
-        max_grad_norm=1.0,
-        run_digest=RUN,
-        authority=b"",
-        genesis=genesis,
-        genesis_sha256="00" * 32,
-        error_feedback=ErrorFeedback(peer, 1),
-        codecs=(codec,),
-    )
-    it.tip = genesis
-    return it
+    return make_replica(task.build_model(), spec, Tip.genesis(RUN, "00" * 32, LEADER, codec), peer=peer)
 
 
 def epoch(everybody: dict[str, Replica]) -> None:
@@ -101,7 +85,7 @@ def epoch(everybody: dict[str, Replica]) -> None:
     shards, codec = (Shard(LEADER.peer, LEADER.address, 0, first.elements),), first.codec
     plan = Plan(RUN, ballot, tuple(PEERS), tuple(PEERS), shards, codec.name, 4.0, 1)
     values = first.slice_values(ballot.parent)
-    reduction = ShardAverage(member_plan_of(plan, LEADER.peer), 0, codec, values)
+    reduction = ShardAverage(member_plan_of(plan, LEADER.peer), 0, codec, rule_named(first.settings.rule), values)
     given = {}
     for peer, it in everybody.items():
         frozen = it.freeze()
@@ -129,7 +113,7 @@ def held_out_loss(job: tuple[RunSpec, Task], codec: str) -> float:
             batch = next(sources[peer])
             loss = task.loss(it.model.train(), batch)
             loss.backward()  # type: ignore[no-untyped-call]
-            it.accumulator.add(task.samples_in(batch), loss.item())
+            it.strategy.after_backward(task.samples_in(batch), loss.item())
         epoch(everybody)
     for source in sources.values():
         source.close()

@@ -14,19 +14,17 @@ import pytest
 import torch
 from torch import nn
 
-import protocols.gradients.shard_average
 from peer.training.replica import Replica
+from protocols.gradients.aggregation import RULES, weighted_mean
 from protocols.gradients.codecs import CODECS, Codec, FloatArray
-from protocols.gradients.error_feedback import ErrorFeedback
-from protocols.gradients.shard_average import weighted_mean
 from protocols.gradients.slices import ResultLayout
-from protocols.optimization import build_optimizer, build_scheduler
 from protocols.reasons import Reason
 from protocols.round.member import Phase
 from protocols.round.planner import GRID
 from protocols.round.plans import MemberPlan
 from protocols.round.records import Candidate, Commit, SignedCommit, Tip
 from protocols.run_spec import RunSpec
+from tests.peer.replicas import make_replica
 from tests.protocols.round.fakes import RUN, Node, Swarm, address_of
 
 SEED = 20210614
@@ -84,25 +82,25 @@ class Learner:
 
     @property
     def samples(self) -> int:
-        return self.replica.accumulator.samples
+        return self.replica.strategy.samples
 
     def draw(self, count: int) -> None:
-        at = self.replica.accumulator.end
+        at = self.replica.strategy.end
         for start in range(at, at + count, 3):
             rows = slice(start, min(start + 3, at + count))
             loss = self.data.loss_sum(self.replica.model, self.peer, rows)
             loss.backward()  # type: ignore[no-untyped-call]
-            self.replica.accumulator.add(rows.stop - rows.start, loss.item())
+            self.replica.strategy.after_backward(rows.stop - rows.start, loss.item())
 
     def freeze(self) -> tuple[int, int, float, bytes] | None:
         frozen = self.replica.freeze()
         return None if frozen is None else (frozen.first, frozen.end, frozen.loss, frozen.encoded)
 
     def restart(self) -> None:
-        self.replica.accumulator.restart()
+        self.replica.strategy.restart()
 
-    def outcome(self, epoch: int) -> ResultLayout:
-        return self.replica.outcome(epoch)
+    def layout(self, epoch: int) -> ResultLayout:
+        return self.replica.layout(epoch)
 
     def slice_values(self, parent: str) -> bytes:
         return self.replica.slice_values(parent)
@@ -129,21 +127,8 @@ def swarm_of(codec: Codec, dtype: torch.dtype, optimizer: dict[str, Any], max_gr
     elements = sum(parameter.numel() for parameter in make_model(dtype).parameters())
     swarm = Swarm(target=24, elements=elements, codec=codec.name, seed=SEED)
     for name in (*PEERS, "eve"):
-        model = make_model(dtype)
-        opt = build_optimizer(spec, model)
-        replica = Replica(
-            model,
-            opt,
-            build_scheduler(spec, opt),
-            max_grad_norm=max_grad_norm,
-            run_digest=RUN,
-            authority=b"",
-            genesis=swarm.genesis or Tip.genesis(RUN, "00" * 32, Candidate("ann", address_of("ann")), codec.name),
-            genesis_sha256="00" * 32,
-            error_feedback=ErrorFeedback(name, 1),
-            codecs=(codec.name,),
-        )
-        replica.tip = replica.genesis
+        genesis = swarm.genesis or Tip.genesis(RUN, "00" * 32, Candidate("ann", address_of("ann")), codec.name)
+        replica = make_replica(make_model(dtype), spec, genesis, peer=name, max_grad_norm=max_grad_norm)
         swarm.add(name, Learner(name, replica, data), reachable=name != "dag", auxiliary=name == "eve")
     return swarm
 
@@ -224,7 +209,7 @@ def difference(
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks a shard."""
-    monkeypatch.setattr(protocols.gradients.shard_average, "CHUNK_ELEMENTS", GRID)
+    monkeypatch.setattr("protocols.gradients.shard_average.CHUNK_ELEMENTS", GRID)
     monkeypatch.setattr("tests.protocols.round.fakes.CHUNK_ELEMENTS", GRID)
 
 
@@ -260,7 +245,7 @@ def test_equal_weights_instead_of_sample_counts_are_noticed(
     tolerance: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(protocols.gradients.shard_average, "weighted_mean", equal_weights)
+    monkeypatch.setitem(RULES, "mean", equal_weights)
     assert difference(codec, dtype, optimizer, max_grad_norm) > 100 * tolerance
 
 

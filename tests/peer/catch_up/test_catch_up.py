@@ -31,7 +31,7 @@ def header(epoch: int) -> StateHeader:
 class Replica:
     elements = 10
 
-    def outcome(self, epoch: int) -> None:
+    def layout(self, epoch: int) -> None:
         """Of commits, which nobody here has."""
 
     def __init__(self, epoch: int | None) -> None:

@@ -12,6 +12,7 @@ import pytest
 import peer.epoch.round_traffic
 from peer.epoch.round_traffic import DriftedError, RoundTraffic
 from protocols.errors import BadMessageError
+from protocols.gradients.aggregation import weighted_mean
 from protocols.gradients.codecs import CODECS
 from protocols.gradients.slices import ResultLayout, Slices
 from protocols.round.plans import MemberPlan, Plan, member_plan_of
@@ -34,9 +35,9 @@ class JobQueue:
 
 def round_traffic(excess: Callable[[], dict[str, float]] = dict) -> RoundTraffic:
     replica = SimpleNamespace(
-        slice_values=lambda parent: MINE, outcome=lambda epoch: OUTCOME, refused=lambda plan, result: excess()
+        slice_values=lambda parent: MINE, layout=lambda epoch: OUTCOME, refused=lambda plan, result: excess()
     )
-    return RoundTraffic("ann", SimpleNamespace(bandwidth=Bandwidth()), replica, JobQueue())  # type: ignore[arg-type]
+    return RoundTraffic("ann", SimpleNamespace(bandwidth=Bandwidth()), replica, JobQueue(), weighted_mean)  # type: ignore[arg-type]
 
 
 def attempt(number: int) -> MemberPlan:

@@ -35,18 +35,20 @@ class Machine(Learner):
     def disturb(self, relative: float) -> None:
         draw = torch.Generator().manual_seed(self.way)
         with torch.no_grad():
-            for parameter in self.replica.accumulator.parameters:
-                for tensor in (parameter, *(v for k, v in self.replica.optimizer.state[parameter].items() if k != "step")):
+            for parameter in self.replica.strategy.parameters:
+                for tensor in (
+                    parameter,
+                    *(v for k, v in self.replica.strategy.optimizer.state[parameter].items() if k != "step"),
+                ):
                     tensor *= 1 + relative * (torch.randint(0, 2, tensor.shape, generator=draw) * 2 - 1)
 
     def adopt(self, other: Any) -> None:
         """A snapshot, without its checks: the fakes sign nothing."""
         theirs: Replica = other.replica
         header = StateHeader("", 0, "", 0, "", {})
-        restore(capture(theirs.model, theirs.optimizer, header), self.replica.model, self.replica.optimizer)
-        self.replica.schedule.set_epoch(theirs.schedule.epoch)
+        restore(capture(theirs.model, theirs.strategy.optimizer, header), self.replica.model, self.replica.strategy.optimizer)
+        self.replica.strategy.resume(theirs.strategy.schedule.epoch)
         self.replica.tip = theirs.tip
-        self.replica.accumulator.restart()
 
 
 def machines(*, rounding: bool) -> Swarm:
@@ -63,10 +65,14 @@ def distance(swarm: Swarm) -> float:
     """The largest difference of a value between two of them, in epsilons of the largest magnitude of its kind."""
     worst = 0.0
     replicas = [replica_of(node) for node in swarm.alive]
-    rows = [lambda r, p: p, lambda r, p: r.optimizer.state[p]["exp_avg"], lambda r, p: r.optimizer.state[p]["exp_avg_sq"]]
+    rows = [
+        lambda r, p: p,
+        lambda r, p: r.strategy.optimizer.state[p]["exp_avg"],
+        lambda r, p: r.strategy.optimizer.state[p]["exp_avg_sq"],
+    ]
     for row in rows:
         values = torch.stack(
-            [torch.cat([row(r, p).detach().flatten() for p in r.accumulator.parameters]).double() for r in replicas]
+            [torch.cat([row(r, p).detach().flatten() for p in r.strategy.parameters]).double() for r in replicas]
         )
         worst = max(worst, float((values.amax(0) - values.amin(0)).max() / values[0].abs().max() / EPS))
     return worst

@@ -15,15 +15,15 @@ from blake3 import blake3
 from torch import nn
 
 from peer.training.replica import Frozen, Replica
+from peer.training.strategies.accumulate import Accumulate
 from peer.training.trainer import Trainer
 from protocols.errors import BadMessageError
-from protocols.gradients.error_feedback import ErrorFeedback
-from protocols.gradients.shard_average import weighted_mean
-from protocols.optimization import build_optimizer, build_scheduler
+from protocols.gradients.aggregation import weighted_mean
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Batches, Task
 from protocols.tasks.registry import open_task, prepare
+from tests.peer.replicas import make_replica
 from tests.peer.test_equivalence import ADAMW, LEARNING_RATE, WARMUP, Data, make_model, parameters, spec_of
 from tests.protocols.round.fakes import RUN
 
@@ -43,23 +43,7 @@ def one_thread() -> Iterator[None]:
 
 
 def replica_of(model: nn.Module, spec: RunSpec, codec: str, *, overlap: bool, max_grad_norm: float = CLIP) -> Replica:
-    optimizer = build_optimizer(spec, model)
-    schedule, genesis = build_scheduler(spec, optimizer), replace(GENESIS, codec=codec)
-    it = Replica(
-        model,
-        optimizer,
-        schedule,
-        max_grad_norm=max_grad_norm,
-        run_digest=RUN,
-        authority=b"",
-        genesis=genesis,
-        genesis_sha256="00" * 32,
-        error_feedback=ErrorFeedback(PEERS[0], 1),
-        codecs=(codec,),
-        overlap=overlap,
-    )
-    it.tip = genesis
-    return it
+    return make_replica(model, spec, replace(GENESIS, codec=codec), overlap=overlap, max_grad_norm=max_grad_norm)
 
 
 def replicas(count: int = 2, *, overlap: bool = True) -> list[Replica]:
@@ -70,10 +54,10 @@ DATA = Data.make(torch.float64)
 
 
 def draw(it: Replica, peer: str, count: int) -> None:
-    at = it.accumulator.end
+    at = it.strategy.end
     loss = DATA.loss_sum(it.model, peer, slice(at, at + count))
     loss.backward()  # type: ignore[no-untyped-call]
-    it.accumulator.add(count, loss.item())
+    it.strategy.after_backward(count, loss.item())
 
 
 def round_of(frozen: Sequence[Frozen], it: Replica) -> tuple[SignedCommit, bytes]:
@@ -151,7 +135,7 @@ def state(it: Replica) -> str:
 
 
 def at_tip(it: Replica) -> torch.Tensor:
-    it.restart()
+    it.strategy.restart()
     return parameters(it.model)
 
 
@@ -172,31 +156,37 @@ def test_without_overlap_each_gradient_is_of_the_parent_and_what_accumulates_beh
     commits = train(*everybody)
     assert all({c.base for c in commit.contributions} == {commit.ballot.parent} for commit in commits)
     assert (parameters(everybody[0].model) - reference(commits)).abs().max().item() <= 1e-10
-    assert everybody[0].accumulator.samples == 0
+    assert everybody[0].strategy.samples == 0
     assert copies(everybody[0]) == 0
 
 
+def copies_in(it: Replica) -> list[torch.Tensor]:
+    """What is kept beside the state."""
+    assert isinstance(it.strategy, Accumulate)
+    return it.strategy._base._copy
+
+
 def copies(it: Replica) -> int:
-    """Elements kept beside the state."""
-    return sum(tensor.numel() for tensor in it._base._copy)
+    """Elements of it."""
+    return sum(tensor.numel() for tensor in copies_in(it))
 
 
 def test_a_copy_of_the_parameters_is_made_once_and_only_where_samples_accumulate_while_a_commit_is_applied() -> None:
     (ann, bob), (follower,) = replicas(), replicas(1)
     train(ann, bob, followers=[follower])
-    kept = [tensor.data_ptr() for tensor in ann._base._copy]
+    kept = [tensor.data_ptr() for tensor in copies_in(ann)]
     assert copies(ann) == ann.elements and copies(follower) == 0
     frozen = [frozen_of(it) for it in (ann, bob)]
     draw(ann, "ann", 2)
     ann.apply(*round_of(frozen, ann))
-    assert [tensor.data_ptr() for tensor in ann._base._copy] == kept
+    assert [tensor.data_ptr() for tensor in copies_in(ann)] == kept
 
 
 def lagging() -> tuple[Replica, Replica]:
     """ann, who accumulates at the genesis, with the state a commit ahead; and one who has that state too."""
     ann, other = replicas()
     for it in (ann, other):
-        it.schedule.learning_rate_at = lambda epoch: LEARNING_RATE  # type: ignore[method-assign]  # no warm-up: the first step counts
+        it.strategy.schedule.learning_rate_at = lambda epoch: LEARNING_RATE  # type: ignore[method-assign]  # no warm-up: the first step counts
     draw(ann, "ann", 5)
     frozen = [frozen_of(ann)]
     draw(ann, "ann", 4)
@@ -210,7 +200,7 @@ def lagging() -> tuple[Replica, Replica]:
 def test_the_sum_that_accumulates_outlives_a_step() -> None:
     ann, _ = lagging()
     (alone,) = replicas(1)
-    alone.accumulator.end = alone.accumulator.first = 5
+    alone.strategy.end = alone.strategy.first = 5
     draw(alone, "ann", 4)
     draw(alone, "ann", 3)
     draw(ann, "ann", 3)
@@ -220,7 +210,7 @@ def test_the_sum_that_accumulates_outlives_a_step() -> None:
 def test_after_the_freeze_gradients_are_of_the_tip() -> None:
     ann, other = lagging()
     frozen_of(ann)
-    other.accumulator.end = other.accumulator.first = ann.accumulator.end
+    other.strategy.end = other.strategy.first = ann.strategy.end
     for it in (ann, other):
         draw(it, "ann", 3)
     assert frozen_of(ann) == frozen_of(other)
@@ -246,14 +236,14 @@ def test_a_snapshot_that_is_refused_leaves_base_and_sum_as_they_are() -> None:
     before = parameters(ann.model)
     with pytest.raises(BadMessageError):
         ann.restore(other.capture()[0])  # nobody signed its commit
-    assert (ann.base, ann.accumulator.samples) == (GENESIS.lineage, 4)
+    assert (ann.base, ann.strategy.samples) == (GENESIS.lineage, 4)
     assert torch.equal(parameters(ann.model), before)
 
 
 def test_a_restart_takes_the_state_of_the_tip() -> None:
     ann, other = lagging()
-    ann.restart()
-    assert (ann.base, ann.accumulator.samples) == (other.base, 0)
+    ann.strategy.restart()
+    assert (ann.base, ann.strategy.samples) == (other.base, 0)
     assert torch.equal(parameters(ann.model), parameters(other.model))
 
 
@@ -262,7 +252,7 @@ def test_a_commit_is_refused_whose_contributions_are_of_another_base() -> None:
     frozen = frozen_of(ann)
     draw(ann, "ann", 3)
     signed, result = round_of([frozen], ann)
-    other.overlap = False
+    other.settings = replace(other.settings, overlap=False)
     with pytest.raises(BadMessageError, match="follow"):
         other.apply(signed, result)
     ann.apply(signed, result)
@@ -278,11 +268,11 @@ def test_after_a_step_that_failed_writes_reach_the_states_own_tensors(monkeypatc
     def broken() -> None:
         raise RuntimeError("the device failed")
 
-    monkeypatch.setattr(other.optimizer, "step", broken)
+    monkeypatch.setattr(other.strategy.optimizer, "step", broken)
     with pytest.raises(RuntimeError):
         other.apply(signed, result)
     assert other.tip is None
-    other.restart()
+    other.strategy.restart()
     assert other.base == "" and [parameter.data_ptr() for parameter in other.model.parameters()] == own
 
 
@@ -302,12 +292,12 @@ def test_a_trainer_goes_on_drawing_after_a_freeze_only_in_a_run_that_overlaps(ov
         it, task, task=task, batches=Nothing(), device=torch.device("cpu"), progressed=lambda first, end, rate, step_s: None
     )
     trainer.freeze()
-    assert not trainer._drawing, "it had not begun"
+    assert not trainer.is_drawing, "it had not begun"
     trainer.resume()
     trainer.freeze()
-    assert trainer._drawing is overlap
+    assert trainer.is_drawing is overlap
     trainer.pause()
-    assert not trainer._drawing
+    assert not trainer.is_drawing
 
 
 # -- what staleness costs --------------------------------------------------------------------------------------------------------
@@ -366,7 +356,7 @@ def held_out_loss(job: tuple[RunSpec, Task], *, overlap: bool) -> tuple[float, f
         it, batch = everybody[index], next(sources[index])
         loss = task.loss(it.model.train(), batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        it.accumulator.add(task.samples_in(batch), loss.item())
+        it.strategy.after_backward(task.samples_in(batch), loss.item())
 
     for epoch in range(STEPS):
         for index in range(len(PEERS)):
@@ -383,7 +373,7 @@ def held_out_loss(job: tuple[RunSpec, Task], *, overlap: bool) -> tuple[float, f
         source.close()
     assert everybody[0].tip is not None and everybody[0].tip.total_samples == STEPS * 32
     assert state(everybody[0]) == state(everybody[1])
-    everybody[0].restart()
+    everybody[0].strategy.restart()
     return before, task.evaluate(everybody[0].model, 64)
 
 

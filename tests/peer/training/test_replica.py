@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,16 @@ from torch import nn
 from peer.training.replica import Replica
 from protocols.errors import BadMessageError, DriftError
 from protocols.gradients.codecs import CODECS, Codec
-from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.identity import Authority, Credentials, Key
-from protocols.optimization import build_optimizer, build_scheduler
+from protocols.optimization import build_optimizer
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
 from protocols.run_spec import RunSpec
-from protocols.signing import sign_commit
+from protocols.signing import check_signed, sign_commit
 from protocols.snapshot.format import StateHeader, capture, parameters_sha256
 from protocols.wire.convert import signed_commit_from_bytes, signed_commit_to_bytes
+from tests.peer.replicas import gradient_of, make_replica
+from tests.protocols.round.fakes import RUN
 
-RUN = "ab" * 32
 PEAK = 0.01
 
 
@@ -73,21 +74,17 @@ def replica(
     codec: str = "fp32",
     **change: Any,
 ) -> Replica:
-    model = make_model(seed, width)
-    optimizer = build_optimizer(spec(), model)
-    options: dict[str, Any] = {
-        "max_grad_norm": max_grad_norm,
-        "run_digest": RUN,
-        "authority": leader.authority,
-        "genesis": Tip.genesis(RUN, genesis_sha256(), Candidate(leader.peer_id, ""), codec),
-        "genesis_sha256": genesis_sha256(),
-        "error_feedback": ErrorFeedback("ann", 1),
-        "codecs": (codec,),
-    }
-    it = Replica(model, optimizer, build_scheduler(spec(), optimizer), **{**options, **change})
-    if at_genesis:
-        it.tip = it.genesis
-    return it
+    genesis = Tip.genesis(RUN, genesis_sha256(), Candidate(leader.peer_id, ""), codec)
+    return make_replica(
+        make_model(seed, width),
+        spec(),
+        genesis,
+        at_genesis=at_genesis,
+        verify=partial(check_signed, authority=leader.authority),
+        genesis_sha256=genesis_sha256(),
+        max_grad_norm=max_grad_norm,
+        **change,
+    )
 
 
 def averaged_of(it: Replica, seed: int, codec: Codec = CODECS["fp32"]) -> bytes:
@@ -127,12 +124,12 @@ def advance(it: Replica, leader: Credentials, seed: int, **change: Any) -> tuple
 def everything(it: Replica) -> bytes:
     """All that a restore could change, bit by bit."""
     state = [tensor.detach().clone().numpy().tobytes() for tensor in it.model.state_dict().values()]
-    for group in it.optimizer.param_groups:
+    for group in it.strategy.optimizer.param_groups:
         state.append(repr({key: value for key, value in group.items() if key != "params"}).encode())
         for parameter in group["params"]:
-            slots = it.optimizer.state.get(parameter, {})
+            slots = it.strategy.optimizer.state.get(parameter, {})
             state += [f"{name}".encode() + torch.as_tensor(value).numpy().tobytes() for name, value in sorted(slots.items())]
-    state.append(repr((it.tip, it.commit, it.schedule.epoch, it.accumulator.first, it.accumulator.end)).encode())
+    state.append(repr((it.tip, it.commit, it.strategy.schedule.epoch, it.strategy.first, it.strategy.end)).encode())
     return b"|".join(state)
 
 
@@ -160,21 +157,21 @@ def test_a_commit_is_one_step_with_its_epochs_learning_rate(leader: Credentials)
         assert torch.equal(parameters(it), torch.cat([p.detach().flatten() for p in reference.parameters()]))
         assert it.tip == Tip.after(signed.commit)
         assert it.commit is signed
-    assert it.schedule.epoch == 4
-    assert it.optimizer.param_groups[0]["lr"] == pytest.approx(PEAK * 16 / 17)
+    assert it.strategy.schedule.epoch == 4
+    assert it.strategy.optimizer.param_groups[0]["lr"] == pytest.approx(PEAK * 16 / 17)
 
 
 def test_peers_that_apply_the_same_commits_are_bit_identical(leader: Credentials) -> None:
     a, b = replica(leader), replica(leader)
-    b.accumulator.flat.fill_(7)  # whatever b had accumulated meanwhile
-    b.accumulator.add(3, 1.0)
+    gradient_of(b).fill_(7)  # whatever b had accumulated meanwhile
+    b.strategy.after_backward(3, 1.0)
     for seed in range(3):
         signed, averaged = advance(a, leader, seed)
         b.apply(signed, bytearray(averaged))
     assert torch.equal(parameters(a), parameters(b))
-    assert not b.accumulator.flat.any()
-    assert b.accumulator.samples == 0
-    assert b.accumulator.first == 3, "its counter goes on"
+    assert not gradient_of(b).any()
+    assert b.strategy.samples == 0
+    assert b.strategy.first == 3, "its counter goes on"
 
 
 @pytest.mark.parametrize(("said", "factor"), [(25.0, 0.5), (100.0, 0.25), (6.0, 1.0), (6.25, 1.0)])
@@ -187,7 +184,7 @@ def test_clipping_goes_by_the_commits_sums_of_squares_alone(leader: Credentials,
     clipped.apply(commit_for(clipped, averaged, leader, shards=shards), averaged)
     scaled = (CODECS["fp32"].decode(averaged, clipped.elements) * np.float32(factor)).astype("<f4").tobytes()
     plain.apply(commit_for(plain, averaged, leader), scaled)
-    for mine, theirs in zip(clipped.optimizer.state.values(), plain.optimizer.state.values(), strict=True):
+    for mine, theirs in zip(clipped.strategy.optimizer.state.values(), plain.strategy.optimizer.state.values(), strict=True):
         assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
 
 
@@ -218,7 +215,7 @@ def test_after_a_step_that_failed_the_state_is_of_no_lineage(leader: Credentials
     def fail(*_: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(it.optimizer, "step", fail)
+    monkeypatch.setattr(it.strategy.optimizer, "step", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         it.apply(signed, averaged)
     monkeypatch.undo()
@@ -238,7 +235,7 @@ def test_whoever_is_off_by_rounding_takes_the_canonical_values_before_the_step(l
         signed, result = advance(it, leader, seed)
         other.apply(signed, result)
         with torch.no_grad():
-            for tensor in [*other.model.parameters(), *(s["exp_avg"] for s in other.optimizer.state.values())]:
+            for tensor in [*other.model.parameters(), *(s["exp_avg"] for s in other.strategy.optimizer.state.values())]:
                 tensor *= 1 + 2e-7
     assert not torch.equal(parameters(it), parameters(other))
     assert it.tip is not None and it.slices.period == 1, "so small a model is carried whole"
@@ -256,7 +253,7 @@ def test_whoever_is_off_by_more_refuses_the_commit_and_is_left_as_it_is(leader: 
         signed, result = advance(it, leader, seed)
         other.apply(signed, result)
     weight = next(iter(other.model.parameters()))
-    tensor = weight.detach() if where == "parameter" else other.optimizer.state[weight][where]
+    tensor = weight.detach() if where == "parameter" else other.strategy.optimizer.state[weight][where]
     tensor[0, 0] += 1e-3 * tensor.abs().max()
     before = everything(other)
     signed, result = advance(it, leader, 2)
@@ -287,22 +284,22 @@ def test_a_slice_of_another_size_is_refused_and_changes_nothing(leader: Credenti
 
 def test_what_is_frozen_is_the_mean_with_its_range_and_loss(leader: Credentials) -> None:
     it = replica(leader)
-    it.accumulator.flat.copy_(torch.arange(it.elements))
-    it.accumulator.add(4, 10.0)
+    gradient_of(it).copy_(torch.arange(it.elements))
+    it.strategy.after_backward(4, 10.0)
     frozen = it.freeze()
     assert frozen is not None
     assert (frozen.first, frozen.end, frozen.loss) == (0, 4, 2.5)
     assert CODECS["fp32"].decode(frozen.encoded, it.elements).tolist() == (np.arange(it.elements) / 4).tolist()
     assert it.freeze() is None, "it is frozen once"
-    assert (it.accumulator.first, it.accumulator.end, it.accumulator.loss_sum) == (4, 4, 0.0)
-    assert not it.accumulator.flat.any()
+    assert (it.strategy.first, it.strategy.end, it.strategy.loss_sum) == (4, 4, 0.0)
+    assert not gradient_of(it).any()
 
 
 def gives(it: Replica, seed: int) -> bytes:
     """Freezes the next 8 samples, with a gradient of this seed."""
-    it.accumulator.restart()
-    it.accumulator.flat.copy_(torch.randn(it.elements, generator=torch.Generator().manual_seed(seed)))
-    it.accumulator.add(8, 8.0)
+    it.strategy.restart()
+    gradient_of(it).copy_(torch.randn(it.elements, generator=torch.Generator().manual_seed(seed)))
+    it.strategy.after_backward(8, 8.0)
     frozen = it.freeze()
     assert frozen is not None
     return bytes(frozen.encoded)
@@ -312,12 +309,14 @@ def gives(it: Replica, seed: int) -> bytes:
 def test_what_an_encoding_lost_is_given_once_a_commit_names_it(leader: Credentials, named: bool) -> None:
     it, fresh = replica(leader, codec="int8"), replica(leader, codec="int8")
     for one in (it, fresh):
-        one.accumulator.end = 0 if one is it else 8
+        one.strategy.end = 0 if one is it else 8
     gives(it, 1)
     averaged = averaged_of(it, 3, it.codec)
-    change = {} if named else {"contributions": (Contribution("bob", 1, 0, 8, it.genesis.lineage, 1.0),), "members": ("bob",)}
+    change = (
+        {} if named else {"contributions": (Contribution("bob", 1, 0, 8, it.settings.genesis.lineage, 1.0),), "members": ("bob",)}
+    )
     signed = commit_for(it, averaged, leader, **change)
-    it.apply(signed, averaged + it.slice_values(it.genesis.lineage))
+    it.apply(signed, averaged + it.slice_values(it.settings.genesis.lineage))
     assert (gives(it, 2) == gives(fresh, 2)) is not named
 
 
@@ -325,7 +324,7 @@ def test_whoever_restores_gives_nothing_of_what_was_lost_before(leader: Credenti
     it, fresh = replica(leader, codec="int8"), replica(leader, codec="int8")
     gives(it, 1)
     averaged = averaged_of(it, 3, it.codec)
-    it.apply(commit_for(it, averaged, leader), averaged + it.slice_values(it.genesis.lineage))
+    it.apply(commit_for(it, averaged, leader), averaged + it.slice_values(it.settings.genesis.lineage))
     gives(it, 2)
     it.restore(it.capture()[0])
     assert gives(it, 3) == gives(fresh, 3)
@@ -337,8 +336,8 @@ def test_whoever_restores_gives_nothing_of_what_was_lost_before(leader: Credenti
 )
 def test_what_overflowed_is_not_sent(leader: Credentials, gradient: float, loss: float) -> None:
     it = replica(leader)
-    it.accumulator.flat[3] = gradient
-    it.accumulator.add(4, loss)
+    gradient_of(it)[3] = gradient
+    it.strategy.after_backward(4, loss)
     assert it.freeze() is None
 
 
@@ -356,7 +355,7 @@ def test_whoever_restores_is_bit_identical_and_stays_so(leader: Credentials) -> 
     snapshot, header, tip = old.capture()
     assert (header.epoch, header.lineage, header.samples) == (3, tip.lineage, 24)
     assert new.restore(snapshot) == old.tip == new.tip
-    assert new.optimizer.param_groups[0]["lr"] == old.optimizer.param_groups[0]["lr"]
+    assert new.strategy.optimizer.param_groups[0]["lr"] == old.strategy.optimizer.param_groups[0]["lr"]
     assert new.capture()[0] == snapshot
     for seed in range(3, 6):
         signed, averaged = advance(old, leader, seed)
@@ -366,22 +365,22 @@ def test_whoever_restores_is_bit_identical_and_stays_so(leader: Credentials) -> 
 
 def test_the_genesis_restores_too(leader: Credentials) -> None:
     old, new = replica(leader), replica(leader, seed=9, at_genesis=False)
-    assert new.restore(old.capture()[0]) == old.genesis
+    assert new.restore(old.capture()[0]) == old.settings.genesis
     assert torch.equal(parameters(new), parameters(old))
 
 
 def test_restoring_never_reuses_a_counter(leader: Credentials) -> None:
     old, new = replica(leader), replica(leader)
     advance(old, leader, 1)
-    new.accumulator.add(5, 1.0)
+    new.strategy.after_backward(5, 1.0)
     new.restore(old.capture()[0])
-    assert (new.accumulator.first, new.accumulator.end) == (5, 5)
-    assert not new.accumulator.flat.any()
+    assert (new.strategy.first, new.strategy.end) == (5, 5)
+    assert not gradient_of(new).any()
 
 
 def snapshot_with(old: Replica, **change: Any) -> bytes:
     _, header, _ = old.capture()
-    return capture(old.model, old.optimizer, replace(header, **change))
+    return capture(old.model, old.strategy.optimizer, replace(header, **change))
 
 
 def resigned(old: Replica, leader: Credentials, change: Callable[[SignedCommit], SignedCommit]) -> bytes:
@@ -405,7 +404,9 @@ def another_signer(leader: Credentials, old: SignedCommit) -> SignedCommit:
 
 BAD: dict[str, Callable[[Replica, Credentials], bytes]] = {
     "another run": lambda old, leader: snapshot_with(old, run_digest="cd" * 32),
-    "no commit, not the genesis": lambda old, leader: snapshot_with(old, commit="", lineage=old.genesis.lineage, epoch=0),
+    "no commit, not the genesis": lambda old, leader: snapshot_with(
+        old, commit="", lineage=old.settings.genesis.lineage, epoch=0
+    ),
     "a commit that is no commit": lambda old, leader: snapshot_with(old, commit="00ff"),
     "a commit that is no hex": lambda old, leader: snapshot_with(old, commit="zz"),
     "another lineage than its commit": lambda old, leader: snapshot_with(old, lineage="f" * 64),
@@ -430,14 +431,14 @@ def test_a_snapshot_that_cannot_be_trusted_is_refused_and_changes_nothing(leader
     advance(old, leader, 1)
     advance(old, leader, 2)
     advance(new, leader, 5)
-    new.accumulator.flat.fill_(0.5)
-    new.accumulator.add(5, 1.0)
+    gradient_of(new).fill_(0.5)
+    new.strategy.after_backward(5, 1.0)
     before = everything(new)
     snapshot = BAD[kind](old, leader)
     with pytest.raises(BadMessageError):
         new.restore(snapshot)
     assert everything(new) == before
-    assert new.accumulator.flat.eq(0.5).all()
+    assert gradient_of(new).eq(0.5).all()
 
 
 def test_the_snapshots_above_are_refused_for_what_was_changed_in_them(leader: Credentials) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import protocols.gradients.shard_average
 from protocols.errors import BadMessageError
+from protocols.gradients.aggregation import weighted_mean
 from protocols.gradients.codecs import CODECS, Codec
-from protocols.gradients.shard_average import ShardAverage, ShardRelay, chunk_elements_of, shard_average_of, weighted_mean
+from protocols.gradients.shard_average import ShardAverage, ShardRelay, chunk_elements_of, shard_average_of
 from protocols.round.planner import GRID
 from protocols.round.plans import Plan
 from protocols.round.records import Averages, Ballot, Contribution, Shard
@@ -52,7 +53,7 @@ def chunks(encoded: bytes, codec: Codec) -> list[bytes]:
 
 
 def reduction(codec: str = "fp32") -> ShardAverage:
-    return ShardAverage(plan(codec=codec), 0, CODECS[codec])
+    return ShardAverage(plan(codec=codec), 0, CODECS[codec], weighted_mean)
 
 
 def opened(codec: str = "fp32") -> ShardAverage:
@@ -147,7 +148,7 @@ def test_the_result_names_the_bytes_and_their_squares() -> None:
 
 
 def test_a_shard_in_the_middle_of_the_vector_counts_offsets_from_its_own_start() -> None:
-    it = ShardAverage(plan(start=GRID), 1, CODECS["fp32"])
+    it = ShardAverage(plan(start=GRID), 1, CODECS["fp32"], weighted_mean)
     for peer in WEIGHTS:
         it.open(peer, contribution(peer))
         for data in chunks(CODECS["fp32"].encode(values(peer)), CODECS["fp32"]):
@@ -283,7 +284,7 @@ def finished(*, by: tuple[str, ...] = ()) -> tuple[ShardAverage, ShardRelay]:
     assert first.contributions is not None and first.result is not None
     finishes = Averages(first.contributions, (first.result,))
     second = dataclasses.replace(plan(), contributors=by, finishes=finishes, ballot=Ballot(1, PARENT, 2, "bob"))
-    relay = shard_average_of(second, 0, CODECS["fp32"])
+    relay = shard_average_of(second, 0, CODECS["fp32"], weighted_mean)
     assert isinstance(relay, ShardRelay)
     return first, relay
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from protocols.errors import BadMessageError
+from protocols.gradients.aggregation import rule_named
 from protocols.gradients.codecs import CODECS, Codec
 from protocols.gradients.shard_average import CHUNK_ELEMENTS, ShardAverage, ShardRelay, shard_average_of
 from protocols.gradients.slices import ResultLayout, Slices
@@ -46,7 +47,7 @@ class Work(Protocol):
     def draw(self, count: int) -> None: ...
     def freeze(self) -> tuple[int, int, float, bytes] | None: ...
     def restart(self) -> None: ...
-    def outcome(self, epoch: int) -> ResultLayout: ...
+    def layout(self, epoch: int) -> ResultLayout: ...
     def slice_values(self, parent: str) -> bytes: ...
     def refused(self, plan: MemberPlan, result: bytes) -> tuple[str, ...]: ...
     def apply(self, signed: SignedCommit, averaged: bytes) -> None: ...
@@ -84,7 +85,7 @@ class Arithmetic:
     def restart(self) -> None:
         self.first = self.end
 
-    def outcome(self, epoch: int) -> ResultLayout:
+    def layout(self, epoch: int) -> ResultLayout:
         """Integers do not drift: no canonical values."""
         return ResultLayout(Slices.of(len(self.state)), epoch, self.codec, 0)
 
@@ -411,11 +412,13 @@ class Node:
         elif contribution is not None:
             self.sent.append((plan, contribution, self.encoded))
         self.incoming[plan.digest] = _Incoming()
-        outcome, values = self.work.outcome(plan.ballot.epoch), self.work.slice_values(plan.ballot.parent)
+        outcome, values = self.work.layout(plan.ballot.epoch), self.work.slice_values(plan.ballot.parent)
         for index, shard in enumerate(plan.shards):
             if shard.reducer == self.name:
                 at, end = (outcome.canonical_bytes(0, element) for element in (shard.start, shard.stop))
-                self.reductions[plan.digest, index] = shard_average_of(plan, index, self.swarm.codec, values[at:end])
+                self.reductions[plan.digest, index] = shard_average_of(
+                    plan, index, self.swarm.codec, self.swarm.rule, values[at:end]
+                )
         for index, shard in enumerate(plan.shards):
             brings = plan.finishes is None or plan.gives or self.name == shard.reducer
             part = b"".join(outcome.chunks(gives, shard.start, shard.stop, CHUNK_ELEMENTS)) if brings else b""
@@ -473,9 +476,9 @@ class Node:
 class Swarm:
     """`target` samples make a batch. The first node added leads the genesis."""
 
-    def __init__(self, *, target: int, elements: int = 4096, codec: str = "fp64", seed: int = 0) -> None:
+    def __init__(self, *, target: int, elements: int = 4096, codec: str = "fp64", rule: str = "mean", seed: int = 0) -> None:
         print(f"seed {seed}")
-        self.target, self.elements, self.codec = target, elements, CODECS[codec]
+        self.target, self.elements, self.codec, self.rule = target, elements, CODECS[codec], rule_named(rule)
         self.now = 0.0
         self.nodes: dict[str, Node] = {}
         self.plans: list[Plan] = []

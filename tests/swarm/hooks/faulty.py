@@ -108,13 +108,13 @@ class Hooks:
             setattr(module.Replica, name, taking)
 
     def trainer(self, module: ModuleType) -> None:
-        draw = module.Trainer._micro_batch
+        draw = module.Trainer.micro_batch
 
         def drawing(trainer: Any) -> None:
             draw(trainer)
             self._drawn += 1
 
-        module.Trainer._micro_batch = drawing
+        module.Trainer.micro_batch = drawing
 
     def averaging(self, module: ModuleType) -> None:
         from peer.epoch import leader_link
