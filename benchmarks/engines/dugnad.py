@@ -122,10 +122,10 @@ class Member:
         *,
         task: Sleeper | None = None,
         target_batch: int = 1024,
-        overlap: bool = False,
         events: Callable[..., None] = lambda event, /, **fields: None,
+        **change: Any,
     ) -> None:
-        """With a `task` it draws samples; without, it only does what the network's thread hands over."""
+        """With a `task` it draws samples; without, it only does the engine's jobs. `change`: fields of RunSettings."""
         authority = Authority.load_or_create(seat.folder)
         key = Key.generate()
         self.credentials = Credentials(key, authority.admit(key.request()), authority.pem)
@@ -141,7 +141,7 @@ class Member:
             codecs=(seat.codec,),
             genesis=Tip(0, GENESIS, 0, Candidate(self.credentials.peer_id, ""), seat.codec),
             genesis_sha256="",
-            overlap=overlap,
+            **change,
         )
         self.replica = Replica(
             model,

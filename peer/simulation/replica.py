@@ -1,6 +1,6 @@
 """A simulated process's training state: a small real vector, the lineage that it stands at, and the samples drawn since.
 
-Stands in for peer/training/replica.py and peer/training/strategies/accumulate.py. A gradient is a pure function of the sample and of the
+Stands in for peer/training/replica.py and strategies/accumulate.py. A gradient is a pure function of the sample and of the
 lineage at which it was drawn, so that the observer can say what every average has to be.
 """
 

@@ -38,8 +38,8 @@ class Strategy(ABC):
 
     - `optimizer` is the outer one, SGD with Nesterov momentum. The optimizer that the constructor gets is the inner one; its
       slots stay on this machine and are no state.
-    - `after_backward`: at the first micro-batch `BaseParameters.keep()`; then the inner step, on the copy, with the gradient
-      divided by `samples`; then zero the gradient.
+    - `after_backward`: `BaseParameters.keep()` inside `at_tip`, which copies at the first micro-batch; then the inner step, on
+      the copy, with the gradient divided by `samples`; then zero the gradient.
     - `mean`: the state's own parameters minus the copy.
     - `step`: the average is the outer optimizer's gradient, and its step moves the state's own parameters.
     - `restart`: `BaseParameters.release()`, which returns to the tip.

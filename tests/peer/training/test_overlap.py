@@ -18,7 +18,7 @@ from peer.training.replica import Frozen, Replica
 from peer.training.strategies.accumulate import Accumulate
 from peer.training.trainer import Trainer
 from protocols.errors import BadMessageError
-from protocols.gradients.aggregation import weighted_mean
+from protocols.gradients.aggregation import rule_named
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Batches, Task
@@ -42,12 +42,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def replica_of(model: nn.Module, spec: RunSpec, codec: str, *, overlap: bool, max_grad_norm: float = CLIP) -> Replica:
-    return make_replica(model, spec, replace(GENESIS, codec=codec), overlap=overlap, max_grad_norm=max_grad_norm)
+def replica_of(model: nn.Module, spec: RunSpec, codec: str, **change: Any) -> Replica:
+    return make_replica(model, spec, replace(GENESIS, codec=codec), **{"max_grad_norm": CLIP, **change})
 
 
-def replicas(count: int = 2, *, overlap: bool = True) -> list[Replica]:
-    return [replica_of(make_model(torch.float64), spec_of(ADAMW), "fp64", overlap=overlap) for _ in range(count)]
+def replicas(count: int = 2, *, overlap: bool = True, **change: Any) -> list[Replica]:
+    return [replica_of(make_model(torch.float64), spec_of(ADAMW), "fp64", overlap=overlap, **change) for _ in range(count)]
 
 
 DATA = Data.make(torch.float64)
@@ -64,8 +64,9 @@ def round_of(frozen: Sequence[Frozen], it: Replica) -> tuple[SignedCommit, bytes
     """The commit on `it`'s tip that averages these contributions, of PEERS in turn, and what it comes to."""
     assert it.tip is not None
     given = tuple(Contribution(peer, 1, f.first, f.end, f.base, f.loss) for peer, f in zip(PEERS, frozen, strict=False))
-    mean = weighted_mean([it.codec.decode(f.encoded, it.elements) for f in frozen], [c.weight for c in given])
-    averaged = it.codec.encode(mean)
+    combine = rule_named(it.settings.rule)
+    parts = [it.codec.decode(f.encoded, it.elements) for f in frozen]
+    averaged = it.codec.encode(combine(parts, [c.weight for c in given]))
     values = it.codec.decode(averaged, it.elements).astype(np.float64)
     result = averaged + it.slice_values(it.tip.lineage)
     commit = Commit(

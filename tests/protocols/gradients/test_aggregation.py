@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocols.errors import SpecError
+from protocols.gradients.aggregation import RULES, rule_named, weighted_mean
+from protocols.gradients.codecs import CODECS
+from protocols.run_spec import RuleName
+
+EVERY_RULE = pytest.mark.parametrize("name", RULES)
+WEIGHTS = st.lists(st.integers(1, 10**6), min_size=1, max_size=6)
+SEED = st.integers(0, 2**32 - 1)
+ELEMENTS = 97
+
+
+def parts_of(seed: int, count: int, scale: float = 1.0) -> np.ndarray:
+    """(count, ELEMENTS)"""
+    return np.random.default_rng(seed).uniform(-scale, scale, (count, ELEMENTS)).astype(np.float32)
+
+
+def test_the_spec_accepts_exactly_the_rules_that_there_are() -> None:
+    assert set(get_args(RuleName)) == set(RULES)
+
+
+def test_an_unknown_rule_is_refused_with_the_nearest_valid_name() -> None:
+    with pytest.raises(SpecError, match=r"averaging\.rule is 'meen'") as caught:
+        rule_named("meen")
+    assert 'Did you mean "mean"?' in caught.value.remedy
+
+
+@EVERY_RULE
+@given(weights=WEIGHTS, seed=SEED, cut=st.integers(1, ELEMENTS - 1))
+def test_a_rule_gives_the_same_bits_wherever_the_vector_is_cut(name: str, weights: list[int], seed: int, cut: int) -> None:
+    parts = parts_of(seed, len(weights))
+    whole = RULES[name]([part.copy() for part in parts], weights)
+    pieces = [RULES[name]([part[at:end].copy() for part in parts], weights) for at, end in ((0, cut), (cut, ELEMENTS))]
+    assert whole.dtype == np.float32
+    assert np.concatenate(pieces).tobytes() == whole.tobytes()
+
+
+@EVERY_RULE
+@given(weights=WEIGHTS, seed=SEED)
+def test_finite_parts_give_a_finite_result_even_at_the_end_of_the_floats(name: str, weights: list[int], seed: int) -> None:
+    for scale in (1e-38, 1.0, 3.4e38):
+        assert bool(np.isfinite(RULES[name](list(parts_of(seed, len(weights), scale)), weights)).all())
+
+
+@given(
+    weights=st.lists(st.integers(1, 10**6), min_size=1, max_size=6),
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([1e-6, 1.0, 1e4]),
+)
+def test_a_weighted_mean_is_exact_to_rounding_and_never_leaves_the_range_of_its_parts(
+    weights: list[int], seed: int, scale: float
+) -> None:
+    vectors = np.random.default_rng(seed).uniform(-scale, scale, (len(weights), 9))
+    for name, unit in (("fp64", 2.0**-53), ("fp32", 2.0**-24)):
+        codec = CODECS[name]
+        parts = [codec.encode(vector.astype(codec.working)) for vector in vectors]
+        exact = np.average([codec.decode(part, 9).astype(np.float64) for part in parts], axis=0, weights=weights)
+        mean = weighted_mean([codec.decode(part, 9) for part in parts], weights).astype(np.float64)
+        assert np.abs(mean - exact).max() <= (len(weights) + 3) * unit * scale
+
+
+def test_averaging_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        weighted_mean([], [])
+
+
+def test_one_contributor_alone_gets_back_what_it_gave() -> None:
+    for name, codec in CODECS.items():
+        part = codec.encode(np.linspace(-3, 3, 50).astype(codec.working))
+        assert codec.encode(weighted_mean([codec.decode(part, 50)], [13])) == part, name
