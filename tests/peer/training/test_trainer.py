@@ -1,0 +1,77 @@
+"""The loop, one micro-batch at a time, as a simulator drives it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from peer.training.job_queue import JobQueue
+from peer.training.trainer import RATE_SHARE, Trainer
+from tests.peer.test_equivalence import Data
+from tests.peer.training.test_overlap import frozen_of, replicas
+
+SAMPLES = 3
+Progress = list[tuple[int, int, float, float]]
+
+
+class Rows:
+    """A task whose batches are row numbers of one peer's data."""
+
+    data = Data.make(torch.float64)
+
+    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        first = int(batch["rows"][0])
+        return self.data.loss_sum(model, "ann", slice(first, first + SAMPLES))
+
+    def samples_in(self, batch: dict[str, torch.Tensor]) -> int:
+        return len(batch["rows"])
+
+
+def batches() -> Iterator[dict[str, torch.Tensor]]:
+    return ({"rows": torch.arange(at, at + SAMPLES)} for at in itertools.count(0, SAMPLES))
+
+
+def trainer(clock: Callable[[], float]) -> tuple[Trainer, Progress]:
+    told: Progress = []
+    (it,), task, source = replicas(1, overlap=False), Rows(), batches()
+    loose: Any = {"task": task, "batches": source}
+    device = torch.device("cpu")
+    return Trainer(it, JobQueue(), device=device, progressed=lambda *what: told.append(what), clock=clock, **loose), told
+
+
+def test_each_micro_batch_is_counted_and_its_speed_is_a_moving_average() -> None:
+    times = iter([0.0, 1.0, 10.0, 13.0])
+    it, told = trainer(lambda: next(times))
+    it.resume()
+    it.micro_batch()
+    it.micro_batch()
+    averaged = (RATE_SHARE * 3.0 + (1 - RATE_SHARE) * 1.0) / SAMPLES
+    assert told == [(0, 3, 3.0, 1.0), (0, 6, pytest.approx(1 / averaged), 3.0)]
+
+
+def test_the_clock_changes_no_result() -> None:
+    frozen = []
+    for clock in (lambda: 0.0, itertools.count(5.0, 0.25).__next__):
+        it, told = trainer(clock)
+        it.resume()
+        for _ in range(4):
+            it.micro_batch()
+        frozen.append(bytes(frozen_of(it.replica).encoded))
+        assert told[-1][:2] == (0, 12)
+        assert told[-1][2] == (0.0 if not told[-1][3] else SAMPLES / 0.25)
+    assert frozen[0] == frozen[1]
+
+
+def test_a_trainer_draws_from_resume_to_freeze() -> None:
+    it, _ = trainer(lambda: 0.0)
+    assert not it.is_drawing
+    it.resume()
+    assert it.is_drawing
+    it.micro_batch()
+    assert it.freeze() is not None
+    assert not it.is_drawing
