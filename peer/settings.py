@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from protocols.round.records import Tip
 from protocols.run_spec import RunSpec
-from protocols.transport.enrolling import Genesis
+
+if TYPE_CHECKING:  # training needs no sockets
+    from protocols.transport.enrolling import Genesis
 
 
 @dataclass(frozen=True, kw_only=True)
