@@ -24,12 +24,14 @@ from coordinator.known_peers import KnownPeers
 from coordinator.monitor import Monitor, Run
 from coordinator.sinks.console import Console
 from coordinator.sinks.history import History
-from coordinator.watching import swarm_view, watch
-from protocols.errors import BadMessageError, LocalError, PortInUseError, RemoteError, UnreachableError
+from coordinator.swarm_view import SwarmView
+from coordinator.watching import watch
+from protocols.errors import LocalError, PortInUseError, RemoteError, UnreachableError
 from protocols.host.files import write_durably
 from protocols.host.home import Home
 from protocols.host.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
 from protocols.identity import Ticket
+from protocols.observations import Observation, Swarm
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.run_spec import RunSpec
 from protocols.snapshot.fetch import SnapshotFetch
@@ -39,7 +41,6 @@ from protocols.transport.channels import Channels, enrolment_server, listen
 from protocols.transport.discovery import Discovery, DiscoveryConfig
 from protocols.transport.network_thread import NetworkThread
 from protocols.transport.state_transfer import ask_all
-from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.dugnad_pb2_grpc import add_EnrolmentServicer_to_server
 
 EXIT_DONE = 0
@@ -87,7 +88,7 @@ class _Session:
         self._network = network
         self._channels = Channels(folder.credentials, folder.spec.digest)
         self._known = KnownPeers()
-        self._inbox: queue.SimpleQueue[pb.Observation] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Observation] = queue.SimpleQueue()
         self._interrupted = False
         self.closing_line = ""  # for after the screen has closed
         console.status("Loading the task")
@@ -236,10 +237,9 @@ class _Session:
         async for observation in watch(
             self._channels, self._known.candidates, lambda: self._monitor.epoch, self._monitor.lineage
         ):
-            if observation.WhichOneof("kind") == "swarm":
-                # At once, past the main thread: the view goes on while that one measures or writes a checkpoint.
-                with contextlib.suppress(BadMessageError):
-                    self._console.update(swarm_view(observation.swarm, self._folder.spec))
+            if isinstance(observation, Swarm):
+                # Not by way of the main thread: the view goes on while that one measures or writes a checkpoint.
+                self._console.update(SwarmView.of(observation, self._folder.spec))
             self._inbox.put(observation)
 
     def _fetch(self) -> bytes:

@@ -19,18 +19,16 @@ import torch
 from coordinator.checkpoints.store import CheckpointFacts, Checkpoints
 from coordinator.sinks.console import Console
 from coordinator.sinks.history import History
-from coordinator.watching import swarm_view
+from coordinator.swarm_view import SwarmView
 from protocols.errors import BadMessageError, DiskError, RemoteError
 from protocols.host.event_log import commit_fields
+from protocols.observations import Committed, Failure, Observation, PeerView, Seen, Swarm
 from protocols.optimization import Schedule
-from protocols.round.records import SignedCommit
 from protocols.run_spec import RunSpec
 from protocols.signing import check_signed
 from protocols.snapshot.format import StateHeader, read_header, read_parameters
 from protocols.tasks.base import Task
-from protocols.view import PeerView, SwarmView
-from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import from_wire, signed_commit_from_bytes
+from protocols.wire.convert import signed_commit_from_bytes
 
 WAIT_S = 0.2
 FETCH_AGAIN_S = 5.0
@@ -58,7 +56,7 @@ class Monitor:
         history: History,
         checkpoints: Checkpoints,
         console: Console,
-        inbox: queue.SimpleQueue[pb.Observation],
+        inbox: queue.SimpleQueue[Observation],
         fetch: Callable[[], bytes],
     ) -> None:
         self._run = run
@@ -110,26 +108,19 @@ class Monitor:
         except queue.Empty:
             return
 
-    def _observe(self, observation: pb.Observation) -> None:
-        kind = observation.WhichOneof("kind")
-        try:
-            if kind == "swarm":
-                self._see(swarm_view(observation.swarm, self._run.spec))
-            elif kind == "committed":
-                signed = from_wire(SignedCommit, observation.committed.signed_commit)
-                self._committed(check_signed(signed, self._run.authority), observation.committed)
-            elif kind == "failure":
-                failure = observation.failure
-                fields = {"epoch": failure.ballot.epoch, "attempt": failure.ballot.attempt}
-                self._record("attempt_failed", **fields, reason=failure.reason, peer=failure.peer)
-            elif kind == "seen":
-                peer = from_wire(PeerView, observation.seen.peer)
-                if observation.seen.present:
-                    self._joined(peer)
-                elif self._present.pop(peer.peer, None) is not None:
-                    self._record("peer_left", peer=peer.peer, name=peer.name, reason=observation.seen.reason)
-        except BadMessageError as error:
-            _log.warning("an observation was dropped: %s", error)
+    def _observe(self, observation: Observation) -> None:
+        match observation:
+            case Swarm():
+                self._see(SwarmView.of(observation, self._run.spec))
+            case Committed():
+                self._committed(observation)
+            case Failure(ballot, reason, peer):
+                self._record("attempt_failed", epoch=ballot.epoch, attempt=ballot.attempt, reason=reason.value, peer=peer)
+            case Seen(peer, present=True):
+                self._joined(peer)
+            case Seen(peer, present=False, reason=reason):
+                if self._present.pop(peer.peer, None) is not None:
+                    self._record("peer_left", peer=peer.peer, name=peer.name, reason=reason)
 
     def _see(self, view: SwarmView) -> None:
         self._samples_per_second = view.samples_per_second
@@ -145,8 +136,12 @@ class Monitor:
             self._present[peer.peer] = peer.name
             self._record("peer_joined", peer=peer.peer, name=peer.name, role=peer.role, reachable=peer.reachable)
 
-    def _committed(self, signed: SignedCommit, told: pb.Committed) -> None:
-        commit = signed.commit
+    def _committed(self, told: Committed) -> None:
+        try:
+            commit = check_signed(told.signed_commit, self._run.authority).commit
+        except BadMessageError as error:
+            _log.warning("a commit was dropped: %s", error)
+            return
         if commit.digest in self._lineages:
             return
         self._lineages.add(commit.digest)
@@ -159,7 +154,7 @@ class Monitor:
             lr=rate,
             seconds=told.seconds or None,
             attempts=told.attempts or commit.ballot.attempt,
-            absent={absence.peer: absence.reason for absence in told.absent} if told.attempts else None,
+            absent={absence.peer: absence.reason.value for absence in told.absent} if told.attempts else None,
         )
         for tag, value in (
             ("train/loss", commit.loss),

@@ -7,12 +7,12 @@ import json
 from rich.console import Console as Terminal
 
 from coordinator.sinks.console import render_view
+from coordinator.swarm_view import SwarmView
 from coordinator.watching import look_once
 from protocols.identity import Key, Ticket
 from protocols.transport.channels import Channels
 from protocols.transport.enrolling import enrol
 from protocols.transport.network_thread import NetworkThread
-from protocols.view import SwarmView
 
 
 def show_status(ticket_text: str, *, as_json: bool) -> None:

@@ -1,22 +1,26 @@
-"""Watching the swarm from outside, through whichever peer leads it."""
+"""Watch the swarm from outside, through the peer that leads it."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
 
+from coordinator.swarm_view import SwarmView
 from protocols.errors import BadMessageError, RemoteError, UnreachableError
-from protocols.round.records import Candidate, SignedCommit, Standing
+from protocols.observations import Committed, Observation, Swarm
+from protocols.round.records import Candidate
 from protocols.run_spec import RunSpec
 from protocols.transport.channels import Channels, parts
-from protocols.view import PeerView, SwarmView
 from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import from_wire
+from protocols.wire.convert import observation_from_wire
 from protocols.wire.dugnad_pb2_grpc import PeerStub
 
-# The leader is looked up again when it says nothing for this long; it says something twice a second.
+# A leader says something twice a second. After this much silence we look for another.
 SILENCE_S = 5.0
 RETRY_S = 0.5
+_log = logging.getLogger(__name__)
 
 
 async def look_once(channels: Channels, peers: Iterable[Candidate], spec: RunSpec) -> SwarmView:
@@ -24,57 +28,46 @@ async def look_once(channels: Channels, peers: Iterable[Candidate], spec: RunSpe
     problem: RemoteError = UnreachableError("nobody takes part in this run now", remedy="Start a peer with its ticket.")
     for peer in peers:
         try:
-            observation = await _first(channels, peer)
-            follows = from_wire(Candidate, observation.swarm.follows)
-            if follows.peer and follows.peer != peer.peer and follows.address:
-                observation = await _first(channels, follows)
-            return swarm_view(observation.swarm, spec)
+            swarm = await _standing_of(channels, peer)
+            leader = swarm.follows
+            if leader is not None and leader.peer != peer.peer and leader.address:
+                swarm = await _standing_of(channels, leader)
+            return SwarmView.of(swarm, spec)
         except RemoteError as error:
             problem = error
     raise problem
 
 
-async def _first(channels: Channels, peer: Candidate) -> pb.Observation:
-    whom = f"peer {peer.peer[:8]}"
-    stub = PeerStub(channels.to(peer.peer, peer.address))
-    async for observation in parts(
-        stub.Observe(pb.ObserveRequest(once=True), metadata=channels.metadata, timeout=SILENCE_S), whom
-    ):
-        return observation  # type: ignore[no-any-return]
-    raise BadMessageError(f"{whom} answered nothing")
-
-
 async def watch(
     channels: Channels, peers: Callable[[], list[Candidate]], epoch: Callable[[], int], lineage: str
-) -> AsyncIterator[pb.Observation]:
-    """What the swarm's leader says, for ever: when the leader goes or changes, the next one is found among `peers()`.
+) -> AsyncIterator[Observation]:
+    """What the swarm's leader says, without end. When the leader is gone or another one leads, that one is found among `peers()`.
 
-    Commits after `epoch()` that happened meanwhile are told first. `lineage` is the one that is known at the beginning: when a
-    commit follows none that is known, another lineage has won, and its commits are told from where the leader's record begins.
+    Each leader first tells the commits after `epoch()`. `lineage` is the one that we know at the beginning. A commit that
+    builds on an unknown parent means that another lineage has won: we ask again, for every commit on the leader's record.
     """
     leader: Candidate | None = None
-    known, strange = {lineage}, ""  # strange: the commit that follows none known; told again after what led to it, if anything
+    known = {lineage}
+    stranger = ""  # a commit whose parent is unknown: we asked for its past, and take it as it is when it comes again
     while True:
         for peer in [leader] if leader is not None else peers():
-            whom = f"peer {peer.peer[:8]}"
             leader = None
-            request = pb.ObserveRequest(after_epoch=0 if strange else epoch())
+            request = pb.ObserveRequest(after_epoch=0 if stranger else epoch())
             call = PeerStub(channels.to(peer.peer, peer.address)).Observe(request, metadata=channels.metadata)
-            stream = aiter(parts(call, whom))
+            stream = aiter(_observations(call, peer))
             try:
                 while True:
                     observation = await asyncio.wait_for(anext(stream), SILENCE_S)
-                    if observation.WhichOneof("kind") == "swarm":
-                        follows = from_wire(Candidate, observation.swarm.follows)
-                        if follows.peer != peer.peer:
-                            leader = follows if follows.address else None
+                    if isinstance(observation, Swarm):
+                        if observation.follows is None or observation.follows.peer != peer.peer:
+                            leader = observation.follows if observation.follows and observation.follows.address else None
                             break
-                    elif observation.WhichOneof("kind") == "committed":
-                        commit = from_wire(SignedCommit, observation.committed.signed_commit).commit
-                        if commit.ballot.parent not in known and not strange:
-                            leader, strange = peer, commit.digest
+                    elif isinstance(observation, Committed):
+                        commit = observation.signed_commit.commit
+                        if commit.ballot.parent not in known and not stranger:
+                            leader, stranger = peer, commit.digest
                             break
-                        strange = "" if commit.digest == strange else strange
+                        stranger = "" if commit.digest == stranger else stranger
                         known.add(commit.digest)
                     yield observation
             except (RemoteError, asyncio.TimeoutError, StopAsyncIteration):
@@ -87,17 +80,22 @@ async def watch(
             await asyncio.sleep(RETRY_S)
 
 
-def swarm_view(swarm: pb.Swarm, spec: RunSpec) -> SwarmView:
-    standing = from_wire(Standing, swarm.standing) if swarm.HasField("standing") else Standing(0, "0" * 64, 0)
-    return SwarmView(
-        run=spec.run.name,
-        run_digest=spec.digest,
-        epoch=standing.epoch,
-        lineage=standing.lineage,
-        samples=swarm.samples,
-        target_batch_size=spec.training.target_batch_size,
-        total_samples=standing.total_samples,
-        phase=swarm.phase,
-        peers=tuple(from_wire(PeerView, peer) for peer in swarm.peers),
-        max_epochs=spec.training.max_epochs,
-    )
+async def _standing_of(channels: Channels, peer: Candidate) -> Swarm:
+    request = pb.ObserveRequest(once=True)
+    call = PeerStub(channels.to(peer.peer, peer.address)).Observe(request, metadata=channels.metadata, timeout=SILENCE_S)
+    async for observation in _observations(call, peer):
+        if isinstance(observation, Swarm):
+            return observation
+    raise BadMessageError(f"peer {peer.peer[:8]} did not say how the swarm stands")
+
+
+async def _observations(call: Any, peer: Candidate) -> AsyncIterator[Observation]:
+    """The records on an Observe stream. A damaged one is dropped with a warning: what comes after it may be sound."""
+    whom = f"peer {peer.peer[:8]}"
+    async for message in parts(call, whom):
+        try:
+            observation = observation_from_wire(message)
+        except BadMessageError as error:
+            _log.warning("an observation by %s was dropped: %s", whom, error)
+            continue
+        yield observation

@@ -18,6 +18,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.swarm_view import SwarmView
 from protocols.host.terminal import (
     Screen,
     batch_bar,
@@ -33,7 +34,7 @@ from protocols.host.terminal import (
     short_id,
     stacked,
 )
-from protocols.view import PeerView, SwarmView
+from protocols.observations import PeerView
 
 EVENT_LINES = 6
 WIDE = 84  # columns from which each property of a peer gets a column of its own

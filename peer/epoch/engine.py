@@ -352,7 +352,8 @@ class Engine:
                 if self._replica.commit is not None:
                     self.desk.send(to, pb.LeaderMessage(signed_commit=to_wire(self._replica.commit)))
             case leader_actions.NoteFailure(ballot, reason, peer):
-                self.events("attempt_failed", epoch=ballot.epoch, attempt=ballot.attempt, reason=reason, peer=peer)
+                named = {"epoch": ballot.epoch, "parent": ballot.parent, "attempt": ballot.attempt}
+                self.events("attempt_failed", **named, reason=reason, peer=peer)
             case leader_actions.Yield(_):
                 self.succession.silent(self.me)
             case _:

@@ -1,27 +1,29 @@
-"""What those who watch from outside are told: how the swarm stands, and each thing that happens."""
+"""What this peer tells its observers: how the swarm stands, and each event that outsiders need."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from peer.epoch.engine import Engine
+from protocols.observations import Absence, Committed, Failure, Observation, PeerView, Seen, Swarm
 from protocols.reasons import Reason
-from protocols.round.records import Candidate, Hello, SignedCommit
-from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import to_wire
+from protocols.round.records import Ballot, Hello
 
 
 class Observers:
+    """Everybody who watches this peer. Each has a queue of its own, so that a slow one delays nobody."""
+
     def __init__(self, averaging: Engine) -> None:
         self._engine = averaging
-        self._inboxes: set[asyncio.Queue[pb.Observation]] = set()
+        self._inboxes: set[asyncio.Queue[Observation]] = set()
 
     @contextlib.contextmanager
-    def subscribe(self) -> Iterator[asyncio.Queue[pb.Observation]]:
-        inbox: asyncio.Queue[pb.Observation] = asyncio.Queue()
+    def subscribe(self) -> Iterator[asyncio.Queue[Observation]]:
+        inbox: asyncio.Queue[Observation] = asyncio.Queue()
         self._inboxes.add(inbox)
         try:
             yield inbox
@@ -29,59 +31,67 @@ class Observers:
             self._inboxes.discard(inbox)
 
     def happened(self, event: str, fields: dict[str, Any]) -> None:
-        """An event of Averaging; those that outsiders need are passed on."""
+        """Pass on an event of the engine, if outsiders need it."""
         if event == "applied":
-            committed = pb.Committed(signed_commit=to_wire(fields["signed"]))
-            self._tell(pb.Observation(committed=committed))
+            self._tell(Committed(fields["signed"]))
         elif event == "announced":
-            committed = pb.Committed(
-                signed_commit=to_wire(fields["signed"]),
-                seconds=fields["seconds"],
-                attempts=fields["attempts"],
-                absent=[pb.Absence(peer=peer, reason=reason) for peer, reason in fields["absent"].items()],
-            )
-            self._tell(pb.Observation(committed=committed))
+            absent = tuple(Absence(peer, Reason(reason)) for peer, reason in fields["absent"].items())
+            self._tell(Committed(fields["signed"], fields["seconds"], fields["attempts"], absent))
         elif event == "attempt_failed":
-            failure = pb.Failure(reason=fields["reason"], peer=fields["peer"])
-            failure.ballot.epoch, failure.ballot.attempt = fields["epoch"], fields["attempt"]
-            self._tell(pb.Observation(failure=failure))
+            ballot = Ballot(fields["epoch"], fields["parent"], fields["attempt"], self._engine.me)
+            self._tell(Failure(ballot, Reason(fields["reason"]), fields["peer"]))
 
     def joined(self, peer: str, hello: Hello) -> None:
-        self._tell(pb.Observation(seen=pb.Seen(peer=_view(peer, hello), present=True)))
+        self._tell(Seen(_newcomer(peer, hello), present=True))
 
     def left(self, peer: str, hello: Hello, reason: Reason) -> None:
-        self._tell(pb.Observation(seen=pb.Seen(peer=_view(peer, hello), present=False, reason=reason.value)))
+        self._tell(Seen(_newcomer(peer, hello), present=False, reason=reason.value))
 
-    def committed_after(self, epoch: int) -> list[pb.Observation]:
-        missing = [signed for signed in self._engine.commits if signed.commit.ballot.epoch > epoch]
-        return [pb.Observation(committed=_committed(signed)) for signed in missing]
+    def committed_after(self, epoch: int) -> list[Committed]:
+        """The commits after `epoch` that are still on record, oldest first."""
+        return [Committed(signed) for signed in self._engine.commits if signed.commit.ballot.epoch > epoch]
 
-    def swarm(self) -> pb.Observation:
+    def swarm(self) -> Swarm:
+        """How the swarm stands now."""
         averaging = self._engine
-        swarm = pb.Swarm(phase=averaging.member.phase.value, samples=averaging.status.samples)
-        swarm.follows.CopyFrom(to_wire(averaging.following or Candidate("", "")))
-        if averaging.member.tip is not None:
-            swarm.standing.CopyFrom(to_wire(averaging.member.tip.standing))
-        for peer, follower in averaging.leader.followers.items():
-            view = _view(peer, follower.hello)
-            view.is_leader = peer == averaging.me
-            if follower.report is not None:
-                view.epoch = follower.report.standing.epoch
-                view.samples = follower.report.samples
-                view.samples_per_second = follower.report.samples_per_second
-                view.state = follower.report.phase
-            swarm.peers.append(view)
-        return pb.Observation(swarm=swarm)
+        tip = averaging.member.tip
+        return Swarm(
+            standing=tip.standing if tip is not None else None,
+            samples=averaging.status.samples,
+            phase=averaging.member.phase.value,
+            peers=tuple(self._view(peer) for peer in averaging.leader.followers),
+            follows=averaging.following,
+        )
 
-    def _tell(self, observation: pb.Observation) -> None:
+    def _view(self, peer: str) -> PeerView:
+        follower = self._engine.leader.followers[peer]
+        view = replace(_newcomer(peer, follower.hello), is_leader=peer == self._engine.me)
+        report = follower.report
+        if report is None:
+            return view
+        return replace(
+            view,
+            epoch=report.standing.epoch,
+            samples=report.samples,
+            samples_per_second=report.samples_per_second,
+            state=report.phase,
+        )
+
+    def _tell(self, observation: Observation) -> None:
         for inbox in self._inboxes:
             inbox.put_nowait(observation)
 
 
-def _committed(signed: SignedCommit) -> pb.Committed:
-    return pb.Committed(signed_commit=to_wire(signed))
-
-
-def _view(peer: str, hello: Hello) -> pb.PeerView:
-    role = "auxiliary" if hello.auxiliary else "contributor"
-    return pb.PeerView(peer=peer, name=hello.name, role=role, reachable=hello.reachable, state="joining")
+def _newcomer(peer: str, hello: Hello) -> PeerView:
+    """A peer that has said hello and has reported nothing yet."""
+    return PeerView(
+        peer=peer,
+        name=hello.name,
+        role="auxiliary" if hello.auxiliary else "contributor",
+        reachable=hello.reachable,
+        epoch=0,
+        samples=0,
+        samples_per_second=0.0,
+        state="joining",
+        is_leader=False,
+    )

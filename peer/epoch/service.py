@@ -27,7 +27,7 @@ from protocols.transport.bulk import refuse as refuse_bulk
 from protocols.transport.channels import END, admit, refuse
 from protocols.transport.state_transfer import chunk_part
 from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import MEMBER_KINDS, from_wire, to_wire
+from protocols.wire.convert import MEMBER_KINDS, from_wire, observation_to_wire, to_wire
 from protocols.wire.dugnad_pb2_grpc import PeerServicer
 
 _log = logging.getLogger(__name__)
@@ -206,14 +206,14 @@ class PeerService(PeerServicer):  # type: ignore[misc]  # generated without type
 
     async def Observe(self, request: pb.ObserveRequest, context: Any) -> AsyncIterator[pb.Observation]:
         await self._admit(context)
-        yield self._observers.swarm()
+        yield observation_to_wire(self._observers.swarm())
         if request.once:
             return
         with self._observers.subscribe() as inbox:
             for observation in self._observers.committed_after(request.after_epoch):
-                yield observation
+                yield observation_to_wire(observation)
             while True:
                 try:
-                    yield await asyncio.wait_for(inbox.get(), HEARTBEAT_S)
+                    yield observation_to_wire(await asyncio.wait_for(inbox.get(), HEARTBEAT_S))
                 except asyncio.TimeoutError:
-                    yield self._observers.swarm()
+                    yield observation_to_wire(self._observers.swarm())

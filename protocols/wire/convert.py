@@ -1,5 +1,7 @@
-"""Records <-> protobuf, field by field by name, with bounds. Whatever breaks a bound, or a record's own checks, is a
-BadMessageError."""
+"""Records to protobuf messages and back: field by field, by name, with bounds.
+
+A message that breaks a bound, or a record's own checks, raises BadMessageError.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from protocols.errors import BadMessageError
+from protocols.observations import Committed, Failure, Observation, Seen, Swarm
 from protocols.reasons import Reason
 from protocols.round import member
 from protocols.round.records import Hello, Report, SignedCommit
@@ -96,6 +99,27 @@ MEMBER_KINDS: dict[str, type[Any]] = {
     "failed": member.Failed,
     "drifted": member.Drifted,
 }
+
+
+OBSERVATION_KINDS: dict[str, type[Observation]] = {
+    "swarm": Swarm,
+    "committed": Committed,
+    "failure": Failure,
+    "seen": Seen,
+}
+
+
+def observation_to_wire(observation: Observation) -> pb.Observation:
+    field = next(name for name, kind in OBSERVATION_KINDS.items() if kind is type(observation))
+    return pb.Observation(**{field: to_wire(observation)})
+
+
+def observation_from_wire(message: pb.Observation) -> Observation:
+    """The record that `message` carries. Raises BadMessageError."""
+    field = message.WhichOneof("kind")
+    if field is None:
+        raise BadMessageError("an observation without content")
+    return from_wire(OBSERVATION_KINDS[field], getattr(message, field))
 
 
 def signed_commit_from_bytes(data: bytes) -> SignedCommit:

@@ -18,10 +18,10 @@ from coordinator.sinks.console import Console
 from coordinator.sinks.history import History
 from protocols.errors import DiskError, UnreachableError
 from protocols.host.event_log import read_events
+from protocols.observations import Observation
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.run_spec import RunSpec
 from protocols.tasks.registry import open_task
-from protocols.wire import dugnad_pb2 as pb
 
 SPEC = """
 run.name = "monitor"
@@ -61,7 +61,7 @@ def monitor_in(folder: Path, checkpoints: Checkpoints, history: History, fetch: 
     run = Run(opened.spec, task, model, schedule, opened.authority.pem, "text-generation")
     snapshot = opened.snapshot.read_bytes()
     console = Console(terminal=Terminal(file=io.StringIO()))
-    inbox: queue.SimpleQueue[pb.Observation] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[Observation] = queue.SimpleQueue()
     return Monitor(run, history, checkpoints, console, inbox, fetch or (lambda: snapshot)), snapshot
 
 

@@ -10,9 +10,10 @@ import pytest
 
 import coordinator.watching
 from coordinator.watching import watch
+from protocols.observations import Committed, Swarm
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit
 from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import to_wire
+from protocols.wire.convert import observation_to_wire
 
 START = "0" * 64
 LEADER = Candidate("1" * 32, "lead:1")
@@ -63,9 +64,9 @@ class Stream:
         pass
 
     async def __aiter__(self) -> AsyncIterator[pb.Observation]:
-        yield pb.Observation(swarm=pb.Swarm(follows=to_wire(LEADER)))
+        yield observation_to_wire(Swarm(None, 0, "training", (), LEADER))
         for signed in self._commits:
-            yield pb.Observation(committed=pb.Committed(signed_commit=to_wire(signed)))
+            yield observation_to_wire(Committed(signed))
 
 
 class NoLinks:
@@ -82,9 +83,9 @@ def watched(leader: Leader, most: int, epoch: int, monkeypatch: pytest.MonkeyPat
     async def watching() -> list[str]:
         told: list[str] = []
         async for observation in watch(NoLinks(), lambda: [LEADER], lambda: epoch, START):  # type: ignore[arg-type]
-            if observation.WhichOneof("kind") == "committed":
-                commit = observation.committed.signed_commit
-                told.append(f"{commit.commit.plan_digest[0]}{commit.commit.ballot.epoch}")
+            if isinstance(observation, Committed):
+                commit = observation.signed_commit.commit
+                told.append(f"{commit.plan_digest[0]}{commit.ballot.epoch}")
             if len(told) == most:
                 break
         return told

@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import protocols.wire
+from protocols import observations
 from protocols.errors import BadMessageError
+from protocols.observations import Absence, Committed, Failure, PeerView, Seen, Swarm
 from protocols.reasons import Reason
 from protocols.round import member, records
 from protocols.round import plans as round_plans
@@ -128,6 +130,18 @@ def whole_part(plan: Plan) -> MemberPlan:
 
 
 reasons = st.sampled_from(Reason)
+peer_views = st.builds(
+    PeerView,
+    peer=peers,
+    name=texts,
+    role=st.sampled_from(("contributor", "auxiliary")),
+    reachable=st.booleans(),
+    epoch=counts,
+    samples=counts,
+    samples_per_second=rates,
+    state=texts,
+    is_leader=st.booleans(),
+)
 EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
     Ballot: ballots,
     Candidate: candidates,
@@ -166,6 +180,26 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
     member.Ready: st.builds(member.Ready, result=round_results),
     member.Drifted: st.builds(member.Drifted, plan_digest=digests, reducers=st.lists(peers, min_size=1, max_size=4).map(tuple)),
     member.Failed: st.builds(member.Failed, plan_digest=digests, reason=reasons, member=peers, reducer=peers),
+    PeerView: peer_views,
+    Swarm: st.builds(
+        Swarm,
+        standing=st.none() | standings,
+        samples=counts,
+        phase=texts.filter(bool),
+        peers=st.lists(peer_views, max_size=3).map(tuple),
+        follows=st.none() | candidates,
+    ),
+    Absence: st.builds(Absence, peer=peers, reason=reasons),
+    Committed: st.builds(
+        Committed,
+        signed_commit=signed_commits,
+        seconds=rates,
+        attempts=counts,
+        absent=st.lists(st.builds(Absence, peer=peers, reason=reasons), max_size=3).map(tuple),
+    ),
+    Failure: st.builds(Failure, ballot=ballots, reason=reasons, peer=st.just("") | peers),
+    Seen: st.builds(Seen, peer=peer_views, present=st.just(True))
+    | st.builds(Seen, peer=peer_views, present=st.just(False), reason=reasons.map(lambda reason: reason.value)),
     Manifest: st.builds(
         lambda epoch, lineage, chunk_bytes, chunks: Manifest(epoch, lineage, chunk_bytes * len(chunks), chunk_bytes, chunks),
         epoch=counts,
@@ -184,13 +218,13 @@ def test_a_record_comes_back_from_the_wire_as_it_went_with_the_same_digest(kind:
     message = to_wire(record)
     back = from_wire(kind, type(message).FromString(message.SerializeToString()))
     assert back == record
-    assert records.digest_of(back) == records.digest_of(record) if kind not in (SignedCommit, Manifest) else True
+    assert records.digest_of(back) == records.digest_of(record) if kind not in (SignedCommit, Committed, Manifest) else True
 
 
 def test_every_record_that_has_a_message_is_put_to_the_test() -> None:
     here = {
         name
-        for module in (records, round_plans, member)
+        for module in (records, round_plans, member, observations)
         for name, kind in vars(module).items()
         if dataclasses.is_dataclass(kind) and name in pb.DESCRIPTOR.message_types_by_name
     }

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console as Terminal
 
 from coordinator.sinks.console import Console, describe
-from protocols.view import PeerView, SwarmView
+from coordinator.swarm_view import SwarmView
+from protocols.observations import PeerView
 
 ALICE = PeerView("3fa2" * 16, "alice", "contributor", True, 12, 31, 102.4, "training", True)
 BOB = PeerView("91cc" * 16, "bob", "contributor", False, 12, 20, 48.2, "averaging", False)
