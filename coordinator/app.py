@@ -22,6 +22,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.genesis import RunFolder, open_run
 from coordinator.known_peers import KnownPeers
 from coordinator.monitor import Monitor, Run
+from coordinator.sinks.base import Sinks
 from coordinator.sinks.console import Console
 from coordinator.sinks.history import History
 from coordinator.swarm_view import SwarmView
@@ -64,8 +65,8 @@ def run_coordinator(config: CoordinatorConfig) -> int:
         with Console() as console:
             checkpoints = Checkpoints(path / "checkpoints", keep=author.checkpoint.keep)
             folder = open_run(author, path, checkpoints, console.status)
-            with History(path) as history, NetworkThread() as network:
-                session = _Session(config, folder, checkpoints, history, console, network)
+            with Sinks([History(path), console]) as sinks, NetworkThread() as network:
+                session = _Session(config, folder, checkpoints, sinks, console, network)
                 code = session.run()
         console.say(session.closing_line)
     return code
@@ -77,13 +78,13 @@ class _Session:
         config: CoordinatorConfig,
         folder: RunFolder,
         checkpoints: Checkpoints,
-        history: History,
+        sinks: Sinks,
         console: Console,
         network: NetworkThread,
     ) -> None:
         self._config = config
         self._folder = folder
-        self._checkpoints = checkpoints
+        self._sinks = sinks
         self._console = console
         self._network = network
         self._channels = Channels(folder.credentials, folder.spec.digest)
@@ -102,7 +103,7 @@ class _Session:
             authority=folder.credentials.authority,
             pipeline_tag="text-generation" if folder.spec.task.kind == "causal-lm" else "fill-mask",
         )
-        self._monitor = Monitor(run, history, checkpoints, console, self._inbox, self._fetch)
+        self._monitor = Monitor(run, sinks, checkpoints, self._inbox, self._fetch, console.status)
 
     def run(self) -> int:
         folder, monitor = self._folder, self._monitor
@@ -239,7 +240,7 @@ class _Session:
         ):
             if isinstance(observation, Swarm):
                 # Not by way of the main thread: the view goes on while that one measures or writes a checkpoint.
-                self._console.update(SwarmView.of(observation, self._folder.spec))
+                self._sinks.swarm(SwarmView.of(observation, self._folder.spec))
             self._inbox.put(observation)
 
     def _fetch(self) -> bytes:

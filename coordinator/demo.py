@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.checkpoints.store import Checkpoints
-from coordinator.sinks.history import Summary, summarise
-from coordinator.sinks.plots import terminal_loss_curve, write_loss_curve
+from coordinator.report.picture import write_loss_curve
+from coordinator.report.summary import Summary, summarise
+from coordinator.report.terminal_curve import terminal_loss_curve
 from protocols.errors import LocalError
 from protocols.host.event_log import read_events
 from protocols.run_spec import RunSpec

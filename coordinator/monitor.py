@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from coordinator.checkpoints.store import CheckpointFacts, Checkpoints
-from coordinator.sinks.console import Console
-from coordinator.sinks.history import History
+from coordinator.sinks.base import Sinks
 from coordinator.swarm_view import SwarmView
 from protocols.errors import BadMessageError, DiskError, RemoteError
 from protocols.host.event_log import commit_fields
@@ -53,18 +52,21 @@ class Monitor:
     def __init__(
         self,
         run: Run,
-        history: History,
+        sinks: Sinks,
         checkpoints: Checkpoints,
-        console: Console,
         inbox: queue.SimpleQueue[Observation],
         fetch: Callable[[], bytes],
+        progress: Callable[[str | None], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
-        self._history = history
+        self._sinks = sinks
         self._checkpoints = checkpoints
-        self._console = console
         self._inbox = inbox
         self._fetch = fetch
+        self._progress = progress
+        self._clock = clock
         self._lineages: set[str] = set()
         self._present: dict[str, str] = {}  # peers that were announced as joined, and their names
         self._kept_epoch = 0  # newest epoch evaluated or kept
@@ -86,15 +88,15 @@ class Monitor:
         self.lineage, self._total_samples = header.lineage, header.samples
         fields = {"run": self._run.spec.run.name, "run_digest": self._run.spec.digest}
         if resumed:
-            self._record("run_resumed", **fields, epoch=header.epoch, lineage=header.lineage)
+            self._sinks.event("run_resumed", **fields, epoch=header.epoch, lineage=header.lineage)
         else:
-            self._record("run_started", **fields)
+            self._sinks.event("run_started", **fields)
             self._evaluate(snapshot, header)
 
     def step(self) -> None:
         """Take in what has arrived, and keep the state if that is due."""
         self.take_in()
-        if self._due() and time.monotonic() >= self._fetch_not_before:
+        if self._due() and self._clock() >= self._fetch_not_before:
             self.keep()
 
     # -- what the swarm tells ------------------------------------------------------------------------------------------------
@@ -115,12 +117,12 @@ class Monitor:
             case Committed():
                 self._committed(observation)
             case Failure(ballot, reason, peer):
-                self._record("attempt_failed", epoch=ballot.epoch, attempt=ballot.attempt, reason=reason.value, peer=peer)
+                self._sinks.event("attempt_failed", epoch=ballot.epoch, attempt=ballot.attempt, reason=reason.value, peer=peer)
             case Seen(peer, present=True):
                 self._joined(peer)
             case Seen(peer, present=False, reason=reason):
                 if self._present.pop(peer.peer, None) is not None:
-                    self._record("peer_left", peer=peer.peer, name=peer.name, reason=reason)
+                    self._sinks.event("peer_left", peer=peer.peer, name=peer.name, reason=reason)
 
     def _see(self, view: SwarmView) -> None:
         self._samples_per_second = view.samples_per_second
@@ -129,12 +131,12 @@ class Monitor:
         here = {peer.peer for peer in view.peers}
         if any(peer.is_leader for peer in view.peers):  # after a change of leader: who has not come to the new one?
             for gone in [peer for peer in self._present if peer not in here]:
-                self._record("peer_left", peer=gone, name=self._present.pop(gone), reason="not-with-the-new-leader")
+                self._sinks.event("peer_left", peer=gone, name=self._present.pop(gone), reason="not-with-the-new-leader")
 
     def _joined(self, peer: PeerView) -> None:
         if peer.peer not in self._present:
             self._present[peer.peer] = peer.name
-            self._record("peer_joined", peer=peer.peer, name=peer.name, role=peer.role, reachable=peer.reachable)
+            self._sinks.event("peer_joined", peer=peer.peer, name=peer.name, role=peer.role, reachable=peer.reachable)
 
     def _committed(self, told: Committed) -> None:
         try:
@@ -148,7 +150,7 @@ class Monitor:
         self.lineage, self._total_samples = commit.digest, commit.total_samples
         self.epoch = epoch = commit.ballot.epoch
         rate = self._run.schedule.learning_rate_at(epoch - 1)
-        self._record(
+        self._sinks.event(
             "committed",
             **commit_fields(commit),
             lr=rate,
@@ -163,7 +165,7 @@ class Monitor:
             ("swarm/peers", float(len(commit.members))),
             ("swarm/samples_per_second", self._samples_per_second),
         ):
-            self._scalar(tag, value, epoch)
+            self._sinks.scalar(tag, value, epoch)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------------
 
@@ -182,7 +184,7 @@ class Monitor:
             self._check(header)
         except (RemoteError, TimeoutError) as error:
             _log.info("no snapshot: %s", error)
-            self._fetch_not_before = time.monotonic() + FETCH_AGAIN_S
+            self._fetch_not_before = self._clock() + FETCH_AGAIN_S
             return
         every = self._run.spec.checkpoint.every_epochs
         most = self._run.spec.training.max_epochs
@@ -202,13 +204,13 @@ class Monitor:
                 raise BadMessageError("the snapshot's lineage is not that of its commit")
 
     def _evaluate(self, snapshot: bytes, header: StateHeader) -> float:
-        self._console.status(f"Measuring the held-out loss at epoch {header.epoch}")
+        self._progress(f"Measuring the held-out loss at epoch {header.epoch}")
         self._run.model.load_state_dict(read_parameters(snapshot), strict=False)
         with torch.no_grad():
             loss = self._run.task.evaluate(self._run.model, self._run.spec.evaluation.max_samples)
-        self._record("evaluated", epoch=header.epoch, loss=loss)
-        self._scalar("eval/loss", loss, header.epoch)
-        self._console.status(None)
+        self._sinks.event("evaluated", epoch=header.epoch, loss=loss)
+        self._sinks.scalar("eval/loss", loss, header.epoch)
+        self._progress(None)
         return loss
 
     def _write(self, snapshot: bytes, header: StateHeader, loss: float) -> None:
@@ -223,38 +225,22 @@ class Monitor:
             held_out_loss=loss,
             pipeline_tag=self._run.pipeline_tag,
         )
-        began = time.monotonic()
+        began = self._clock()
         try:
             path = self._checkpoints.write(
                 snapshot, self._run.model, self._run.task.tokenizer, spec_toml=spec.to_toml(), run_name=spec.run.name, facts=facts
             )
         except DiskError as error:
             # The training goes on without this process; the next checkpoint is tried in its turn.
-            self._record("checkpoint_failed", epoch=header.epoch, reason=f"{error} {error.remedy}")
+            self._sinks.event("checkpoint_failed", epoch=header.epoch, reason=f"{error} {error.remedy}")
             return
         self.last_checkpoint = path
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        self._record("checkpoint_written", epoch=header.epoch, path=str(path), bytes=size, seconds=time.monotonic() - began)
+        self._sinks.event("checkpoint_written", epoch=header.epoch, path=str(path), bytes=size, seconds=self._clock() - began)
 
     def finish(self) -> None:
         """The last line of the history: the run's last epoch is kept."""
-        self._record("run_finished", epoch=self._kept_epoch, lineage=self.lineage, samples=self._total_samples)
-
-    # -- writing down --------------------------------------------------------------------------------------------------------
-
-    def _record(self, event: str, **fields: object) -> None:
-        try:
-            record = self._history.record(event, **fields)
-        except DiskError as error:
-            _log.error("%s", error)
-            record = {"time": time.time(), "event": event, **fields}
-        self._console.event(record)
-
-    def _scalar(self, tag: str, value: float, epoch: int) -> None:
-        try:
-            self._history.scalar(tag, value, epoch)
-        except DiskError as error:
-            _log.error("%s", error)
+        self._sinks.event("run_finished", epoch=self._kept_epoch, lineage=self.lineage, samples=self._total_samples)
 
     def auxiliary_restarted(self, reason: str) -> None:
-        self._record("auxiliary_restarted", reason=reason)
+        self._sinks.event("auxiliary_restarted", reason=reason)

@@ -6,7 +6,7 @@ import json
 
 from rich.console import Console as Terminal
 
-from coordinator.sinks.console import render_view
+from coordinator.sinks.swarm_table import render_view
 from coordinator.swarm_view import SwarmView
 from coordinator.watching import look_once
 from protocols.identity import Key, Ticket

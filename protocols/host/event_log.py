@@ -1,4 +1,4 @@
-"""Events as JSON lines: what happened, when, and why. Peers and coordinators keep one each."""
+"""Events as JSON lines: what happened, when, and why. Each peer and each coordinator keeps one such file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class EventLog:
-    """Appends to `path`, from any thread. A line is in the operating system's hands when `record` returns."""
+    """Appends events to `path`, from any thread. The operating system has the line when a call returns."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = path
@@ -36,8 +36,13 @@ class EventLog:
             raise _disk_error(self.path, error) from error
 
     def record(self, event: str, /, **fields: Any) -> dict[str, Any]:
-        """Append one event and return it as written. Raises DiskError if it was not written whole; the next call recovers."""
-        record = {"time": self._clock(), "event": event, **_finite(fields)}
+        """Append one event that happens now, and return it as written. Raises DiskError: see `append`."""
+        record = event_record(self._clock(), event, fields)
+        self.append(record)
+        return record
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Append an `event_record`. Raises DiskError if it was not written whole; the next call starts a line of its own."""
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         with self._lock:
             if self._torn:
@@ -50,7 +55,6 @@ class EventLog:
             if written != len(line):
                 raise DiskError(f"{self.path} could not be written whole", remedy="Free some space on that disk.")
             self._torn = False
-        return record
 
     def close(self) -> None:
         with self._lock:
@@ -63,6 +67,11 @@ class EventLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def event_record(at: float, event: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """An event as plain JSON values. `at` is in Unix seconds; a number that is not finite becomes None."""
+    return {"time": at, "event": event, **_plain(dict(fields))}
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
@@ -88,7 +97,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def commit_fields(commit: Commit) -> dict[str, Any]:
-    """A commit as the log writes it."""
+    """The fields of a commit's event."""
     return {
         "epoch": commit.ballot.epoch,
         "lineage": commit.digest,
@@ -108,13 +117,13 @@ def commit_fields(commit: Commit) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     return value

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import io
 import queue
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console as Terminal
 
 from coordinator.checkpoints.store import Checkpoints
-from coordinator.genesis import open_run
-from coordinator.monitor import Monitor, Run
-from coordinator.sinks.console import Console
-from coordinator.sinks.history import History
-from protocols.errors import DiskError, UnreachableError
-from protocols.host.event_log import read_events
-from protocols.observations import Observation
+from coordinator.genesis import RunFolder, open_run
+from coordinator.monitor import FETCH_AGAIN_S, Monitor, Run
+from coordinator.sinks.base import Sink, Sinks
+from protocols.errors import BadMessageError, DiskError, RemoteError, UnreachableError
+from protocols.observations import Absence, Committed, Failure, Observation, PeerView, Seen, Swarm
 from protocols.optimization import build_optimizer, build_scheduler
+from protocols.reasons import Reason
+from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit
 from protocols.run_spec import RunSpec
+from protocols.signing import sign_commit
+from protocols.snapshot.format import StateHeader, capture, read_header
 from protocols.tasks.registry import open_task
+from protocols.wire.convert import signed_commit_to_bytes
 
 SPEC = """
 run.name = "monitor"
+checkpoint.every_epochs = 1
 data = { source = "files", paths = ["*.txt"], held_out_bytes = 4096 }
 tokenizer.vocab_size = 300
 training = { target_batch_size = 8, sequence_length = 16 }
@@ -42,63 +46,190 @@ class FullDisk(Checkpoints):
         raise DiskError("cannot write the checkpoint: No space left on device", remedy="Free some space.")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+class Events(Sink):
+    """Keeps the events."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def event(self, record: Mapping[str, Any]) -> None:
+        self.records.append(dict(record))
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [record for record in self.records if record["event"] == event]
+
+
+class Donor:
+    """Answers each request for the state with the next of its answers, and the last one again and again."""
+
+    def __init__(self, *answers: bytes | RemoteError) -> None:
+        self._answers = list(answers)
+        self.asked = 0
+
+    def __call__(self) -> bytes:
+        self.asked += 1
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, RemoteError):
+            raise answer
+        return answer
+
+
+class Organiser:
+    """A monitor in its run's folder, with its clock, its inbox and what its sinks were told."""
+
+    def __init__(self, folder: RunFolder, checkpoints: Checkpoints, fetch: Callable[[], bytes]) -> None:
+        self.now = 100.0
+        self.events = Events()
+        self.inbox: queue.SimpleQueue[Observation] = queue.SimpleQueue()
+        self._folder = folder
+        task = open_task(folder.spec, folder.path)
+        model = task.build_model()
+        schedule = build_scheduler(folder.spec, build_optimizer(folder.spec, model))
+        run = Run(folder.spec, task, model, schedule, folder.authority.pem, "text-generation")
+        self.monitor = Monitor(
+            run, Sinks([self.events]), checkpoints, self.inbox, fetch, lambda text: None, clock=lambda: self.now
+        )
+        self.monitor.start(folder.snapshot.read_bytes(), resumed=folder.resumed)
+
+    def hear(self, *observations: Observation) -> None:
+        for observation in observations:
+            self.inbox.put(observation)
+        self.monitor.step()
+
+
+@pytest.fixture(scope="module")
+def author(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    folder = tmp_path_factory.mktemp("author")
     torch.set_num_threads(1)
     for number in range(12):
         lines = (f"line {number * 97 + i} says {(number * 31 + i * 7) % 101} and {(i * i + number) % 89}" for i in range(60))
-        (tmp_path / f"text-{number}.txt").write_text("\n".join(lines))
-    (tmp_path / "run.toml").write_text(SPEC)
-    return tmp_path
+        (folder / f"text-{number}.txt").write_text("\n".join(lines))
+    (folder / "run.toml").write_text(SPEC)
+    return RunSpec.load(folder / "run.toml")
 
 
-def monitor_in(folder: Path, checkpoints: Checkpoints, history: History, fetch: Any = None) -> tuple[Monitor, bytes]:
-    author = RunSpec.load(folder / "run.toml")
-    opened = open_run(author, folder / "run", checkpoints, lambda text: None)
-    task = open_task(opened.spec, folder / "run")
-    model = task.build_model()
-    schedule = build_scheduler(opened.spec, build_optimizer(opened.spec, model))
-    run = Run(opened.spec, task, model, schedule, opened.authority.pem, "text-generation")
-    snapshot = opened.snapshot.read_bytes()
-    console = Console(terminal=Terminal(file=io.StringIO()))
-    inbox: queue.SimpleQueue[Observation] = queue.SimpleQueue()
-    return Monitor(run, history, checkpoints, console, inbox, fetch or (lambda: snapshot)), snapshot
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints", keep=1)
 
 
-def events(folder: Path) -> list[str]:
-    return [record["event"] for record in read_events(folder / "run" / "events.jsonl")]
+@pytest.fixture
+def folder(author: RunSpec, tmp_path: Path, checkpoints: Checkpoints) -> RunFolder:
+    return open_run(author, tmp_path / "run", checkpoints, lambda text: None)
 
 
-def test_a_full_disk_costs_the_checkpoint_and_nothing_else(folder: Path) -> None:
-    with History(folder / "run") as history:
-        monitor, snapshot = monitor_in(folder, FullDisk(folder / "checkpoints", keep=1), history)
-        monitor.start(snapshot, resumed=False)
-        monitor.keep(checkpoint=True)
-        monitor.take_in()
-    (failed,) = [r for r in read_events(folder / "run" / "events.jsonl") if r["event"] == "checkpoint_failed"]
+def first_commit(folder: RunFolder) -> SignedCommit:
+    """Of a leader that the authority has admitted: here the coordinator's own key stands in."""
+    me, genesis = folder.credentials.key.peer_id, read_header(folder.snapshot.read_bytes()).lineage
+    commit = Commit(
+        ballot=Ballot(1, genesis, 1, me),
+        plan_digest="b" * 64,
+        contributions=(Contribution(me, 1, 0, 8, genesis, 5.0),),
+        members=(me,),
+        shards=(ShardResult(0, 10, "c" * 64, 4.0),),
+        codec="fp32",
+        total_samples=8,
+        leader=Candidate(me, "a:1"),
+        succession=(),
+        next_codec="fp32",
+    )
+    return sign_commit(commit, folder.credentials)
+
+
+def state_after(signed: SignedCommit, folder: RunFolder) -> bytes:
+    model = open_task(folder.spec, folder.path).build_model()
+    optimizer = build_optimizer(folder.spec, model)
+    schedule = build_scheduler(folder.spec, optimizer)
+    commit = signed_commit_to_bytes(signed).hex()
+    return capture(model, optimizer, StateHeader(folder.spec.digest, 1, signed.commit.digest, 8, commit, schedule.state_dict()))
+
+
+def test_a_full_disk_costs_the_checkpoint_and_nothing_else(folder: RunFolder, tmp_path: Path) -> None:
+    signed = first_commit(folder)
+    on = Organiser(folder, FullDisk(tmp_path / "full", keep=1), Donor(state_after(signed, folder)))
+    on.hear(Committed(signed))
+    (failed,) = on.events.of("checkpoint_failed")
     assert "No space left" in failed["reason"] and "Free some space" in failed["reason"]
-    assert events(folder).count("evaluated") == 2, "the evaluation of the same state is still written down"
+    assert [record["epoch"] for record in on.events.of("evaluated")] == [0, 1]
 
 
-def test_a_checkpoint_is_written_when_asked_for_and_found_at_the_next_start(folder: Path) -> None:
-    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-    with History(folder / "run") as history:
-        monitor, snapshot = monitor_in(folder, checkpoints, history)
-        monitor.start(snapshot, resumed=False)
-        monitor.keep(checkpoint=True)
+def test_a_checkpoint_is_written_when_asked_for_and_found_at_the_next_start(
+    author: RunSpec, folder: RunFolder, checkpoints: Checkpoints
+) -> None:
+    snapshot = folder.snapshot.read_bytes()
+    Organiser(folder, checkpoints, Donor(snapshot)).monitor.keep(checkpoint=True)
     newest = checkpoints.latest()
     assert newest is not None and newest.snapshot_path.read_bytes() == snapshot
-    again = open_run(RunSpec.load(folder / "run.toml"), folder / "run", checkpoints, lambda text: None)
+    again = open_run(author, folder.path, checkpoints, lambda text: None)
     assert again.resumed and again.snapshot.read_bytes() == snapshot
 
 
-def test_without_a_donor_the_monitor_goes_on_and_tries_later(folder: Path) -> None:
-    def nobody() -> bytes:
-        raise UnreachableError("no peer answers")
+def test_without_a_donor_the_monitor_goes_on_and_tries_again_after_a_while(folder: RunFolder, checkpoints: Checkpoints) -> None:
+    signed = first_commit(folder)
+    donor = Donor(UnreachableError("no peer answers"), state_after(signed, folder))
+    on = Organiser(folder, checkpoints, donor)
+    on.hear(Committed(signed))
+    assert donor.asked == 1
+    on.now += FETCH_AGAIN_S - 0.1
+    on.hear()
+    assert donor.asked == 1, "not before its time"
+    assert on.events.of("checkpoint_written") == []
+    on.now += 0.2
+    on.hear()
+    assert donor.asked == 2
+    assert [record["epoch"] for record in on.events.of("checkpoint_written")] == [1]
+    on.hear()
+    assert donor.asked == 2, "nothing more is due"
 
-    with History(folder / "run") as history:
-        monitor, snapshot = monitor_in(folder, Checkpoints(folder / "checkpoints", keep=1), history, nobody)
-        monitor.start(snapshot, resumed=False)
-        monitor.keep(checkpoint=True)
-        monitor.take_in()
-    assert "checkpoint_written" not in events(folder)
+
+@pytest.mark.parametrize("harm", ["another run", "not the commit's lineage", "nobody's signature"])
+def test_a_state_that_no_leader_of_this_run_signed_is_never_kept(folder: RunFolder, checkpoints: Checkpoints, harm: str) -> None:
+    signed = first_commit(folder)
+    if harm == "nobody's signature":
+        signed = replace(signed, signature=b"x" * 64)
+    header = read_header(state_after(signed, folder))
+    if harm == "another run":
+        header = replace(header, run_digest="0" * 64)
+    elif harm == "not the commit's lineage":
+        header = replace(header, lineage="1" * 64)
+    model = open_task(folder.spec, folder.path).build_model()
+    state = capture(model, build_optimizer(folder.spec, model), header)
+    on = Organiser(folder, checkpoints, Donor(state))
+    on.monitor.keep(checkpoint=True)
+    assert on.events.of("checkpoint_written") == []
+    assert checkpoints.latest() is None
+
+
+def test_what_observers_are_told_becomes_events(folder: RunFolder, checkpoints: Checkpoints) -> None:
+    signed = first_commit(folder)
+    alice = PeerView("3fa2", "alice", "contributor", True, 0, 0, 12.5, "training", True)
+    bob = replace(alice, peer="91cc", name="bob", is_leader=False)
+    on = Organiser(folder, checkpoints, Donor(BadMessageError("not now")))
+    on.hear(
+        Swarm(None, 0, "training", (alice,), Candidate("3fa2", "a:1")),
+        Seen(bob, present=True),
+        Seen(bob, present=True),
+        Failure(Ballot(1, "a" * 64, 2, "3fa2"), Reason.SILENT, "91cc"),
+        Seen(bob, present=False, reason=Reason.LEFT.value),
+        Committed(signed, seconds=2.0, attempts=2, absent=(Absence("91cc", Reason.LEFT),)),
+        Committed(signed),
+        Committed(replace(signed, signature=b"x" * 64)),
+    )
+    told = [(record["event"], record.get("peer") or record.get("epoch")) for record in on.events.records[2:]]
+    assert told == [
+        ("peer_joined", "3fa2"),
+        ("peer_joined", "91cc"),
+        ("attempt_failed", "91cc"),
+        ("peer_left", "91cc"),
+        ("committed", 1),
+    ]
+    (committed,) = on.events.of("committed")
+    assert (committed["seconds"], committed["attempts"], committed["absent"]) == (2.0, 2, {"91cc": "left"})
+
+
+def test_a_peer_that_did_not_come_to_the_new_leader_has_left(folder: RunFolder, checkpoints: Checkpoints) -> None:
+    alice = PeerView("3fa2", "alice", "contributor", True, 0, 0, 12.5, "training", True)
+    bob = replace(alice, peer="91cc", name="bob", is_leader=False)
+    on = Organiser(folder, checkpoints, Donor(BadMessageError("not now")))
+    on.hear(Swarm(None, 0, "training", (alice, bob), None), Swarm(None, 0, "training", (alice,), None))
+    assert [(record["peer"], record["reason"]) for record in on.events.of("peer_left")] == [("91cc", "not-with-the-new-leader")]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console as Terminal
 
-from coordinator.sinks.console import Console, describe
+from coordinator.sinks.console import Console
 from coordinator.swarm_view import SwarmView
 from protocols.observations import PeerView
 
@@ -43,7 +43,7 @@ class Fixture:
 @pytest.mark.parametrize("width", [60, 84, 200])
 def test_the_view_shows_batch_loss_swarm_and_peers_at_any_width(width: int) -> None:
     on = Fixture(width)
-    on.console.update(VIEW)
+    on.console.swarm(VIEW)
     on.console.event(COMMITTED)
     text = "\n".join(on.frame())
     assert max(len(line) for line in on.frame()) == width
@@ -63,7 +63,7 @@ def test_the_view_shows_batch_loss_swarm_and_peers_at_any_width(width: int) -> N
 
 def test_the_leader_is_marked_and_stands_first() -> None:
     on = Fixture(100)
-    on.console.update(VIEW)
+    on.console.swarm(VIEW)
     rows = [line for line in on.frame() if "●" in line]
     assert "★ alice" in rows[0]
     assert "auxiliary" in rows[-1]
@@ -74,7 +74,7 @@ def test_the_leader_is_marked_and_stands_first() -> None:
 def test_a_big_swarm_does_not_outgrow_the_terminal(height: int) -> None:
     on = Fixture(100, height)
     crowd = tuple(replace(BOB, peer=f"{i:04x}" * 16) for i in range(500))
-    on.console.update(replace(VIEW, peers=(ALICE, *crowd)))
+    on.console.swarm(replace(VIEW, peers=(ALICE, *crowd)))
     for _ in range(9):
         on.console.event(COMMITTED)
     on.console.status("writing a checkpoint")
@@ -86,11 +86,11 @@ def test_a_big_swarm_does_not_outgrow_the_terminal(height: int) -> None:
 
 def test_what_is_left_is_told_from_the_pace() -> None:
     on = Fixture(120)
-    on.console.update(replace(VIEW, epoch=10))
+    on.console.swarm(replace(VIEW, epoch=10))
     on.now = 60.0
-    on.console.update(replace(VIEW, epoch=20))
+    on.console.swarm(replace(VIEW, epoch=20))
     assert any("4 min left" in line for line in on.frame())
-    on.console.update(replace(VIEW, epoch=60))
+    on.console.swarm(replace(VIEW, epoch=60))
     assert not any("left" in line for line in on.frame())
 
 
@@ -98,7 +98,7 @@ def test_a_run_without_an_end_has_no_end_in_sight() -> None:
     on = Fixture(120)
     for epoch in (1, 2):
         on.now = float(epoch)
-        on.console.update(replace(VIEW, epoch=epoch, max_epochs=None))
+        on.console.swarm(replace(VIEW, epoch=epoch, max_epochs=None))
     assert not any("left" in line or "None" in line for line in on.frame())
 
 
@@ -106,13 +106,13 @@ def test_start_up_work_is_shown_until_the_first_view() -> None:
     on = Fixture(80)
     on.console.status("reading the corpus")
     assert "reading the corpus" in on.frame()[-1]
-    on.console.update(VIEW)
+    on.console.swarm(VIEW)
     assert not any("reading the corpus" in line for line in on.frame())
 
 
 def test_names_from_other_machines_cannot_steer_the_terminal() -> None:
     on = Fixture(120)
-    on.console.update(replace(VIEW, run="[red]x", peers=(replace(ALICE, name="\x1b[2J[b]\nx", state="\x07[/]"),)))
+    on.console.swarm(replace(VIEW, run="[red]x", peers=(replace(ALICE, name="\x1b[2J[b]\nx", state="\x07[/]"),)))
     on.console.event({"time": 0.0, "event": "peer_left", "peer": "\x1b]0;", "name": "", "reason": "[/oops]\x1b[1m"})
     text = "\n".join(on.frame())
     assert "\x1b" not in text and "\x07" not in text
@@ -124,7 +124,7 @@ def test_off_a_terminal_each_event_is_one_line_and_views_are_none() -> None:
     with on.console as console:
         console.status("reading the corpus")
         console.status("reading the corpus")
-        console.update(VIEW)
+        console.swarm(VIEW)
         console.event(COMMITTED)
         console.event({"time": 1.7e9, "event": "checkpoint_failed", "reason": "no space left on the device " * 3})
     first, second, third = on.out.getvalue().splitlines()
@@ -136,7 +136,7 @@ def test_off_a_terminal_each_event_is_one_line_and_views_are_none() -> None:
 def test_on_a_terminal_the_last_view_stays_when_the_console_closes() -> None:
     on = Fixture(100)
     with on.console as console:
-        console.update(VIEW)
+        console.swarm(VIEW)
         console.event(COMMITTED)
         console.say("the ticket: abc")
     assert "epoch 12 committed" in on.out.getvalue().rpartition("╭")[2]
@@ -146,39 +146,6 @@ def test_on_a_terminal_the_last_view_stays_when_the_console_closes() -> None:
 def test_standard_output_stays_machine_readable(capsys: pytest.CaptureFixture[str]) -> None:
     on = Fixture(100)
     with on.console as console:
-        console.update(VIEW)
+        console.swarm(VIEW)
         print('{"epochs": 1}')
     assert capsys.readouterr().out == '{"epochs": 1}\n'
-
-
-@pytest.mark.parametrize(
-    ("record", "line"),
-    [
-        ({"event": "peer_joined", "peer": "3fa2bb", "name": "", "role": "contributor"}, "peer 3fa2… joined"),
-        (
-            {"event": "peer_joined", "peer": "3fa2bb", "name": "ola", "role": "auxiliary", "reachable": False},
-            "peer ola 3fa2… joined (auxiliary, client-mode)",
-        ),
-        ({"event": "peer_left", "peer": "3fa2bb", "reason": "connection-lost"}, "peer 3fa2… lost: connection-lost"),
-        (COMMITTED, "epoch 12 committed: 4 peers, 96 samples, loss 4.31, 0.21 s"),
-        (
-            {"event": "committed", "epoch": 3, "samples": 1, "contributors": [{}], "loss": None, "attempts": 2},
-            "epoch 3 committed: 1 peer, 1 sample, 2 attempts",
-        ),
-        (
-            {"event": "attempt_failed", "epoch": 13, "attempt": 2, "reason": "connection-lost", "peer": "3fa2bb"},
-            "attempt 2 of epoch 13 failed: connection-lost (3fa2…)",
-        ),
-        ({"event": "evaluated", "epoch": 10, "loss": 4.4}, "held-out loss at epoch 10: 4.40"),
-        ({"event": "evaluated", "epoch": 10, "loss": None}, "held-out loss at epoch 10: not finite"),
-        (
-            {"event": "checkpoint_written", "epoch": 10, "path": "x", "bytes": 12_345_678, "seconds": 75.0},
-            "checkpoint of epoch 10 written (12.3 MB, 1 min)",
-        ),
-        ({"event": "auxiliary_restarted", "reason": "exit code 1"}, "auxiliary peer restarted: exit code 1"),
-        ({"event": "run_finished", "epoch": 60}, "run finished at epoch 60"),
-        ({"event": "something_new", "number": 3}, "something new number 3"),
-    ],
-)
-def test_every_event_has_its_line(record: dict[str, Any], line: str) -> None:
-    assert describe({"time": 0.0, **record}) == line

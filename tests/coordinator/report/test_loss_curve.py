@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.sinks.history import Mark, Summary
-from coordinator.sinks.plots import smoothed, terminal_loss_curve, write_loss_curve
+from coordinator.report.picture import write_loss_curve
+from coordinator.report.summary import Mark, Summary, smoothed
+from coordinator.report.terminal_curve import terminal_loss_curve
 from protocols.errors import DiskError
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -1,0 +1,49 @@
+from typing import Any
+
+import pytest
+
+from coordinator.sinks.event_lines import describe
+
+COMMITTED: dict[str, Any] = {
+    "time": 1.7e9,
+    "event": "committed",
+    "epoch": 12,
+    "samples": 96,
+    "contributors": [{}, {}, {}, {}],
+    "loss": 4.312,
+    "seconds": 0.214,
+    "attempts": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        ({"event": "peer_joined", "peer": "3fa2bb", "name": "", "role": "contributor"}, "peer 3fa2… joined"),
+        (
+            {"event": "peer_joined", "peer": "3fa2bb", "name": "ola", "role": "auxiliary", "reachable": False},
+            "peer ola 3fa2… joined (auxiliary, client-mode)",
+        ),
+        ({"event": "peer_left", "peer": "3fa2bb", "reason": "connection-lost"}, "peer 3fa2… lost: connection-lost"),
+        (COMMITTED, "epoch 12 committed: 4 peers, 96 samples, loss 4.31, 0.21 s"),
+        (
+            {"event": "committed", "epoch": 3, "samples": 1, "contributors": [{}], "loss": None, "attempts": 2},
+            "epoch 3 committed: 1 peer, 1 sample, 2 attempts",
+        ),
+        (
+            {"event": "attempt_failed", "epoch": 13, "attempt": 2, "reason": "connection-lost", "peer": "3fa2bb"},
+            "attempt 2 of epoch 13 failed: connection-lost (3fa2…)",
+        ),
+        ({"event": "evaluated", "epoch": 10, "loss": 4.4}, "held-out loss at epoch 10: 4.40"),
+        ({"event": "evaluated", "epoch": 10, "loss": None}, "held-out loss at epoch 10: not finite"),
+        (
+            {"event": "checkpoint_written", "epoch": 10, "path": "x", "bytes": 12_345_678, "seconds": 75.0},
+            "checkpoint of epoch 10 written (12.3 MB, 1 min)",
+        ),
+        ({"event": "auxiliary_restarted", "reason": "exit code 1"}, "auxiliary peer restarted: exit code 1"),
+        ({"event": "run_finished", "epoch": 60}, "run finished at epoch 60"),
+        ({"event": "something_new", "number": 3}, "something new number 3"),
+    ],
+)
+def test_every_event_has_its_line(record: dict[str, Any], line: str) -> None:
+    assert describe({"time": 0.0, **record}) == line
