@@ -17,7 +17,8 @@ from typing import Any
 
 from coordinator.admission import EnrolmentService, make_ticket
 from coordinator.auxiliary import AuxiliaryPeer
-from coordinator.checkpoints.store import SNAPSHOT, Checkpoints
+from coordinator.checkpoints.facts import SNAPSHOT
+from coordinator.checkpoints.store import Checkpoints
 from coordinator.config import CoordinatorConfig
 from coordinator.genesis import RunFolder, open_run
 from coordinator.known_peers import KnownPeers

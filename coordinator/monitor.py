@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from coordinator.checkpoints.store import CheckpointFacts, Checkpoints
+from coordinator.checkpoints.facts import CheckpointFacts
+from coordinator.checkpoints.store import Checkpoints
 from coordinator.sinks.base import Sinks
 from coordinator.swarm_view import SwarmView
 from protocols.errors import BadMessageError, DiskError, RemoteError

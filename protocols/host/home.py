@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 from types import TracebackType
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from protocols.errors import DiskError, LocalError
 
@@ -13,15 +13,15 @@ MAX_SIBLINGS = 64
 
 
 class Home:
-    """A locked folder. The lock goes with the process, however it ends."""
+    """A locked folder. The operating system drops the lock when the process ends, however it ends."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: BaseFileLock) -> None:
         self.path = path
         self._lock = lock
 
     @classmethod
     def claim(cls, path: Path) -> Home:
-        """Lock `path`, made if need be. Raises LocalError while another process has it, DiskError when it cannot be written."""
+        """Make `path` if need be, and lock it. Raises LocalError if another process has it, DiskError if it is not writable."""
         home = cls._try(path)
         if home is None:
             raise LocalError(f"another process of yours uses {path}", remedy="Wait for it to end, or choose another folder.")
@@ -29,7 +29,7 @@ class Home:
 
     @classmethod
     def claim_free(cls, path: Path) -> Home:
-        """`path`, or `path`-2, -3, ... when several peers of one run share a machine: each needs an identity of its own."""
+        """Lock `path`, else `path`-2, -3, ...: peers of one run on one machine each need an identity of their own."""
         for number in range(1, MAX_SIBLINGS + 1):
             home = cls._try(path if number == 1 else path.with_name(f"{path.name}-{number}"))
             if home is not None:
@@ -38,20 +38,18 @@ class Home:
 
     @classmethod
     def _try(cls, path: Path) -> Home | None:
+        lock = FileLock(path / ".lock", mode=0o600, thread_local=False)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
         except OSError as error:
             raise DiskError(f"cannot use the folder {path}: {error.strerror}", remedy="Choose another folder.") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            return None
         return cls(path, lock)
 
     def __enter__(self) -> Home:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        os.close(self._lock)
+        self._lock.release()

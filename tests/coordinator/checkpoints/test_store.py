@@ -1,7 +1,7 @@
-import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
 
-from coordinator.checkpoints.store import SNAPSHOT, STATE, CheckpointFacts, Checkpoints
+from coordinator.checkpoints.facts import SNAPSHOT, STATE, CheckpointFacts
+from coordinator.checkpoints.store import LOCK, Checkpoints
 from protocols.errors import DiskError
 
 SNAPSHOT_BYTES = b"the training state, verbatim" * 1000
@@ -53,7 +55,8 @@ def write(checkpoints: Checkpoints, model: Any, tokenizer: Any, epoch: int = 12,
 
 
 def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
+    """Everything in the folder but the lock, which stays."""
+    return sorted(path.name for path in directory.iterdir() if path.name != LOCK)
 
 
 def test_transformers_loads_a_checkpoint_where_this_project_is_not_installed(tmp_path: Path, model: Any, tokenizer: Any) -> None:
@@ -232,13 +235,19 @@ def test_what_a_crash_left_unfinished_is_removed_at_the_next_start(tmp_path: Pat
 def test_a_reader_does_not_remove_what_a_writer_is_at(tmp_path: Path) -> None:
     underway = tmp_path / ".epoch-000012.partial-x"
     underway.mkdir()
-    handle = os.open(underway, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(tmp_path / LOCK):
         Checkpoints(tmp_path, keep=1)
-    finally:
-        os.close(handle)
     assert underway.exists()
+    Checkpoints(tmp_path, keep=1)
+    assert not underway.exists()
+
+
+def test_whoever_only_reads_leaves_nothing_behind(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    written = write(Checkpoints(tmp_path / "run", keep=1), model, tokenizer)
+    copied = Path(shutil.copytree(written, tmp_path / "copy" / written.name))
+    latest = Checkpoints(copied.parent, keep=1).latest()
+    assert latest is not None
+    assert [path.name for path in copied.parent.iterdir()] == [written.name]
 
 
 def test_nothing_has_its_final_name_before_it_is_on_the_disk(
