@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 
+from humanize import naturalsize
 from rich.console import Console as Terminal
 from rich.console import RenderableType
 from rich.panel import Panel
@@ -22,7 +23,6 @@ from rich.text import Text
 from protocols.host.terminal import (
     Screen,
     batch_bar,
-    data_size,
     labelled,
     log_lines,
     loss_line,
@@ -110,7 +110,7 @@ class PeerConsole:
             if not text or self._screen.is_live or not due:
                 return
             self._last_plain = self._clock()
-            line = printable(text, 120) + (f": {data_size(done)} of {data_size(total)}" if done is not None and total else "")
+            line = printable(text, 120) + (f": {naturalsize(done)} of {naturalsize(total)}" if done is not None and total else "")
         self._say_plain(line)
 
     def update(self, status: PeerStatus) -> None:
@@ -208,9 +208,9 @@ def _transfer_line(spinner: Spinner, done: int, total: int, *, seconds: float) -
     grid.add_column(no_wrap=True, overflow="ellipsis")
     grid.add_column(ratio=1, min_width=8)
     grid.add_column(no_wrap=True, justify="right")
-    speed = f" · {data_size(done / seconds)}/s" if seconds >= 1 else ""
+    speed = f" · {naturalsize(done / seconds)}/s" if seconds >= 1 else ""
     bar = ProgressBar(total=total, completed=min(done, total), complete_style="cyan")
-    grid.add_row(spinner, bar, Text(f"{data_size(done)} of {data_size(total)}{speed}"))
+    grid.add_row(spinner, bar, Text(f"{naturalsize(done)} of {naturalsize(total)}{speed}"))
     return grid
 
 

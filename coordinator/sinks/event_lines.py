@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from protocols.host.terminal import data_size, display_name, duration, plural, printable, short_id
+from humanize import naturalsize
+
+from protocols.host.terminal import display_name, duration, plural, printable, short_id
 
 
 def describe(record: Mapping[str, Any]) -> str:
@@ -37,7 +39,7 @@ def describe(record: Mapping[str, Any]) -> str:
         loss = record.get("loss")
         return f"held-out loss at epoch {epoch}: {'not finite' if loss is None else _number(loss)}"
     if event == "checkpoint_written":
-        size = f" ({data_size(float(record['bytes']))}, {duration(float(record['seconds']))})" if "bytes" in record else ""
+        size = f" ({naturalsize(record['bytes'])}, {duration(float(record['seconds']))})" if "bytes" in record else ""
         return f"checkpoint of epoch {epoch} written{size}"
     if event == "checkpoint_failed":
         return f"checkpoint failed: {reason}"

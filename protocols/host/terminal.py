@@ -1,6 +1,6 @@
-"""What the volunteer's and the organiser's screens share: one live view on stderr, or plain lines where stderr is no terminal.
+"""What the volunteer's and the organiser's screens share: a live view on stderr, or plain lines where stderr is no terminal.
 
-Names and reasons come from other machines, so nothing here is read as markup, and control characters never reach the terminal.
+Names and reasons come from other machines. So no text here is read as markup, and no control character reaches the terminal.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+import humanize
 from rich.console import Console as Terminal
 from rich.console import ConsoleRenderable, Group, RenderableType
 from rich.live import Live
@@ -23,9 +24,9 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Screen:
-    """Draws `render()` four times a second on a thread of its own, from entry to exit; off a terminal it only says lines.
+    """Draws `render()` four times a second on a thread of its own, from entry to exit. Off a terminal it only prints lines.
 
-    Enter it only after everything that forks has forked: the thread may hold a lock at that instant.
+    Enter it after all forks: the thread may hold a lock at the instant of a fork.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class Screen:
         return self.terminal.height
 
     def say(self, line: str | Text) -> None:
-        """A line that stays: above the live view, or simply the next line."""
+        """Print a line that stays: above the live view, or simply as the next line."""
         text = Text(line) if isinstance(line, str) else line
         # One line however long: a log is for grep, and a ticket must be pasted in one piece.
         self.terminal.print(text, soft_wrap=True)
 
     def __enter__(self) -> Screen:
         if self.is_live:
-            # Standard output is taken over only where it is the same terminal: elsewhere somebody's program reads it.
+            # Take standard output over only where it is a terminal, too: elsewhere a program reads it.
             self._live = Live(
                 console=self.terminal,
                 get_renderable=self._render,
@@ -102,25 +103,12 @@ def rate(samples_per_second: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Two significant digits below a minute, then whole minutes, hours and days."""
     if not math.isfinite(seconds):
         return "?"
-    if seconds < 10:
-        return f"{seconds:.2f} s"
     if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def data_size(size_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} TB"
+        return humanize.metric(seconds, "s", precision=2)
+    return humanize.precisedelta(seconds, minimum_unit="minutes", format="%.0f")
 
 
 def plural(count: int, noun: str) -> str:
@@ -142,7 +130,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def labelled(rows: Sequence[tuple[str, RenderableType]], *, label_width: int = 7) -> Table:
-    """Rows of a dim label and whatever belongs to it."""
+    """A table of rows: a dim label, then its value."""
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(width=label_width, style="dim", no_wrap=True)
     grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -152,7 +140,7 @@ def labelled(rows: Sequence[tuple[str, RenderableType]], *, label_width: int = 7
 
 
 def batch_bar(samples: int, target_batch_size: int) -> Table:
-    """A bar of the samples gathered towards the batch, with the numbers beside it. A batch may overshoot."""
+    """A bar of the samples gathered towards the batch, and the numbers beside it. There may be more than the target."""
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(ratio=1)
     grid.add_column(no_wrap=True, justify="right")

@@ -120,7 +120,7 @@ def test_off_a_terminal_each_step_and_event_is_told_but_progress_only_now_and_th
         console.event("caught up with epoch 7")
     assert on.lines() == [
         "joining the swarm",
-        "downloading the state: 0 B of 20.0 MB",
+        "downloading the state: 0 Bytes of 20.0 MB",
         "downloading the state: 10.0 MB of 20.0 MB",
         "caught up with epoch 7",
     ]

@@ -89,7 +89,7 @@ def test_what_is_left_is_told_from_the_pace() -> None:
     on.console.swarm(replace(VIEW, epoch=10))
     on.now = 60.0
     on.console.swarm(replace(VIEW, epoch=20))
-    assert any("4 min left" in line for line in on.frame())
+    assert any("4 minutes left" in line for line in on.frame())
     on.console.swarm(replace(VIEW, epoch=60))
     assert not any("left" in line for line in on.frame())
 
@@ -129,7 +129,7 @@ def test_off_a_terminal_each_event_is_one_line_and_views_are_none() -> None:
         console.event({"time": 1.7e9, "event": "checkpoint_failed", "reason": "no space left on the device " * 3})
     first, second, third = on.out.getvalue().splitlines()
     assert first == "reading the corpus"
-    assert second.endswith(" epoch 12 committed: 4 peers, 96 samples, loss 4.31, 0.21 s")
+    assert second.endswith(" epoch 12 committed: 4 peers, 96 samples, loss 4.31, 214 ms")
     assert third.count("no space left") == 3
 
 

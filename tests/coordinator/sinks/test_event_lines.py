@@ -25,7 +25,7 @@ COMMITTED: dict[str, Any] = {
             "peer ola 3fa2… joined (auxiliary, client-mode)",
         ),
         ({"event": "peer_left", "peer": "3fa2bb", "reason": "connection-lost"}, "peer 3fa2… lost: connection-lost"),
-        (COMMITTED, "epoch 12 committed: 4 peers, 96 samples, loss 4.31, 0.21 s"),
+        (COMMITTED, "epoch 12 committed: 4 peers, 96 samples, loss 4.31, 214 ms"),
         (
             {"event": "committed", "epoch": 3, "samples": 1, "contributors": [{}], "loss": None, "attempts": 2},
             "epoch 3 committed: 1 peer, 1 sample, 2 attempts",
@@ -38,7 +38,7 @@ COMMITTED: dict[str, Any] = {
         ({"event": "evaluated", "epoch": 10, "loss": None}, "held-out loss at epoch 10: not finite"),
         (
             {"event": "checkpoint_written", "epoch": 10, "path": "x", "bytes": 12_345_678, "seconds": 75.0},
-            "checkpoint of epoch 10 written (12.3 MB, 1 min)",
+            "checkpoint of epoch 10 written (12.3 MB, 1 minute)",
         ),
         ({"event": "auxiliary_restarted", "reason": "exit code 1"}, "auxiliary peer restarted: exit code 1"),
         ({"event": "run_finished", "epoch": 60}, "run finished at epoch 60"),
