@@ -1,4 +1,4 @@
-"""What an organiser may choose when starting a coordinator; everything about the training is in the run file."""
+"""What an organiser chooses when a coordinator starts. The run file has all that concerns the training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ DEFAULT_PORT = 29100
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinatorConfig:
+    """The options of `dugnad coordinator`."""
+
     run_file: Path
     """The run spec, TOML."""
     directory: Path | None = None
@@ -21,4 +23,4 @@ class CoordinatorConfig:
     port: int = DEFAULT_PORT
     """Enrolment listens here, discovery on the next port and the auxiliary peer on the two after; 0 takes free ones."""
     json: bool = False
-    """Print one JSON object on standard output at the end."""
+    """Print the ticket as one JSON object on standard output."""

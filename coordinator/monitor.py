@@ -1,8 +1,7 @@
 """The organiser's loop: the whole story of a coordinator, on the main thread.
 
-Watch the swarm, write down what happens, show it, and every few epochs fetch the state from a peer, measure it on held-out
-text and keep it
-as a checkpoint. Nothing here is on the training path: when this process dies, the peers go on.
+It takes in what the swarm's leader says and tells the sinks. Every few epochs it fetches the state from a peer, measures it on
+held-out text, and keeps it as a checkpoint. Nothing here is on the training path: when this process dies, the peers go on.
 """
 
 from __future__ import annotations
@@ -24,13 +23,14 @@ from protocols.errors import BadMessageError, DiskError, RemoteError
 from protocols.host.event_log import commit_fields
 from protocols.observations import Committed, Failure, Observation, PeerView, Seen, Swarm
 from protocols.optimization import Schedule
+from protocols.round.records import Commit
 from protocols.run_spec import RunSpec
 from protocols.signing import check_signed
 from protocols.snapshot.format import StateHeader, read_header, read_parameters
 from protocols.tasks.base import Task
 from protocols.wire.convert import signed_commit_from_bytes
 
-WAIT_S = 0.2
+WAIT_S = 0.2  # for an observation: so often at least the loop looks at what is due
 FETCH_AGAIN_S = 5.0
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,11 @@ class Run:
 
 
 class Monitor:
-    """`inbox` is fed by the network's thread; `fetch` gets a snapshot from some peer (raises RemoteError)."""
+    """Call start(), then step() until `finished`, then finish().
+
+    The network's thread feeds `inbox`. `fetch` gets a snapshot from some peer, or raises RemoteError. `progress` is told of
+    long work, and None when it is done.
+    """
 
     def __init__(
         self,
@@ -69,8 +73,8 @@ class Monitor:
         self._progress = progress
         self._clock = clock
         self._lineages: set[str] = set()
-        self._present: dict[str, str] = {}  # peers that were announced as joined, and their names
-        self._kept_epoch = 0  # newest epoch evaluated or kept
+        self._present: dict[str, str] = {}  # peers that have joined and not left: id to name
+        self._kept_epoch = 0  # the newest epoch that was evaluated
         self._fetch_not_before = 0.0
         self._samples_per_second = 0.0
         self.lineage, self._total_samples = "", 0
@@ -83,7 +87,7 @@ class Monitor:
         return most is not None and self._kept_epoch >= most
 
     def start(self, snapshot: bytes, *, resumed: bool) -> None:
-        """Where the run stands now: at its beginning, or at the checkpoint that it is resumed from."""
+        """Begin at `snapshot`: the run's first parameters, or those of the checkpoint that it is resumed from."""
         header = read_header(snapshot)
         self.epoch = self._kept_epoch = header.epoch
         self.lineage, self._total_samples = header.lineage, header.samples
@@ -92,7 +96,8 @@ class Monitor:
             self._sinks.event("run_resumed", **fields, epoch=header.epoch, lineage=header.lineage)
         else:
             self._sinks.event("run_started", **fields)
-            self._evaluate(snapshot, header)
+            self._load(snapshot)
+            self._evaluate(header.epoch)
 
     def step(self) -> None:
         """Take in what has arrived, and keep the state if that is due."""
@@ -103,7 +108,7 @@ class Monitor:
     # -- what the swarm tells ------------------------------------------------------------------------------------------------
 
     def take_in(self) -> None:
-        """All that has arrived; waits a moment for it."""
+        """Take in all that has arrived; wait a moment if nothing has."""
         try:
             self._observe(self._inbox.get(timeout=WAIT_S))
             while True:
@@ -130,7 +135,7 @@ class Monitor:
         for peer in view.peers:
             self._joined(peer)
         here = {peer.peer for peer in view.peers}
-        if any(peer.is_leader for peer in view.peers):  # after a change of leader: who has not come to the new one?
+        if any(peer.is_leader for peer in view.peers):  # the leader's own view: whoever is missing in it has left
             for gone in [peer for peer in self._present if peer not in here]:
                 self._sinks.event("peer_left", peer=gone, name=self._present.pop(gone), reason="not-with-the-new-leader")
 
@@ -177,46 +182,60 @@ class Monitor:
         return self.epoch // every > self._kept_epoch // every or (last and self.epoch > self._kept_epoch)
 
     def keep(self, *, checkpoint: bool | None = None) -> None:
-        """Fetch the state; evaluate it, and write it down if that is due (or as `checkpoint` says). Failures are told, and
-        tried again."""
+        """Fetch the state and evaluate it. Write a checkpoint if one is due, or as `checkpoint` says.
+
+        A failure is logged; step() tries again after FETCH_AGAIN_S.
+        """
         try:
             snapshot = self._fetch()
             header = read_header(snapshot)
-            self._check(header)
-        except (RemoteError, TimeoutError) as error:
+            commit = self._commit_of(header)
+            self._load(snapshot)
+        except RemoteError as error:
             _log.info("no snapshot: %s", error)
             self._fetch_not_before = self._clock() + FETCH_AGAIN_S
             return
         every = self._run.spec.checkpoint.every_epochs
         most = self._run.spec.training.max_epochs
         due = header.epoch // every > self._kept_epoch // every or (most is not None and header.epoch >= most)
-        loss = self._evaluate(snapshot, header)
+        loss = self._evaluate(header.epoch)
         if due if checkpoint is None else checkpoint:
-            self._write(snapshot, header, loss)
+            self._write(snapshot, header, commit, loss)
         self._kept_epoch = max(self._kept_epoch, header.epoch)
 
-    def _check(self, header: StateHeader) -> None:
-        """Raises BadMessageError unless the snapshot is of this run and of a commit that its leader signed."""
+    def _commit_of(self, header: StateHeader) -> Commit | None:
+        """The commit that led to a snapshot, None at genesis. Raises BadMessageError unless a leader of this run signed it."""
         if header.run_digest != self._run.spec.digest:
             raise BadMessageError("the snapshot is of another run")
-        if header.commit:
-            signed = check_signed(signed_commit_from_bytes(bytes.fromhex(header.commit)), self._run.authority)
-            if signed.commit.digest != header.lineage:
-                raise BadMessageError("the snapshot's lineage is not that of its commit")
+        if header.epoch == 0:
+            return None
+        try:
+            signed = signed_commit_from_bytes(bytes.fromhex(header.commit))
+        except ValueError as error:
+            raise BadMessageError("the snapshot's commit cannot be read") from error
+        commit = check_signed(signed, self._run.authority).commit
+        if (commit.digest, commit.ballot.epoch, commit.total_samples) != (header.lineage, header.epoch, header.samples):
+            raise BadMessageError("the snapshot's header does not agree with its commit")
+        return commit
 
-    def _evaluate(self, snapshot: bytes, header: StateHeader) -> float:
-        self._progress(f"Measuring the held-out loss at epoch {header.epoch}")
-        self._run.model.load_state_dict(read_parameters(snapshot), strict=False)
+    def _load(self, snapshot: bytes) -> None:
+        """Take the parameters over into the model. Raises BadMessageError if they do not fit."""
+        try:
+            self._run.model.load_state_dict(read_parameters(snapshot), strict=False)  # a tied parameter is there once
+        except RuntimeError as error:
+            raise BadMessageError(f"the snapshot is of another model: {error}") from error
+
+    def _evaluate(self, epoch: int) -> float:
+        self._progress(f"Measuring the held-out loss at epoch {epoch}")
         with torch.no_grad():
             loss = self._run.task.evaluate(self._run.model, self._run.spec.evaluation.max_samples)
-        self._sinks.event("evaluated", epoch=header.epoch, loss=loss)
-        self._sinks.scalar("eval/loss", loss, header.epoch)
+        self._sinks.event("evaluated", epoch=epoch, loss=loss)
+        self._sinks.scalar("eval/loss", loss, epoch)
         self._progress(None)
         return loss
 
-    def _write(self, snapshot: bytes, header: StateHeader, loss: float) -> None:
+    def _write(self, snapshot: bytes, header: StateHeader, commit: Commit | None, loss: float) -> None:
         spec = self._run.spec
-        commit = signed_commit_from_bytes(bytes.fromhex(header.commit)).commit if header.commit else None
         facts = CheckpointFacts(
             run_digest=spec.digest,
             epoch=header.epoch,
@@ -232,7 +251,7 @@ class Monitor:
                 snapshot, self._run.model, self._run.task.tokenizer, spec_toml=spec.to_toml(), run_name=spec.run.name, facts=facts
             )
         except DiskError as error:
-            # The training goes on without this process; the next checkpoint is tried in its turn.
+            # Training goes on without checkpoints. The next one is tried in its turn.
             self._sinks.event("checkpoint_failed", epoch=header.epoch, reason=f"{error} {error.remedy}")
             return
         self.last_checkpoint = path
@@ -240,8 +259,5 @@ class Monitor:
         self._sinks.event("checkpoint_written", epoch=header.epoch, path=str(path), bytes=size, seconds=self._clock() - began)
 
     def finish(self) -> None:
-        """The last line of the history: the run's last epoch is kept."""
+        """Tell the sinks that the run is complete."""
         self._sinks.event("run_finished", epoch=self._kept_epoch, lineage=self.lineage, samples=self._total_samples)
-
-    def auxiliary_restarted(self, reason: str) -> None:
-        self._sinks.event("auxiliary_restarted", reason=reason)

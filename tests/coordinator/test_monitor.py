@@ -182,21 +182,28 @@ def test_without_a_donor_the_monitor_goes_on_and_tries_again_after_a_while(folde
     assert donor.asked == 2, "nothing more is due"
 
 
-@pytest.mark.parametrize("harm", ["another run", "not the commit's lineage", "nobody's signature"])
-def test_a_state_that_no_leader_of_this_run_signed_is_never_kept(folder: RunFolder, checkpoints: Checkpoints, harm: str) -> None:
+@pytest.mark.parametrize("harm", ["another run", "other lineage", "no commit", "no hex", "nobody's signature", "model"])
+def test_a_state_of_another_run_or_without_a_leaders_signature_is_never_kept(
+    folder: RunFolder, checkpoints: Checkpoints, harm: str
+) -> None:
     signed = first_commit(folder)
     if harm == "nobody's signature":
         signed = replace(signed, signature=b"x" * 64)
     header = read_header(state_after(signed, folder))
     if harm == "another run":
         header = replace(header, run_digest="0" * 64)
-    elif harm == "not the commit's lineage":
+    elif harm == "other lineage":
         header = replace(header, lineage="1" * 64)
+    elif harm in ("no commit", "no hex"):
+        header = replace(header, commit="" if harm == "no commit" else "xyz")
     model = open_task(folder.spec, folder.path).build_model()
+    if harm == "model":
+        model.get_input_embeddings().weight = torch.nn.Parameter(torch.zeros(3, 3))
     state = capture(model, build_optimizer(folder.spec, model), header)
     on = Organiser(folder, checkpoints, Donor(state))
     on.monitor.keep(checkpoint=True)
     assert on.events.of("checkpoint_written") == []
+    assert [record["epoch"] for record in on.events.of("evaluated")] == [0]
     assert checkpoints.latest() is None
 
 

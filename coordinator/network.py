@@ -1,0 +1,193 @@
+"""The coordinator's side of the network: the ports that it serves, the swarm that it watches, the state that it fetches.
+
+All of it runs on the network's thread. The methods of Network are called from the main thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from coordinator.admission import EnrolmentService, make_ticket
+from coordinator.config import CoordinatorConfig
+from coordinator.genesis import RunFolder
+from coordinator.known_peers import KnownPeers
+from coordinator.watching import watch
+from protocols.errors import LocalError, PortInUseError, RemoteError, UnreachableError
+from protocols.identity import Ticket
+from protocols.observations import Observation
+from protocols.snapshot.fetch import SnapshotFetch
+from protocols.transport import addresses
+from protocols.transport.channels import Channels, enrolment_server, listen
+from protocols.transport.discovery import Discovery, DiscoveryConfig
+from protocols.transport.network_thread import NetworkThread
+from protocols.transport.state_transfer import ask_all
+from protocols.wire.dugnad_pb2_grpc import add_EnrolmentServicer_to_server
+
+PORTS = 4  # enrolment, discovery, and two of the auxiliary peer
+FETCH_S = 600.0
+CLOSE_S = 15.0
+MAX_SNAPSHOT_BYTES = 64 << 30
+# We look around in the DHT this often: eagerly until we know a peer, then less often.
+EAGER_S, DISCOVERY_S = 0.5, 3.0
+_log = logging.getLogger(__name__)
+
+
+class Network:
+    """Serves newcomers, watches the swarm, and fetches its state. `thread` runs for longer than this object is used."""
+
+    def __init__(self, config: CoordinatorConfig, folder: RunFolder, thread: NetworkThread) -> None:
+        self._config = config
+        self._folder = folder
+        self._thread = thread
+        self._channels = Channels(folder.credentials, folder.spec.digest)
+        self._known = KnownPeers()
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[Ticket]:
+        """Serve enrolment and discovery. Gives the ticket by which newcomers find them. Raises PortInUseError."""
+        stop = asyncio.Event()
+        ready: asyncio.Future[int] = self._thread.loop.create_future()
+        serving = self._thread.start(self._serve(ready, stop))
+
+        async def port() -> int:
+            ended: asyncio.Future[Any] = asyncio.wrap_future(serving)
+            waiting: list[asyncio.Future[Any]] = [ended, ready]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                ended.result()
+            return ready.result()
+
+        bound = self._thread.call(port())
+        try:
+            yield make_ticket(self._folder.authority, self._folder.secret, announced_hosts(self._config), bound)
+        finally:
+            self._thread.loop.call_soon_threadsafe(stop.set)
+            done, _ = concurrent.futures.wait([serving], timeout=CLOSE_S)
+            problem = serving.exception() if done and not serving.cancelled() else None
+            if problem is not None:
+                _log.error("the coordinator's ports were not closed in order: %s", problem)
+
+    @contextlib.contextmanager
+    def watching(self, tell: Callable[[Observation], None], epoch: Callable[[], int], lineage: str) -> Iterator[None]:
+        """Pass all that the swarm's leader says to `tell`, on the network's thread. `epoch` and `lineage`: see `watch`."""
+
+        async def forward() -> None:
+            async for observation in watch(self._channels, self._known.candidates, epoch, lineage):
+                tell(observation)
+
+        forwarding = self._thread.start(forward())
+        try:
+            yield
+        finally:
+            forwarding.cancel()
+
+    def fetch(self) -> bytes:
+        """The newest snapshot of the swarm's state. Raises RemoteError."""
+        return self._thread.call(self._fetch())
+
+    # -- on the network's thread -----------------------------------------------------------------------------------------------
+
+    async def _serve(self, ready: asyncio.Future[int], stop: asyncio.Event) -> None:
+        config, folder = self._config, self._folder
+        authority = folder.authority
+        server, tls = enrolment_server(authority.key_pem, authority.pem)
+        port = listen(server, tls, config.host, config.port)
+        discovery = Discovery(
+            DiscoveryConfig(
+                run_digest=folder.spec.digest,
+                authority=authority.pem.decode(),
+                initial_peers=(),  # the first node: peers of a swarm that went on without it announce themselves
+                listen=(addresses.multiaddress(config.host, config.port + 1 if config.port else 0),),
+                announce=(),
+                identity=str(folder.path / "identity" / "discovery.key"),
+                client_mode=False,
+            ),
+            folder.credentials,
+            folder.path / "discovery.log",
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._channels.aclose)
+            stack.push_async_callback(discovery.aclose)
+            await discovery.start()
+            service = EnrolmentService(
+                authority,
+                folder.secret,
+                folder.spec,
+                folder.path,
+                folder.genesis,
+                discovery=lambda: (*self._announced_as(discovery), *discovery.addresses, *self._known.discovery()),
+                peers=self._known.candidates,
+                announced=self._known.add,
+            )
+            add_EnrolmentServicer_to_server(service, server)
+            await server.start()
+            stack.push_async_callback(server.stop, 0.5)
+            looking = asyncio.create_task(self._look_around(discovery))
+            stack.callback(looking.cancel)
+            ready.set_result(port)
+            await stop.wait()
+
+    def _announced_as(self, discovery: Discovery) -> list[str]:
+        """The DHT node's address under each host that the organiser announces: the node cannot see what a router forwards."""
+        return [addresses.seen_as(node, host) for host in self._config.announce for node in discovery.addresses[:1]]
+
+    async def _look_around(self, discovery: Discovery) -> None:
+        while True:
+            with contextlib.suppress(RemoteError, LocalError):
+                for announcement in await discovery.peers():
+                    self._known.add(announcement)
+            await asyncio.sleep(DISCOVERY_S if self._known.candidates() else EAGER_S)
+
+    async def _fetch(self) -> bytes:
+        try:
+            return await asyncio.wait_for(self._fetch_newest(), FETCH_S)
+        except asyncio.TimeoutError as error:
+            raise UnreachableError(f"the run's state did not arrive within {FETCH_S:.0f} s") from error
+
+    async def _fetch_newest(self) -> bytes:
+        """From the peers that are furthest. Of these, auxiliary peers first: the others train."""
+        found = await ask_all(self._channels, self._known.candidates())
+        if not found:
+            raise UnreachableError("no peer answers that holds the run's state")
+        newest = found[0].standing
+        best = [there.peer for there in found if there.standing == newest]
+        auxiliary = [peer for peer in best if self._known.is_auxiliary(peer.peer)]
+        fetch = SnapshotFetch(self._channels, MAX_SNAPSHOT_BYTES, lambda done, total: None, _donor_failed)
+        if auxiliary:
+            with contextlib.suppress(RemoteError):  # _donor_failed logs it
+                return await fetch.run(auxiliary, at_least=newest)
+        return await fetch.run(best, at_least=newest)
+
+
+def _donor_failed(peer: str, problem: RemoteError) -> None:
+    _log.warning("the state could not be fetched from %s: %s", peer[:8], problem)
+
+
+def announced_hosts(config: CoordinatorConfig) -> tuple[str, ...]:
+    """The hosts under which others reach this machine."""
+    if config.announce:
+        return config.announce
+    if addresses.is_everywhere(config.host):
+        return (addresses.own_address(addresses.family_of(config.host)),)
+    return (config.host,)
+
+
+def check_ports(config: CoordinatorConfig) -> None:
+    """Raises PortInUseError. Called before minutes go into corpus and tokenizer."""
+    for port in range(config.port, config.port + PORTS) if config.port else ():
+        with socket.socket(addresses.family_of(config.host)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.host, port))
+            except OSError as error:
+                cause = "the port is in use" if error.errno == errno.EADDRINUSE else str(error.strerror)
+                raise PortInUseError(
+                    f"cannot listen on {addresses.joined(config.host, port)}: {cause}", remedy="Choose another --port."
+                ) from error
