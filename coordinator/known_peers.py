@@ -1,4 +1,4 @@
-"""The reachable peers that this coordinator knows of: found in the DHT, or told by themselves."""
+"""The reachable peers that this coordinator knows of: from the DHT, or from their own announcements."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ DISCOVERY_PEERS = 8
 
 
 class KnownPeers:
-    """Announcements are forgotten when they are as old as the DHT lets them grow."""
+    """Peers by their newest announcement. It is forgotten at the age at which the DHT would drop it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._announced: dict[str, tuple[float, Announcement]] = {}
 
     def add(self, announcement: Announcement) -> None:
-        """The newest incarnation stands. A client-mode peer has no address and is nobody's way to anywhere."""
+        """Keep an announcement, unless a newer incarnation is known. One without an address (client mode) is of no use."""
         if not announcement.address:
             return
         known = self._announced.get(announcement.peer)
@@ -32,7 +32,7 @@ class KnownPeers:
         return [Candidate(item.peer, item.address) for item in self._fresh()]
 
     def discovery(self) -> list[str]:
-        """DHT addresses: through these a newcomer also meets nodes that this coordinator's own, just started, has lost."""
+        """DHT addresses of peers. After a restart our own DHT node knows nobody; these lead a newcomer to the others."""
         return [address for item in self._fresh()[:DISCOVERY_PEERS] for address in item.discovery[:1]]
 
     def is_auxiliary(self, peer: str) -> bool:

@@ -1,4 +1,4 @@
-"""`dugnad status`: a look at the swarm by somebody who does not take part."""
+"""`dugnad status`: show the swarm to somebody who takes no part in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def show_status(ticket_text: str, *, as_json: bool) -> None:
 
 
 async def _look(ticket: Ticket) -> SwarmView:
-    enrolment = await enrol(ticket, Key.generate())  # an identity for this look alone
+    enrolment = await enrol(ticket, Key.generate())  # the identity is used this once
     channels = Channels(enrolment.credentials, enrolment.spec.digest)
     try:
         return await look_once(channels, enrolment.peers, enrolment.spec)

@@ -1,4 +1,4 @@
-"""Watching through a leader that moves to another lineage; the leader is a stand-in."""
+"""Watch through a leader that moves to another lineage, or sends damaged messages. The leader is a stand-in."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ class Stream:
 
     async def __aiter__(self) -> AsyncIterator[pb.Observation]:
         yield observation_to_wire(Swarm(None, 0, "training", (), LEADER))
+        yield pb.Observation()  # damaged: without content
         for signed in self._commits:
             yield observation_to_wire(Committed(signed))
 
@@ -113,3 +114,13 @@ def test_a_commit_whose_past_nobody_has_on_record_is_told_after_one_look_back(mo
     leader.records = chain("b", range(1, 6), "f" * 64)[3:]
     assert watched(leader, 2, 3, monkeypatch) == ["b4", "b5"]
     assert leader.asked == [3, 0]
+
+
+def test_a_damaged_observation_is_dropped_with_a_warning_and_the_stream_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    leader = Leader()
+    leader.records = chain("a", range(1, 3), START)
+    assert watched(leader, 2, 0, monkeypatch) == ["a1", "a2"]
+    assert leader.asked == [0]
+    assert "an observation by peer 11111111 was dropped" in caplog.text
