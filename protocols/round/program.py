@@ -1,29 +1,33 @@
-"""How large a shard each reducer gets, and who gives at all: DeDLOC's linear program (Diskin et al., 2021), solved with HiGHS.
+"""The linear program behind a plan: how large a shard each reducer gets, and who contributes at all (pure).
 
-With the contributors fixed, round time T is least over the fractions w of the vector that reachable members reduce. Member i of
-M, with c_i = 1 if it is one of the n contributors, sends its contribution to the other reducers and its averages to the other
-members, and receives the others' averages and the others' contributions to its own shard. Its memory may limit w_i:
+The program is DeDLOC's (Diskin et al., 2021), solved with HiGHS. For a fixed set of contributors it finds the fractions w of the
+vector for which the round time T is least. V is the size of the encoded vector. Member i is one of M members; c_i is 1 if it is
+one of the n contributors, else 0; u_i and d_i are its rates; m_i is the fraction that its memory allows. It sends its
+contribution to the other reducers and its averages to the other members. It receives the others' averages and their
+contributions to its own shard:
 
     up    c_i V (1 - w_i) + w_i V (M - 1)   <= u_i T
-    down  V (1 - w_i) + w_i V (n - c_i)     <= d_i T      sum of w = 1, 0 <= w_i <= m_i
+    down  V (1 - w_i) + w_i V (n - c_i)     <= d_i T      sum of w = 1, 0 <= w_i <= m_i, w_i = 0 if i cannot be dialled
 
-Equal links make it an all-reduce, one fast reachable peer among client-mode ones a parameter server; what lies between, a hybrid.
-Pure. The solver is loaded when it is first needed (prepare), since whoever never leads needs none.
+With equal links the solution is an all-reduce. With one fast reachable peer among client-mode peers it is a parameter server.
+Everything between is a hybrid. The solver is loaded when it is first needed (prepare): a peer that never leads needs none.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-# A member's samples are worth waiting for unless the round's samples per second grow by more than this without them.
+# A member's samples are left out only if the round's samples per second grow by more than this factor without them.
 WORTH = 1.1
-# Bytes/s: a line that carries less is planned as if it carried this.
+# Bytes/s. The program takes a slower line for one of this rate.
 SLOWEST = 100.0
-# Less than this of a vector is the solver's rounding: on a very slow line it would cost more than all the rest.
+# Fractions up to this are dropped: they are the solver's rounding, and on a very slow line they would take longer than the rest.
 NEGLIGIBLE = 1e-5
-# Beyond this ratio of two rates the slower is as good as nothing, and would only trouble the solver.
+# The solver needs numbers of similar size, so a line this many times slower than the round needs counts as no slower than this.
+# Such a line would reduce a negligible fraction anyway.
 WIDEST = 1e6
 
 
@@ -33,91 +37,93 @@ class Link:
 
     upload_bytes_s: float
     download_bytes_s: float
-    gives: bool
+    sends: bool
     reduces: bool  # whether it may
-    most: float = 1.0  # of the vector, that it has the memory to reduce
+    most: float = 1.0  # the fraction of the vector that it has the memory to reduce
 
-    def load(self, fraction: float, members: int, givers: int) -> tuple[float, float]:
-        """Of what it sends and what it receives in a round, in encoded vectors, when it reduces this fraction."""
-        own = int(self.gives)
-        return own + fraction * (members - 1 - own), 1 + fraction * (givers - own - 1)
+    def load(self, fraction: float, members: int, senders: int) -> tuple[float, float]:
+        """(sent, received) in a round in which it reduces this fraction, in encoded vectors."""
+        own = int(self.sends)
+        return own + fraction * (members - 1 - own), 1 + fraction * (senders - own - 1)
 
 
 @dataclass(frozen=True)
 class Split:
+    """A solution: the fraction of the vector that each reducer gets, and the round time."""
+
     seconds: float
     fractions: Mapping[str, float]  # of reducers; sum 1
 
 
 def round_seconds(
-    channels: Mapping[str, Link], fractions: Mapping[str, float], vector_bytes: float, *, members: int | None = None
+    links: Mapping[str, Link], fractions: Mapping[str, float], vector_bytes: float, *, members: int | None = None
 ) -> float:
-    """How long the slowest of these lines takes over its part, of a round of so many `members` (None: of these)."""
-    givers = sum(link.gives for link in channels.values())
+    """Seconds that the slowest of these lines takes over its part of a round of `members` (None: the lines given)."""
+    senders = sum(link.sends for link in links.values())
     longest = 0.0
-    for peer, link in channels.items():
-        up, down = link.load(fractions.get(peer, 0.0), members or len(channels), givers)
+    for peer, link in links.items():
+        up, down = link.load(fractions.get(peer, 0.0), members or len(links), senders)
         longest = max(longest, up / link.upload_bytes_s, down / link.download_bytes_s)
     return longest * vector_bytes
 
 
 def prepare() -> None:
-    """Load the solver now (half a second), rather than when a batch is full and everybody waits for the plan."""
+    """Load the solver now. It takes half a second, for which everybody would wait when a batch is full."""
     import scipy.optimize  # noqa: F401
 
 
-def fastest(channels: Mapping[str, Link], vector_bytes: float) -> Split:
-    """The split of least round time. Rates are positive, and somebody reduces.
+def fastest(links: Mapping[str, Link], vector_bytes: float) -> Split:
+    """The split of least round time. All rates must be positive, and at least one link must reduce.
 
-    Where a line that no split can relieve makes the round long, many splits are equally fast: what others have to spare is used
-    evenly then, each being filled to the same share of what it could take in that time. When all together lack the memory, each
-    takes the same multiple of what it has room for.
+    Often one line makes the round long and no split can relieve it. Then many splits are equally fast, and each reducer is
+    filled to the same share of what it could take in that time. If all together lack the memory, each takes the same multiple
+    of its room.
     """
-    reducers = [peer for peer, link in channels.items() if link.reduces]
-    members, givers = len(channels), sum(link.gives for link in channels.values())
-    room = sum(channels[peer].most for peer in reducers)
+    reducers = [peer for peer, link in links.items() if link.reduces]
+    members, senders = len(links), sum(link.sends for link in links.values())
+    room = sum(links[peer].most for peer in reducers)
     if len(reducers) == 1 or 0 < room <= 1:
-        full = {peer: channels[peer].most / room for peer in reducers} if len(reducers) > 1 else {reducers[0]: 1.0}
-        return Split(round_seconds(channels, full, vector_bytes), full)
-    times = _Times.of(channels, members, givers)
-    memory = [channels[peer].most for peer in reducers]
-    longest = _solve([times.rows(channels[peer], members, givers) for peer in reducers], memory)
-    fractions = _filled([times.bounds(channels[peer], members, givers, longest) for peer in reducers], memory)
+        full = {peer: links[peer].most / room for peer in reducers} if len(reducers) > 1 else {reducers[0]: 1.0}
+        return Split(round_seconds(links, full, vector_bytes), full)
+    scale = _Scale.of(links, members, senders)
+    memory = [links[peer].most for peer in reducers]
+    longest = _solve([scale.rows(links[peer], members, senders) for peer in reducers], memory)
+    fractions = _filled([scale.bounds(links[peer], members, senders, longest) for peer in reducers], memory)
     fractions = [fraction if fraction > NEGLIGIBLE else 0.0 for fraction in fractions]
     total = sum(fractions)
     split = {peer: fraction / total for peer, fraction in zip(reducers, fractions, strict=True)}
-    return Split(round_seconds(channels, split, vector_bytes), split)
+    return Split(round_seconds(links, split, vector_bytes), split)
 
 
 Row = tuple[float, float]  # (a, b) of a constraint a w - t <= -b
 
 
 @dataclass(frozen=True)
-class _Times:
-    """Time is counted in what the longest unavoidable transfer takes, so that the least round time is between 1 and `members`
-    whatever the rates are."""
+class _Scale:
+    """The unit of time of one linear program. The solver's numbers stay near 1 in this unit, whatever the rates are.
 
-    unit_s: float  # for one vector byte
+    The unit is a lower bound of the round time: the larger of `_unavoidable` and `_shared`. A round of both, one after the
+    other, is always possible, unless the only contributor reduces. So the least round time is between 1 and
+    max(2, members - 1) units.
+    """
+
+    unit_s: float  # for one byte of the vector
 
     @classmethod
-    def of(cls, channels: Mapping[str, Link], members: int, givers: int) -> _Times:
-        seconds = []
-        for link in channels.values():
-            none, whole = link.load(0.0, members, givers), link.load(1.0, members, givers)
-            seconds.append(min(none[0], whole[0]) / link.upload_bytes_s)
-            seconds.append(min(none[1], whole[1]) / link.download_bytes_s)
-        return cls(max(seconds))
+    def of(cls, links: Mapping[str, Link], members: int, senders: int) -> _Scale:
+        return cls(max(_unavoidable(links, members, senders), _shared(links, members, senders)))
 
-    def rows(self, link: Link, members: int, givers: int) -> tuple[Row, Row]:
-        none, whole = link.load(0.0, members, givers), link.load(1.0, members, givers)
+    def rows(self, link: Link, members: int, senders: int) -> tuple[Row, Row]:
+        """The two constraints of a reducer: up and down."""
+        none, whole = link.load(0.0, members, senders), link.load(1.0, members, senders)
         scale = [1 / (rate * self.unit_s) for rate in (link.upload_bytes_s, link.download_bytes_s)]
         up, down = (((w - n) * (min(s, WIDEST) if w > n else s), n * s) for n, w, s in zip(none, whole, scale, strict=True))
         return up, down
 
-    def bounds(self, link: Link, members: int, givers: int, longest: float) -> tuple[float, float]:
-        """Least and most that this member's line lets it reduce in that time; the most may be several vectors."""
+    def bounds(self, link: Link, members: int, senders: int, longest: float) -> tuple[float, float]:
+        """(least, most) that this member's line lets it reduce in the time `longest`, in vectors. The most may be above 1."""
         least, most = 0.0, WIDEST
-        for a, b in self.rows(link, members, givers):
+        for a, b in self.rows(link, members, senders):
             if a > 0:
                 most = min(most, max(0.0, (longest - b) / a))
             elif a < 0:
@@ -125,8 +131,44 @@ class _Times:
         return least, max(least, most)
 
 
+def _unavoidable(links: Mapping[str, Link], members: int, senders: int) -> float:
+    """Seconds for each byte of the vector that the slowest transfer takes under every split."""
+    longest = 0.0
+    for link in links.values():
+        most = link.most if link.reduces else 0.0
+        up, down = map(min, link.load(0.0, members, senders), link.load(most, members, senders))
+        longest = max(longest, up / link.upload_bytes_s, down / link.download_bytes_s)
+    return longest
+
+
+def _shared(links: Mapping[str, Link], members: int, senders: int) -> float:
+    """Seconds for each byte of the vector that the reducers take over the whole vector, if reducing is all that they do.
+
+    A reducer takes on its fraction at a constant speed until its memory is full. We walk over the reducers in the order in
+    which that happens.
+    """
+    rest = 1.0
+    filling: list[tuple[float, float]] = []  # (when its memory is full, the fraction it takes on in a unit of time)
+    for link in links.values():
+        if not link.reduces:
+            continue
+        none, whole = link.load(0.0, members, senders), link.load(1.0, members, senders)
+        slowness = max((whole[0] - none[0]) / link.upload_bytes_s, (whole[1] - none[1]) / link.download_bytes_s)
+        if slowness > 0:
+            filling.append((link.most * slowness, 1 / slowness))
+        else:
+            rest -= link.most  # its lines carry no more because it reduces
+    filling.sort(reverse=True)
+    speeds = list(itertools.accumulate(speed for _, speed in filling))  # of this one and of those that fill up later
+    for (full_at, speed), speeds_left in zip(reversed(filling), reversed(speeds), strict=True):
+        if rest <= full_at * speeds_left:
+            return max(0.0, rest) / speeds_left
+        rest -= full_at * speed
+    return 0.0
+
+
 def _filled(bounds: Sequence[tuple[float, float]], most: Sequence[float]) -> list[float]:
-    """Fractions with sum 1, each as far between its bounds as the others; those that would be beyond their `most` are at it."""
+    """Fractions with sum 1, all at the same share of the way between their bounds. None is beyond its `most`."""
     fractions = list(most)
     free = set(range(len(most)))
     while free:
@@ -146,7 +188,7 @@ def _filled(bounds: Sequence[tuple[float, float]], most: Sequence[float]) -> lis
 
 
 def _solve(reducers: Sequence[tuple[Row, Row]], most: Sequence[float]) -> float:
-    """Least t >= 1 such that fractions with sum 1, none beyond its `most`, keep every constraint."""
+    """The least t >= 1 for which fractions with sum 1, none beyond its `most`, keep every constraint."""
     from scipy.optimize import linprog
     from scipy.sparse import csr_array
 
@@ -167,13 +209,13 @@ def _solve(reducers: Sequence[tuple[Row, Row]], most: Sequence[float]) -> float:
         bounds=[*((0.0, share) for share in most), (1.0, None)],
         method="highs",
     )
-    if not found.success:  # one reducer can always do it all, so there is always a solution
+    if not found.success:  # a bug: for a large enough t there is always a solution
         raise ArithmeticError(f"the linear program has no solution: {found.message}")
     return float(found.x[-1])
 
 
 def measured(rates: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]] | None:
-    """Rates (up, down) as planned with: of whoever has none yet, the median of those who have. None when nobody has."""
+    """Fill in rates (up, down) that are not measured yet (0) with the median of the measured ones; None if there are none."""
     medians = []
     for way in (0, 1):
         known = [rate[way] for rate in rates.values() if rate[way] > 0]
@@ -184,29 +226,31 @@ def measured(rates: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float,
 
 
 def worth_waiting_for(
-    channels: Mapping[str, Link], samples: Mapping[str, int], gather_s: float, vector_bytes: float
+    links: Mapping[str, Link], samples: Mapping[str, int], gather_s: float, vector_bytes: float
 ) -> frozenset[str]:
-    """Those of the links that give, whose samples are worth their time: without the others, which give no more and still receive,
-    committed samples per second grow by more than WORTH allows.
+    """The contributors whose samples are worth the time of their uploads.
 
-    Tried are those who could send a vector in half the time of the slowest, a quarter, and so on: one program each, unless the
-    transfers that no split can spare anybody would take too long.
+    The others then only receive. They are left out only if committed samples per second grow by more than WORTH without them.
+    `samples` maps each contributor to its samples; the swarm gathers the next batch in `gather_s` seconds.
+
+    We try the contributors that could send a vector in the time of the slowest, in half of it, in a quarter, and so on. Each
+    set costs one linear program. We skip it for a set whose unavoidable transfers already take too long.
     """
-    givers = frozenset(peer for peer, link in channels.items() if link.gives)
-    unavoidable_s = {peer: vector_bytes / link.upload_bytes_s for peer, link in channels.items() if link.gives}
-    received_s = vector_bytes / min(link.download_bytes_s for link in channels.values())
-    best, most = givers, 0.0  # samples per second that a smaller set has to beat
-    limit_s, some, last = max(unavoidable_s.values()), givers, frozenset[str]()
+    senders = frozenset(peer for peer, link in links.items() if link.sends)
+    unavoidable_s = {peer: vector_bytes / link.upload_bytes_s for peer, link in links.items() if link.sends}
+    received_s = vector_bytes / min(link.download_bytes_s for link in links.values())
+    best, most = senders, 0.0  # `most`: samples per second that a smaller set must beat
+    limit_s, some, last = max(unavoidable_s.values()), senders, frozenset[str]()
     while some:
         committed = sum(samples[peer] for peer in some)
         at_best_s = gather_s + max(received_s if len(some) > 1 else 0.0, *(unavoidable_s[peer] for peer in some))
         if some != last and committed > most * at_best_s:
-            planned = {peer: replace(link, gives=peer in some) for peer, link in channels.items()}
+            planned = {peer: replace(link, sends=peer in some) for peer, link in links.items()}
             speed = committed / max(gather_s + fastest(planned, vector_bytes).seconds, 1e-9)
-            if some == givers:
+            if some == senders:
                 most = speed * WORTH
             elif speed > most:
                 best, most = some, speed
         last, limit_s = some, limit_s / 2
-        some = frozenset(peer for peer in givers if unavoidable_s[peer] <= limit_s)
+        some = frozenset(peer for peer in senders if unavoidable_s[peer] <= limit_s)
     return best
