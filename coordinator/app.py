@@ -86,7 +86,6 @@ class _Session:
             model=model,
             schedule=build_scheduler(spec, build_optimizer(spec, model)),
             authority=self._folder.credentials.authority,
-            pipeline_tag="text-generation" if spec.task.kind == "causal-lm" else "fill-mask",
         )
 
     def run(self) -> int:

@@ -133,7 +133,8 @@ def _show(directory: Path, killed: list[str], seconds: float, *, as_json: bool) 
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    from protocols.tasks.registry import open_task
+    from protocols.tasks.assets import folder_of
+    from protocols.tasks.language.causal_lm import CausalLanguageTask
 
     transformers_logging.disable_progress_bar()
 
@@ -145,7 +146,7 @@ def _show(directory: Path, killed: list[str], seconds: float, *, as_json: bool) 
     if checkpoint is None:
         raise LocalError("the run left no checkpoint", remedy=f"See the logs in {directory}.")
     spec = RunSpec.from_toml((directory / "run.toml").read_text(encoding="utf-8"), folder=RUN_FILE.parent)
-    task = open_task(spec, directory)
+    task = CausalLanguageTask(spec, folder_of(directory))
     say("Measuring the unigram loss to compare with")
     unigram = task.unigram_loss(spec.evaluation.max_samples)
     picture = write_loss_curve(directory / "loss.png", summary, unigram_loss=unigram, title="dugnad demo")

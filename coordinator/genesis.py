@@ -14,7 +14,7 @@ from protocols.identity import Authority, Credentials, Key
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.run_spec import RunSpec
 from protocols.snapshot.format import StateHeader, capture, parameters_sha256
-from protocols.tasks.registry import initial_model, prepare
+from protocols.tasks.registry import checked, initial_model, prepare
 from protocols.transport.enrolling import Genesis
 
 
@@ -34,6 +34,7 @@ class RunFolder:
 
 def open_run(author: RunSpec, path: Path, checkpoints: Checkpoints, progress: Callable[[str], None]) -> RunFolder:
     """Raises UsageError when the folder holds another run; SpecError, CorpusError or DiskError from making it."""
+    author = checked(author)
     spec = _resolved(author, path, progress)
     authority = Authority.load_or_create(path / "identity")
     auxiliary = Key.load_or_create(path / "auxiliary" / "identity.key")

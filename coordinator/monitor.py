@@ -1,7 +1,7 @@
 """The organiser's loop: the whole story of a coordinator, on the main thread.
 
-It takes in what the swarm's leader says and tells the sinks. Every few epochs it fetches the state from a peer, measures it on
-held-out text, and keeps it as a checkpoint. Nothing here is on the training path: when this process dies, the peers go on.
+It takes in what the swarm's leader says and tells the sinks. Every few epochs it fetches the state from a peer, measures its
+held-out loss, and keeps it as a checkpoint. Nothing here is on the training path: when this process dies, the peers go on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ class Run:
     model: torch.nn.Module
     schedule: Schedule
     authority: bytes
-    pipeline_tag: str
 
 
 class Monitor:
@@ -95,7 +94,7 @@ class Monitor:
         if resumed:
             self._sinks.event("run_resumed", **fields, epoch=header.epoch, lineage=header.lineage)
         else:
-            self._sinks.event("run_started", **fields)
+            self._sinks.event("run_started", **fields, loss_unit=self._run.task.loss_unit)
             self._load(snapshot)
             self._evaluate(header.epoch)
 
@@ -243,12 +242,11 @@ class Monitor:
             samples=header.samples,
             peers=[contribution.peer for contribution in commit.contributions] if commit is not None else [],
             held_out_loss=loss,
-            pipeline_tag=self._run.pipeline_tag,
         )
         began = self._clock()
         try:
             path = self._checkpoints.write(
-                snapshot, self._run.model, self._run.task.tokenizer, spec_toml=spec.to_toml(), run_name=spec.run.name, facts=facts
+                snapshot, self._run.model, self._run.task, spec_toml=spec.to_toml(), run_name=spec.run.name, facts=facts
             )
         except DiskError as error:
             # Training goes on without checkpoints. The next one is tried in its turn.

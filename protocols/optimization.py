@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate of a RunSpec, such that equal gradients give equal steps on every peer."""
+"""Build the optimizer and the learning-rate schedule of a RunSpec, such that equal gradients give equal steps on every peer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from protocols.run_spec import OptimizerSpec, RunSpec
 
 
 def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW, LAMB (You et al., 2020) or SGD. The learning rate stands at the peak until a Schedule sets it.
+    """Build AdamW, LAMB (You et al., 2020) or SGD for `model`. The learning rate is the peak until a Schedule sets it.
 
-    One tensor at a time (no foreach, no fused kernels): these differ between devices and torch builds in the order of their sums,
-    and LAMB's batched form keeps slots that share memory, which no snapshot can hold.
+    The optimizer steps one tensor at a time, without foreach or fused kernels. The order of their sums differs between devices
+    and torch builds. LAMB's batched form also keeps slots that share memory, which a snapshot cannot hold.
     """
     options = spec.optimizer
     groups = _groups(model, options)
@@ -28,7 +28,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
             groups, lr=options.learning_rate, betas=options.betas, eps=options.epsilon, foreach=False, fused=False
         )
     if options.name == "lamb":
-        # Clipping is ours, on the averaged gradient, so LAMB's own (pre_norm) stays off.
+        # We clip the averaged gradient ourselves, so LAMB's own clipping (pre_norm) stays off.
         lamb: torch.optim.Optimizer = Lamb(
             groups, lr=options.learning_rate, betas=options.betas, eps=options.epsilon, pre_norm=False, foreach=False
         )
@@ -37,7 +37,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _groups(model: nn.Module, options: OptimizerSpec) -> list[dict[str, Any]]:
-    """Weight decay for matrices and embeddings; none for vectors: biases and normalisation. Both in the model's order."""
+    """Parameter groups, in the model's order: matrices and embeddings with weight decay, vectors (biases, norms) without."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in parameters if parameter.dim() >= 2]
     plain = [parameter for parameter in parameters if parameter.dim() < 2]
@@ -46,14 +46,17 @@ def _groups(model: nn.Module, options: OptimizerSpec) -> list[dict[str, Any]]:
 
 
 class Schedule:
-    """Learning rate as a pure function of the epoch, by transformers' get_scheduler: whoever joins late computes the same."""
+    """The learning rate as a pure function of the epoch, so that a late joiner computes the same.
+
+    The function is that of transformers' get_scheduler.
+    """
 
     def __init__(self, spec: RunSpec, optimizer: torch.optim.Optimizer) -> None:
-        """Sets the optimizer's learning rate to that of epoch 0. Raises SpecError when the schedule's options do not fit."""
+        """Set the optimizer's learning rate to that of epoch 0. Raises SpecError if the schedule's options do not fit."""
         self._optimizer = optimizer
         self._peak = spec.optimizer.learning_rate
         schedule = spec.schedule
-        # A throw-away optimizer: only the function from step to factor is wanted, not the state that a scheduler keeps.
+        # We need only the scheduler's function from step to factor, so it gets a throw-away optimizer.
         idle = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=self._peak)
         try:
             scheduler = get_scheduler(
@@ -74,24 +77,24 @@ class Schedule:
         self.set_epoch(0)
 
     def learning_rate_at(self, epoch: int) -> float:
-        """The rate with which the gradient of `epoch` (the first is 0) is applied."""
+        """The rate for the step out of `epoch`, which counts from 0."""
         return self._peak * float(self._factor(epoch))
 
     def set_epoch(self, epoch: int) -> None:
-        """Give the optimizer the rate for stepping out of `epoch`."""
+        """Set the optimizer's rate to that for the step out of `epoch`."""
         self.epoch = epoch
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate_at(epoch)
 
     def step(self) -> None:
-        """Call after each optimizer step."""
+        """Move on to the next epoch. Call it after each optimizer step."""
         self.set_epoch(self.epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError if this is no state of a Schedule."""
+        """Move to the epoch of a saved state. Raises ValueError if this is no state of a Schedule."""
         epoch = state.get("epoch")
         if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
             raise ValueError(f"not a schedule's state: {str(state)[:100]}")

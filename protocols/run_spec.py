@@ -1,34 +1,26 @@
-"""RunSpec: everything about a run that all of its machines must agree on. TOML in, digest out; imports no torch.
+"""RunSpec: all that the machines of a run must agree on, read from TOML and named by a digest. It imports no torch.
 
-The author leaves `assets` empty. The coordinator resolves it once (`protocols.tasks.registry.prepare`): the tokenizer and the
-held-out text become files whose digests stand in `assets`; a pretrained folder becomes `model_type` and its fields. What peers
-receive, and what `digest` names in every handshake, is the resolved spec.
+The tables here are those of every run. What only one task knows stands in `[task]` and below, and is checked by that task.
+
+The author leaves `assets` empty. The coordinator resolves the spec once (`protocols.tasks.registry.prepare`): files that all
+machines need, such as a tokenizer and held-out text, are written down and their digests stand in `assets`; the task's defaults
+are written out. What peers receive, and what `digest` names in every handshake, is the resolved spec.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from protocols.errors import SpecError
+from protocols.sections import Section, check_json, spec_error, tables_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,6 +30,8 @@ else:
 MAX_SPEC_BYTES = 256 << 10
 MAX_ASSETS_BYTES = 16 << 20
 MAX_ASSETS = 64
+
+SettingsT = TypeVar("SettingsT", bound=Section)
 
 ScheduleName = Literal[
     "constant",
@@ -51,7 +45,7 @@ ScheduleName = Literal[
     "inverse_sqrt",
     "warmup_stable_decay",
 ]
-# transformers knows two more, reduce_lr_on_plateau and greedy. They follow a locally measured loss: peers would disagree.
+# transformers has two more, reduce_lr_on_plateau and greedy. They follow a locally measured loss, so peers would disagree.
 
 StrategyName = Literal["accumulate"]
 """Implemented in peer/training/strategies."""
@@ -67,7 +61,7 @@ _PATH_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 
 
 def _plain_path(name: str) -> str:
-    # Asset names become paths on a volunteer's disk: relative, no hidden names, no way up.
+    # Asset names become paths on a volunteer's disk. So they must be relative, without hidden names and without "..".
     if len(name) > 200 or not all(_PATH_PART.fullmatch(part) for part in name.split("/")):
         raise ValueError(f"{name!r} is not a plain relative file name")
     return name
@@ -85,11 +79,9 @@ def _pair(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+class RunNaming(Section):
+    """[run]: the run's name and seed."""
 
-
-class RunNaming(_Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """Short name of the run: lower-case letters, digits and dashes. Folders and DHT keys carry it."""
 
@@ -97,95 +89,46 @@ class RunNaming(_Section):
     """Seeds the first weights, the held-out split, and (with the peer's name) each peer's order of the data."""
 
 
-class ModelSpec(_Section):
-    """The architecture. Every other key of the table is a field of the transformers config, checked when that is built."""
+class TaskSpec(Section):
+    """What is learnt. Every key but these two is the task's own, which checks it when the task is prepared and opened."""
 
-    model_type: str | None = None
-    """Name of a transformers architecture, such as "gpt2", "llama" or "albert"; the model starts from random weights."""
+    model_config = ConfigDict(extra="allow")
 
-    pretrained: str | None = None
-    """Folder with config.json and model.safetensors to start from instead, relative to the run file."""
+    kind: str = Field(default="causal-lm", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    """Name of a task that is installed on each machine: "causal-lm", "masked-lm", or one of another package's."""
 
-    config: dict[str, Any] = Field(default_factory=dict)
-    """The remaining keys of the table, such as `hidden_size = 128`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _collect_config(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        known = {key: value[key] for key in ("model_type", "pretrained") if key in value}
-        rest = {key: item for key, item in value.items() if key not in known and key != "config"}
-        given = value.get("config", {})
-        return {**known, "config": {**given, **rest} if isinstance(given, Mapping) else given}
+    package: str | None = Field(default=None, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$")
+    """Distribution that the task comes from. The coordinator fills it in; set it where two packages offer the same name."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> ModelSpec:
-        if (self.model_type is None) == (self.pretrained is None):
-            raise ValueError("give either model_type (train from scratch) or pretrained (a local folder)")
-        if self.pretrained is not None and self.config:
-            raise ValueError(f"pretrained brings its own configuration; remove {', '.join(sorted(self.config))}")
-        for key, item in self.config.items():
-            _check_json(item, key)
+    def _settings_are_plain(self) -> TaskSpec:
+        for key, value in self.settings.items():
+            check_json(value, key)
         return self
 
-    @model_serializer(mode="plain")
-    def _flat(self) -> dict[str, Any]:
-        named = {"model_type": self.model_type, "pretrained": self.pretrained}
-        return {**{key: value for key, value in named.items() if value is not None}, **self.config}
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The task's own keys, as they stand in the file."""
+        return dict(self.model_extra or {})
+
+    def read(self, kind: type[SettingsT]) -> SettingsT:
+        """The task's own keys, checked. Raises SpecError naming the dotted key and the nearest valid one."""
+        try:
+            return kind.model_validate(self.settings)
+        except ValidationError as error:
+            own = tables_of(kind, "task")
+            own["task"] |= frozenset(TaskSpec.model_fields)
+            raise spec_error(error, tables_of(RunSpec) | own, within="task") from error
+
+    def with_settings(self, settings: Section) -> TaskSpec:
+        """The same task with these settings in place of the file's, defaults written out."""
+        named = {"kind": self.kind, "package": self.package}
+        return TaskSpec.model_validate({**settings.model_dump(mode="json", exclude_none=True), **named})
 
 
-class TaskSpec(_Section):
-    kind: Literal["causal-lm", "masked-lm"] = "causal-lm"
-    """What is learnt: to predict the next token, or masked tokens."""
+class OptimizerSpec(Section):
+    """[optimizer]: the optimizer and its options."""
 
-    mask_probability: float = Field(default=0.15, gt=0.0, lt=1.0)
-    """masked-lm: the share of a sample's tokens to predict (of them 80 % are masked, 10 % random, 10 % kept, as in BERT)."""
-
-
-class DataSpec(_Section):
-    source: Literal["python-stdlib", "files", "datasets"] = "python-stdlib"
-    """Where each machine reads its training text: the standard library's own source, local files, or the `datasets` library."""
-
-    paths: list[str] = Field(default_factory=list, max_length=1000)
-    """files: paths and globs ("texts/**/*.txt"), relative to the run file. Peers read their own disk and may name other paths."""
-
-    dataset: str | None = None
-    """datasets: name on the Hugging Face hub or a local folder, such as "Salesforce/wikitext"."""
-
-    dataset_config: str | None = None
-    """datasets: configuration, such as "wikitext-103-raw-v1"."""
-
-    dataset_split: str = "train"
-    """datasets: split to train on; held-out text is taken out of it."""
-
-    dataset_text_column: str = "text"
-    """datasets: column that holds the text."""
-
-    max_bytes: int = Field(default=64 << 20, ge=1 << 10)
-    """Each machine keeps at most this much text in memory."""
-
-    held_out_bytes: int = Field(default=128 << 10, ge=1 << 10, le=8 << 20)
-    """Text that nobody trains on; the coordinator picks it and serves it to all."""
-
-    @model_validator(mode="after")
-    def _source_is_complete(self) -> DataSpec:
-        if self.source == "files" and not self.paths:
-            raise ValueError('source "files" needs paths')
-        if self.source == "datasets" and not self.dataset:
-            raise ValueError('source "datasets" needs dataset')
-        return self
-
-
-class TokenizerSpec(_Section):
-    vocab_size: int = Field(default=2048, ge=300, le=1 << 20)
-    """Tokens of the byte-level BPE that the coordinator trains on first start, special tokens included."""
-
-    folder: str | None = None
-    """Folder with tokenizer.json to use instead, relative to the run file. A pretrained model's own is the default."""
-
-
-class OptimizerSpec(_Section):
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
     """AdamW, LAMB (for very large batches), or SGD with momentum."""
 
@@ -205,7 +148,9 @@ class OptimizerSpec(_Section):
     """sgd: momentum."""
 
 
-class ScheduleSpec(_Section):
+class ScheduleSpec(Section):
+    """[schedule]: the learning rate over the epochs."""
+
     name: ScheduleName = "constant_with_warmup"
     """A schedule of transformers' get_scheduler; its step is the epoch."""
 
@@ -219,12 +164,11 @@ class ScheduleSpec(_Section):
     """Further arguments of that schedule, such as num_decay_steps or num_cycles."""
 
 
-class TrainingSpec(_Section):
+class TrainingSpec(Section):
+    """[training]: batch, algorithm and length of the run."""
+
     target_batch_size: int = Field(default=256, ge=1, le=1 << 31)
     """Samples that one epoch averages, over all peers together."""
-
-    sequence_length: int = Field(default=128, ge=8, le=1 << 20)
-    """Tokens in one sample."""
 
     max_grad_norm: float = Field(default=1.0, ge=0.0)
     """Clips the averaged gradient to this norm; 0 turns clipping off."""
@@ -236,33 +180,41 @@ class TrainingSpec(_Section):
     """The training algorithm. accumulate: each peer adds up gradients, and an epoch is one optimizer step on their mean."""
 
 
-class AveragingSpec(_Section):
+class AveragingSpec(Section):
+    """[averaging]: how gradients travel, and whether training goes on meanwhile."""
+
     codec: Literal["fp32", "fp16", "bf16", "int8", "int4", "auto"] = "fp32"
-    """How gradients travel. fp32 loses nothing and takes 4 bytes a value. fp16 (relative error 2^-11) and bf16 (2^-8, but
-    never out of range) take 2, int8 takes 1.02 and int4 0.52: both round to a share of the largest of 128 neighbours, 1/254
-    and 1/14, and what a peer's rounding lost goes along with its next contribution. auto begins with fp16; from then
-    on each epoch's leader takes the least lossy of fp32, fp16 and int8 that keeps averaging to a tenth of an epoch at the
-    rates measured."""
+    """How gradients travel:
+    - fp32 loses nothing and takes 4 bytes a value.
+    - fp16 (relative error 2^-11) and bf16 (2^-8, but never out of range) take 2.
+    - int8 takes 1.02 and int4 0.52. They round to 1/254 and 1/14 of the largest of 128 neighbours. A peer adds what its rounding
+      lost to its next contribution (error feedback).
+    - auto begins with fp16. Then each epoch's leader takes the least lossy of fp32, fp16 and int8 with which averaging takes at
+      most a tenth of an epoch, at measured rates.
+    """
 
     @property
     def codecs(self) -> tuple[str, ...]:
-        """Those that a commit may name for the next plan, least lossy first."""
+        """The codecs that a commit may name for the next plan, least lossy first."""
         return ("fp32", "fp16", "int8") if self.codec == "auto" else (self.codec,)
 
     @property
     def first_codec(self) -> str:
+        """The codec of epoch 1."""
         return "fp16" if self.codec == "auto" else self.codec
 
     rule: RuleName = "mean"
     """How reducers combine contributions. mean: weighted by samples, as if one machine had computed them all."""
 
     overlap: bool = False
-    """Go on training while an epoch is averaged, with the parameters from before it: no round makes a contributor wait, and each
+    """Train on while an epoch is averaged, with the parameters from before it. No round then makes a contributor wait, but each
     gradient is one step stale, which calls for a lower learning rate. A contributor needs memory for two more vectors of the
     parameters' size: one always, and one while it steps."""
 
 
-class CheckpointSpec(_Section):
+class CheckpointSpec(Section):
+    """[checkpoint]: when the coordinator writes checkpoints."""
+
     every_epochs: int = Field(default=10, ge=1)
     """The coordinator writes a checkpoint each time this many epochs have passed."""
 
@@ -270,22 +222,23 @@ class CheckpointSpec(_Section):
     """Checkpoints to keep; older ones are deleted."""
 
 
-class EvaluationSpec(_Section):
+class EvaluationSpec(Section):
+    """[evaluation]: when, and on how many samples, the coordinator measures the held-out loss."""
+
     every_epochs: int = Field(default=10, ge=1)
     """The coordinator measures held-out loss each time this many epochs have passed."""
 
     max_samples: int = Field(default=256, ge=1)
-    """Held-out samples to measure on, evenly spread over the held-out text."""
+    """Held-out samples to measure on, evenly spread over all of them."""
 
 
-class RunSpec(_Section):
-    """A run, whole. See `examples/*/run.toml`; the smallest file has `run.name` and `model.model_type` only."""
+class RunSpec(Section):
+    """A run, whole. See `examples/*/run.toml`; the smallest file has `run.name` and `task.model.model_type` only."""
+
+    not_in_files = frozenset({"assets"})
 
     run: RunNaming
-    model: ModelSpec
     task: TaskSpec = Field(default_factory=TaskSpec)
-    data: DataSpec = Field(default_factory=DataSpec)
-    tokenizer: TokenizerSpec = Field(default_factory=TokenizerSpec)
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec)
     schedule: ScheduleSpec = Field(default_factory=ScheduleSpec)
     training: TrainingSpec = Field(default_factory=TrainingSpec)
@@ -296,7 +249,7 @@ class RunSpec(_Section):
     assets: dict[Annotated[str, AfterValidator(_plain_path)], Annotated[str, AfterValidator(_sha256)]] = Field(
         default_factory=dict, max_length=MAX_ASSETS
     )
-    """SHA-256 of each file that the coordinator serves, by name. The coordinator fills it in; leave it out of your file."""
+    """File name -> SHA-256 of each file that the coordinator serves. The coordinator fills it in; leave it out of your file."""
 
     _folder: Path | None = PrivateAttr(default=None)
 
@@ -313,7 +266,7 @@ class RunSpec(_Section):
 
     @classmethod
     def load(cls, path: Path | str) -> RunSpec:
-        """Read a run file. Raises SpecError naming the line or the dotted key."""
+        """Read a run file. Raises SpecError, which names the line or the dotted key."""
         path = Path(path)
         try:
             if path.stat().st_size > MAX_SPEC_BYTES:
@@ -330,7 +283,7 @@ class RunSpec(_Section):
 
     @classmethod
     def from_toml(cls, text: str, folder: Path | None = None) -> RunSpec:
-        """Parse a spec. `folder` is what relative paths start from (None: the current folder), and no part of the spec."""
+        """Parse a spec. Raises SpecError. Relative paths start from `folder` (None: the current folder), no part of the spec."""
         try:
             document = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
@@ -340,7 +293,7 @@ class RunSpec(_Section):
         try:
             spec = cls.model_validate(document)
         except ValidationError as error:
-            raise _as_spec_error(error) from error
+            raise spec_error(error, tables_of(RunSpec)) from error
         spec._folder = folder
         return spec
 
@@ -349,93 +302,29 @@ class RunSpec(_Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the spec as canonical JSON, in hex. Key order, comments and written-out defaults do not change it."""
+        """SHA-256 (hex) of the spec as canonical JSON. Key order, comments and written-out defaults do not change it."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
     def folder(self) -> Path:
-        """Where relative paths start from."""
+        """The folder that relative paths start from."""
         return self._folder if self._folder is not None else Path.cwd()
 
     @property
     def total_steps(self) -> int | None:
-        """Epoch at which the schedule ends, None for an open end."""
+        """The epoch at which the schedule ends; None for an open end."""
         return self.schedule.total_steps if self.schedule.total_steps is not None else self.training.max_epochs
 
     def __eq__(self, other: object) -> bool:
-        # Where a file happened to lie on this disk is no part of the run.
+        # The file's place on this disk is no part of the run.
         return isinstance(other, RunSpec) and self.digest == other.digest
 
     def __hash__(self) -> int:
         return hash(self.digest)
 
 
-def _check_json(value: Any, key: str) -> None:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            _check_json(item, f"{key}.{name}")
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        for item in value:
-            _check_json(item, key)
-    elif not isinstance(value, str | int | float | bool) or value != value or value in (float("inf"), float("-inf")):
-        raise ValueError(f"{key} must be a number, a string, true or false, or a list or table of these")
-
-
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return value
-
-
-def _as_spec_error(error: ValidationError) -> SpecError:
-    """The first fault only: one line that a person can act on is worth more than a list."""
-    faults = error.errors(include_url=False, include_context=False)
-    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    where = [str(part) for part in fault["loc"] if part != "[key]"]
-    dotted = ".".join(where)
-    if fault["type"] == "extra_forbidden":
-        return _unknown_key(where)
-    if fault["type"] == "missing":
-        return SpecError(f"{dotted} is missing", remedy=f"Add {dotted}.")
-    if fault["type"] == "string_pattern_mismatch" and dotted == "run.name":
-        return SpecError(
-            f"run.name is {fault['input']!r}", remedy="Use 1 to 63 lower-case letters, digits and dashes, starting with no dash."
-        )
-    if fault["type"] == "value_error":
-        message = fault["msg"].removeprefix("Value error, ")
-        return SpecError(f"{dotted}: {message}" if dotted else message, remedy="Change that in the run file.")
-    if fault["type"] == "literal_error":
-        return unknown_name(dotted, fault["input"], re.findall(r"'([^']+)'", fault["msg"]))
-    return SpecError(f"{dotted} is {_shown(fault['input'])}", remedy=f"{fault['msg'].replace('Input should', 'It should')}.")
-
-
-def unknown_name(dotted: str, given: object, names: Iterable[str]) -> SpecError:
-    """For the key `dotted`, whose value is none of `names`: an error that proposes the nearest one."""
-    valid = sorted(names)
-    near = difflib.get_close_matches(str(given), valid, n=1, cutoff=0.5)
-    hint = f' Did you mean "{near[0]}"?' if near else ""
-    return SpecError(f"{dotted} is {_shown(given)}", remedy=f"It should be {' or '.join(valid)}.{hint}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _unknown_key(where: list[str]) -> SpecError:
-    sections: dict[str, set[str]] = {}
-    for name, field in RunSpec.model_fields.items():
-        kind = field.annotation
-        is_section = isinstance(kind, type) and issubclass(kind, _Section)
-        sections[name] = set(kind.model_fields) - {"config"} if is_section and kind is not None else set()
-    *path, key = where
-    valid = sections.get(path[0], set()) if path else set(sections) - {"assets"}
-    near = difflib.get_close_matches(key, valid, n=1)
-    if near:
-        return SpecError(f"unknown key {'.'.join(where)}", remedy=f"Did you mean {'.'.join([*path, near[0]])}?")
-    everywhere = {name: f"{section}.{name}" for section, names in sections.items() for name in sorted(names)}
-    near = difflib.get_close_matches(key, everywhere, n=1)
-    if near:
-        return SpecError(f"unknown key {'.'.join(where)}", remedy=f"Did you mean {everywhere[near[0]]}?")
-    return SpecError(f"unknown key {'.'.join(where)}", remedy=f"Valid here: {', '.join(sorted(valid))}.")

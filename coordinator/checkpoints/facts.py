@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """A state in numbers. `peers` are the contributors of its commit; `held_out_loss` is in nats per token."""
+    """A state in numbers. `peers` are the contributors of its commit; `held_out_loss` is in the task's unit."""
 
     run_digest: str
     epoch: int
@@ -28,7 +28,6 @@ class CheckpointFacts:
     samples: int
     peers: list[str]
     held_out_loss: float | None
-    pipeline_tag: str
 
     @property
     def finite_loss(self) -> float | None:
@@ -61,7 +60,6 @@ def write_facts(directory: Path, run_name: str, facts: CheckpointFacts) -> None:
         "samples": facts.samples,
         "peers": facts.peers,
         "loss": facts.finite_loss,
-        "pipeline_tag": facts.pipeline_tag,
         "written_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "files": digests,
     }
@@ -89,7 +87,6 @@ def _checkpoint(path: Path, document: Mapping[str, Any]) -> Checkpoint:
         samples=int(document["samples"]),
         peers=[str(peer) for peer in document["peers"]],
         held_out_loss=None if document["loss"] is None else float(document["loss"]),
-        pipeline_tag=str(document["pipeline_tag"]),
     )
     return Checkpoint(path, run_name=str(document["run"]), written_at=str(document["written_at"]), facts=facts)
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from coordinator.checkpoints.facts import CheckpointFacts
-
-_AUTO_CLASSES = {"text-generation": "AutoModelForCausalLM", "fill-mask": "AutoModelForMaskedLM"}
+from protocols.tasks.base import Task
 
 _PROSE = """\
 # {name}
 
-A `{model_type}` model of {parameters:,} parameters, trained from its run spec by volunteers who pooled their computers with \
+A `{architecture}` model of {parameters:,} parameters, trained from its run spec by volunteers who pooled their computers with \
 dugnad, an implementation of [DeDLOC](https://arxiv.org/abs/2106.10207). It was written while the run went on: it is a \
 checkpoint, not a release. Nobody has reviewed what it learnt or what it says.
 
@@ -30,10 +27,7 @@ checkpoint, not a release. Nobody has reviewed what it learnt or what it says.
 ## Load it
 
 ```python
-from transformers import AutoTokenizer, {auto_class}
-
-model = {auto_class}.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+{loading}
 ```
 
 `run.toml` names the data, the optimizer and all else that fixes the run. `training_state.safetensors` also holds the
@@ -41,35 +35,27 @@ optimizer's state, so that the run can go on from here; loading the model does n
 """
 
 
-def model_card(run_name: str, model: torch.nn.Module, facts: CheckpointFacts) -> ModelCard:
-    """The card of `model`, a transformers model that holds the parameters of the state that `facts` describe."""
-    model_type = str(getattr(getattr(model, "config", None), "model_type", "transformer"))
+def model_card(run_name: str, model: torch.nn.Module, task: Task, facts: CheckpointFacts) -> ModelCard:
+    """The card of `model`, which holds the parameters of the state that `facts` describe."""
+    card = task.card(model)
     front = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=facts.pipeline_tag,
-        tags=["dugnad", "collaborative-training", model_type],
+        library_name=card.library_name,
+        pipeline_tag=card.pipeline_tag,
+        tags=["dugnad", "collaborative-training", card.architecture],
     )
     name = " ".join(run_name.split())
+    loss = facts.finite_loss
     prose = _PROSE.format(
         name=name,
         name_in_cell=name.replace("|", " "),
-        model_type=model_type,
+        architecture=card.architecture,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         run_digest=facts.run_digest,
         epoch=facts.epoch,
         samples=facts.samples,
-        loss=_loss(facts),
+        loss=task.loss_text(loss) if loss is not None else "not measured at this epoch",
         peers=len(facts.peers),
         lineage=facts.lineage,
-        auto_class=_AUTO_CLASSES.get(facts.pipeline_tag, "AutoModel"),
+        loading=card.loading,
     )
     return ModelCard(f"---\n{front}\n---\n\n{prose}")
-
-
-def _loss(facts: CheckpointFacts) -> str:
-    loss = facts.finite_loss
-    if loss is None:
-        return "not measured at this epoch"
-    # exp() of a large loss says nothing, and of a very large one overflows.
-    perplexity = f" (perplexity {math.exp(loss):,.1f})" if facts.pipeline_tag == "text-generation" and loss < 100 else ""
-    return f"{loss:.4f} nats per token{perplexity}"

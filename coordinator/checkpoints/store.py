@@ -1,11 +1,10 @@
-"""Checkpoints: folders `epoch-000123/` that `transformers` loads as they are, and from which the run resumes.
+"""Checkpoints: folders `epoch-000123/` from which others load the model and the run resumes.
 
-    config.json, model.safetensors, generation_config.json   what `from_pretrained` reads   model_files.py
-    tokenizer.json, tokenizer_config.json, ...               the tokenizer                  model_files.py
-    README.md                                                the model card                 model_card.py
-    run.toml                                                 the run spec
-    training_state.safetensors                               the snapshot, verbatim         protocols/snapshot/format.py
-    training_state.json                                      its facts, every file's digest facts.py
+    model.safetensors, ...        what the task saves: for text, all that transformers' `from_pretrained` reads
+    README.md                     the model card                        model_card.py
+    run.toml                      the run spec
+    training_state.safetensors    the snapshot, verbatim                protocols/snapshot/format.py
+    training_state.json           its facts, and every file's digest    facts.py
 
 A folder gets its final name only once every byte of it is on the disk: it is written under a hidden name, fsynced, and
 renamed. So each `epoch-*` is whole, unless the disk damaged it later; `latest` checks for that.
@@ -27,15 +26,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
 from coordinator.checkpoints.facts import SNAPSHOT, STATE, Checkpoint, CheckpointFacts, open_checkpoint, write_facts
 from coordinator.checkpoints.model_card import model_card
-from coordinator.checkpoints.model_files import save_model
 from protocols.errors import DiskError
+from protocols.tasks.base import Task
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ class Checkpoints:
         self,
         snapshot: bytes,
         model: torch.nn.Module,
-        tokenizer: Any,
+        task: Task,
         *,
         spec_toml: str,
         run_name: str,
@@ -74,7 +72,7 @@ class Checkpoints:
     ) -> Path:
         """Write one checkpoint whole, retire old ones, and return its folder. After a DiskError all is as it was before.
 
-        `model` (a transformers model) already holds the parameters of `snapshot`. The caller makes sure that nobody trains it
+        `model` already holds the parameters of `snapshot`. The caller makes sure that nobody trains it
         meanwhile.
         """
         final = self.directory / f"epoch-{facts.epoch:06d}"
@@ -84,8 +82,8 @@ class Checkpoints:
                 aside.chmod(0o755)  # mkdtemp's 0700 would hide the checkpoint from others
                 (aside / SNAPSHOT).write_bytes(snapshot)  # first: a full disk shows soonest at the largest file
                 (aside / SPEC).write_text(spec_toml, encoding="utf-8")
-                save_model(model, tokenizer, aside)
-                model_card(run_name, model, facts).save(aside / "README.md")
+                task.save(model, aside)
+                model_card(run_name, model, task, facts).save(aside / "README.md")
                 write_facts(aside, run_name, facts)
                 _sync_tree(aside)
                 self._take_name(aside, final)

@@ -4,7 +4,7 @@ Each line is `{"time": <unix seconds>, "event": <name>, ...}` with the fields be
 
 | event | fields |
 |---|---|
-| run_started | run, run_digest |
+| run_started | run, run_digest, loss_unit |
 | run_resumed | run, run_digest, epoch, lineage |
 | peer_joined | peer, name, role, reachable |
 | peer_left | peer, name, reason |

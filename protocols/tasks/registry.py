@@ -1,150 +1,129 @@
-"""From a RunSpec to a Task: what the coordinator prepares once, and what every machine opens.
+"""From a RunSpec to a Task: finding the task, what the coordinator prepares once, and what every machine opens.
 
-author's spec --prepare--> resolved spec + directory/assets/{tokenizer/..., held_out.json} --open_task--> Task
+A task comes from a package that somebody installed here: an entry point of the group `dugnad.tasks` names its class. A run spec
+names the task and the package; it never brings code, and nothing here asks the network.
+
+author's spec --prepare--> resolved spec + directory/assets/ --open_task--> Task
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import difflib
+import re
 from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from protocols.errors import BadMessageError, DiskError, SpecError
-from protocols.host.files import write_durably
-from protocols.run_spec import MAX_ASSETS_BYTES, DataSpec, RunSpec
-from protocols.tasks.base import Batch, Batches, Task, to_device
-from protocols.tasks.language.causal_lm import CausalLanguageTask
-from protocols.tasks.language.corpus import Document, load_documents, split, without_near_duplicates_of
-from protocols.tasks.language.masked_lm import MaskedLanguageTask
-from protocols.tasks.language.models import check_fields, inlined, model_config, pretrained_model
-from protocols.tasks.language.tokenization import FILES, load_tokenizer, require_special_tokens, train_tokenizer
+from protocols.errors import SpecError
+from protocols.run_spec import RunSpec, TaskSpec
+from protocols.tasks.assets import create_assets, folder_of, read_asset
+from protocols.tasks.base import Task
 
-__all__ = ["Batch", "Batches", "Task", "initial_model", "open_task", "prepare", "read_asset", "to_device", "write_asset"]
+__all__ = ["GROUP", "checked", "find_task", "initial_model", "open_task", "prepare"]
 
-_HELD_OUT = "held_out.json"
-_TOKENIZER = "tokenizer"
+GROUP = "dugnad.tasks"
 
 
-def prepare(spec: RunSpec, directory: Path, progress: Callable[[str], None]) -> RunSpec:
+def find_task(task: TaskSpec) -> type[Task]:
+    """The class of an installed task. Raises SpecError when there is none of that name, more than one, or it cannot be loaded."""
+    entry = _entry(task)
+    where = f'task "{task.kind}" of package {_package(entry)}'
+    try:
+        found = entry.load()
+    except Exception as error:  # whatever a volunteer's package raises while it is imported
+        raise SpecError(
+            f"{where} cannot be loaded: {type(error).__name__}: {_first_line(error)}",
+            remedy=f"Install {_package(entry)} again with what it needs, into the Python that runs dugnad.",
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise SpecError(f"{where} is no task: {entry.value} is not a subclass of Task", remedy="Tell the package's author.")
+    return found
+
+
+def checked(author: RunSpec) -> RunSpec:
+    """The author's spec, its task's settings checked and defaults written out: equal runs then have equal digests."""
+    return author.model_copy(update={"task": author.task.with_settings(author.task.read(find_task(author.task).settings_type))})
+
+
+def prepare(author: RunSpec, directory: Path, progress: Callable[[str], None]) -> RunSpec:
     """Resolve the author's spec: write `directory/assets` and return the spec that names those files' digests.
 
-    Relative paths start from `spec.folder`. Raises SpecError, CorpusError or DiskError.
+    Relative paths start from `author.folder`. Raises SpecError, CorpusError or DiskError.
     """
-    model = spec.model
-    if model.pretrained is not None:
-        model = inlined(spec.folder / model.pretrained, spec.task.kind)
-    check_fields(model, spec.task.kind)
-    progress("Reading the corpus")
-    documents, held_out = split(load_documents(spec.data, spec.folder), spec.data.held_out_bytes, spec.run.seed)
-    documents = without_near_duplicates_of(documents, held_out)
-    progress(f"Holding out {len(held_out)} of {len(documents) + len(held_out)} documents")
-
-    own_tokenizer = spec.tokenizer.folder or spec.model.pretrained
-    folder = directory / "assets" / _TOKENIZER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if own_tokenizer is not None:
-            load_tokenizer(spec.folder / own_tokenizer).save_pretrained(folder)
-        else:
-            progress(f"Training a tokenizer of {spec.tokenizer.vocab_size} tokens")
-            train_tokenizer(documents, spec.tokenizer.vocab_size, spec.task.kind, folder)
-    except OSError as error:
-        raise DiskError(
-            f"cannot write {directory / 'assets'}: {error}", remedy="Free disk space or choose another folder."
-        ) from error
-    pairs = [[document.name, document.text] for document in held_out]
-    write_durably(directory / "assets" / _HELD_OUT, json.dumps(pairs).encode())
-
-    names = [_HELD_OUT, *(f"{_TOKENIZER}/{name}" for name in FILES if (folder / name).is_file())]
-    contents = {name: (directory / "assets" / name).read_bytes() for name in names}
-    size = sum(map(len, contents.values()))
-    if size > MAX_ASSETS_BYTES:
-        raise SpecError(
-            f"tokenizer and held-out text are {size >> 20} MiB, above the {MAX_ASSETS_BYTES >> 20} MiB that peers accept",
-            remedy="Lower data.held_out_bytes or use a smaller tokenizer.",
-        )
-    tokenizer = load_tokenizer(folder)
-    require_special_tokens(tokenizer, spec.task.kind)
-    resolved = spec.model_copy(
-        update={
-            "model": model,
-            "tokenizer": spec.tokenizer.model_copy(update={"folder": None}),
-            "assets": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
-        }
-    )
-    model_config(resolved, tokenizer)
-    return resolved
-
-
-def initial_model(author: RunSpec, resolved: RunSpec, directory: Path) -> nn.Module:
-    """The model at epoch 0: the author's pretrained folder, or fresh weights drawn from run.seed."""
-    task = open_task(resolved, directory)
-    if author.model.pretrained is not None:
-        return pretrained_model(resolved, model_config(resolved, task.tokenizer), author.folder / author.model.pretrained)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(resolved.run.seed)
-        return task.build_model()
+    package = _package(_entry(author.task))
+    prepared = find_task(author.task).prepare(author, progress)
+    task = author.task.model_copy(update={"package": package}).with_settings(prepared.settings)
+    assets = create_assets(directory, prepared.files)
+    # Through TOML and back: what is checked and digested here is exactly what peers will read.
+    return RunSpec.from_toml(author.model_copy(update={"task": task, "assets": assets}).to_toml(), author.folder)
 
 
 def open_task(resolved: RunSpec, directory: Path, *, data_paths: Sequence[str] | None = None) -> Task:
     """The run's task from a resolved spec and `directory/assets`, whose files are checked against the spec first.
 
-    The training text is read when batches are first asked for: this machine's `data_paths` when given, else what the spec says,
-    from `resolved.folder`. Raises SpecError, and BadMessageError when an asset is not what the spec names.
+    Training data is read when batches are first asked for: this machine's `data_paths` when given, else what the spec says, from
+    `resolved.folder`. Raises SpecError, and BadMessageError when an asset is not what the spec names.
     """
-    if not resolved.assets:
-        raise SpecError("this run spec is not resolved: it names no assets", remedy="Start a coordinator with it.")
-    contents = {name: read_asset(resolved, directory, name) for name in resolved.assets}
-    held_out = _held_out(contents.get(_HELD_OUT, b""))
-    tokenizer = load_tokenizer(directory / "assets" / _TOKENIZER)
-    require_special_tokens(tokenizer, resolved.task.kind)
-    data = resolved.data
+    kind = find_task(resolved.task)
+    for name in resolved.assets:
+        read_asset(resolved, directory, name)
+    task = kind(resolved, folder_of(directory))
     if data_paths is not None:
-        data = DataSpec(source="files", paths=list(data_paths), max_bytes=data.max_bytes)
-    folder = resolved.folder
-    kind = CausalLanguageTask if resolved.task.kind == "causal-lm" else MaskedLanguageTask
-    return kind(resolved, tokenizer, lambda: load_documents(data, folder), held_out)
+        task.use_own_data(data_paths)
+    return task
 
 
-def read_asset(resolved: RunSpec, directory: Path, name: str) -> bytes:
-    """An asset's bytes, checked. Raises BadMessageError when the file is not the one that the spec names, or is not there."""
-    expected = resolved.assets.get(name)
-    if expected is None:
-        raise BadMessageError(f"the run has no asset {name[:100]!r}")
-    try:
-        content = (directory / "assets" / name).read_bytes()
-    except OSError as error:
-        raise BadMessageError(
-            f"the run's file {name} cannot be read: {error}", remedy="Remove the folder and join again."
-        ) from error
-    _check(content, expected, name)
-    return content
+def initial_model(author: RunSpec, resolved: RunSpec, directory: Path) -> nn.Module:
+    """The model at epoch 0. Whatever is drawn for it comes from run.seed; torch's generator is left as it was."""
+    task = open_task(resolved, directory)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(resolved.run.seed)
+        return task.initial_model(author)
 
 
-def write_asset(resolved: RunSpec, directory: Path, name: str, content: bytes) -> None:
-    """Store an asset that came over the network. Raises BadMessageError, and writes nothing, when the spec names another."""
-    expected = resolved.assets.get(name)
-    if expected is None:
-        raise BadMessageError(f"the run has no asset {name[:100]!r}")
-    _check(content, expected, name)
-    write_durably(directory / "assets" / name, content)
+def _entry(task: TaskSpec) -> EntryPoint:
+    installed = list(entry_points(group=GROUP))
+    named = [entry for entry in installed if entry.name == task.kind]
+    fitting = [entry for entry in named if task.package is None or _spelling(task.package) == _package(entry)]
+    if len(fitting) == 1:
+        return fitting[0]
+    packages = ", ".join(sorted(_package(entry) for entry in named))
+    if fitting:
+        raise SpecError(
+            f'task "{task.kind}" is offered by more than one installed package: {packages}',
+            remedy="Set task.package to one of them, or uninstall the others.",
+        )
+    if named:
+        raise SpecError(
+            f'this run\'s task "{task.kind}" is that of package {task.package}; the one installed here is of {packages}',
+            remedy=f"Install {task.package}, if you trust it.",
+        )
+    raise SpecError(f'task "{task.kind}" is not installed here', remedy=_how_to_get(task, {entry.name for entry in installed}))
 
 
-def _check(content: bytes, expected: str, name: str) -> None:
-    if len(content) > MAX_ASSETS_BYTES or hashlib.sha256(content).hexdigest() != expected:
-        raise BadMessageError(f"the run's file {name} has another digest than the run spec names", remedy="Fetch it again.")
+def _how_to_get(task: TaskSpec, installed: set[str]) -> str:
+    if not installed:
+        return "No task is, not even dugnad's own: install dugnad itself again (make install, or pip install)."
+    near = difflib.get_close_matches(task.kind, sorted(installed), n=1)
+    ways = [f'Did you mean "{near[0]}"?'] if near and task.package is None else []
+    if task.package is not None:
+        ways.append(f"Install the package {task.package} if you trust it; the run's organiser knows where it comes from.")
+    elif not near:
+        ways.append("Install the package that brings it: tasks are never fetched over the network.")
+    return " ".join([*ways, f"Installed: {', '.join(sorted(installed))}."])
 
 
-def _held_out(content: bytes) -> list[Document]:
-    try:
-        pairs = json.loads(content)
-        documents = [Document(name, text) for name, text in pairs]
-    except (ValueError, TypeError) as error:
-        raise BadMessageError(f"the run's held-out text cannot be read: {error}") from error
-    if not documents or not all(isinstance(part, str) for document in documents for part in (document.name, document.text)):
-        raise BadMessageError("the run's held-out text is no list of documents")
-    return documents
+def _package(entry: EntryPoint) -> str:
+    return _spelling(entry.dist.name) if entry.dist is not None else "unknown"
+
+
+def _spelling(package: str) -> str:
+    """Packages have many spellings and one normal form (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:200]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import CorpusError
-from protocols.run_spec import DataSpec
+from protocols.tasks.language.settings import DataSpec
 
 PIECE_CHARACTERS = 16 << 10
 MIN_CHARACTERS = 4 << 10
@@ -62,7 +62,7 @@ def load_documents(data: DataSpec, folder: Path) -> list[Document]:
     if size < MIN_CHARACTERS:
         raise CorpusError(
             f"{where} hold {size} characters of distinct text; {MIN_CHARACTERS} are the least",
-            remedy="Check data.source and data.paths, or add text.",
+            remedy="Check task.data.source and task.data.paths, or add text.",
         )
     return documents
 
@@ -88,7 +88,7 @@ def split(documents: Sequence[Document], held_out_bytes: int, seed: int) -> tupl
     if total < 4 * size:
         raise CorpusError(
             f"the corpus has {total} characters in {len(documents)} documents, too few to hold {held_out_bytes} out",
-            remedy="Add text, or lower data.held_out_bytes.",
+            remedy="Add text, or lower task.data.held_out_bytes.",
         )
     return training, held_out
 
@@ -183,7 +183,8 @@ def _stdlib() -> Iterator[Document]:
     }
     if not names:
         raise CorpusError(
-            f"{root} holds no Python source", remedy='Install Python with its library\'s source, or set data.source = "files".'
+            f"{root} holds no Python source",
+            remedy='Install Python with its library\'s source, or set task.data.source = "files".',
         )
     for name in sorted(names):
         text = _read(names[name])
@@ -208,7 +209,7 @@ def _local_files(patterns: Sequence[str], folder: Path) -> Iterator[Document]:
         found = [match for match in matches if match.is_file()]
         if not found:
             raise CorpusError(
-                f"data.paths: nothing matches {pattern} in {folder}", remedy="Correct the path or put the text there."
+                f"task.data.paths: nothing matches {pattern} in {folder}", remedy="Correct the path or put the text there."
             )
         for path in found:
             name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix().lstrip("/")
@@ -239,12 +240,12 @@ def _dataset_rows(data: DataSpec) -> Iterator[Document]:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CorpusError(
             f"data set {data.dataset} cannot be loaded: {cause[:200]}",
-            remedy='Check its name and the connection, or download it and set data.source = "files".',
+            remedy='Check its name and the connection, or download it and set task.data.source = "files".',
         ) from error
     if data.dataset_text_column not in rows.column_names:
         raise CorpusError(
             f"data set {data.dataset} has no column {data.dataset_text_column}",
-            remedy=f"Set data.dataset_text_column to one of: {', '.join(rows.column_names)}.",
+            remedy=f"Set task.data.dataset_text_column to one of: {', '.join(rows.column_names)}.",
         )
     yield from _pieces(f"{data.dataset_split}", (str(row[data.dataset_text_column]).rstrip("\n") for row in rows))
 

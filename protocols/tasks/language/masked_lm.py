@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 
 from protocols.run_spec import RunSpec
-from protocols.tasks.base import Batch
-from protocols.tasks.language.corpus import Document
+from protocols.tasks.base import Batch, evaluating
+from protocols.tasks.language.models import MASKED_MODELS
 from protocols.tasks.language.packing import as_tensor
+from protocols.tasks.language.settings import MaskedSettings
 from protocols.tasks.language.task import LanguageTask
-from protocols.tasks.language.tokenization import tokens_of
+from protocols.tasks.language.tokenization import MASKED_TOKENS, tokens_of
 
 
 class MaskedLanguageTask(LanguageTask):
     """A sample is [CLS], `sequence_length` - 2 tokens of text, [SEP]; at least one token of it is predicted."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        tokenizer: PreTrainedTokenizerFast,
-        read_documents: Callable[[], Sequence[Document]],
-        held_out: Sequence[Document],
-    ) -> None:
-        super().__init__(spec, tokenizer, read_documents, held_out, tokenizer.sep_token_id, spec.training.sequence_length - 2)
+    settings_type: ClassVar[type[MaskedSettings]] = MaskedSettings
+    family = MASKED_MODELS
+    special = MASKED_TOKENS
+    pipeline_tag = "fill-mask"
+
+    def __init__(self, resolved: RunSpec, assets: Path) -> None:
+        super().__init__(resolved, assets)
+        self._mask_probability = resolved.task.read(self.settings_type).mask_probability
         special = torch.zeros(self._config.vocab_size, dtype=torch.bool)
-        special[list(tokenizer.all_special_ids)] = True
+        special[list(self.tokenizer.all_special_ids)] = True
         self._special = special  # (vocabulary,)
+
+    @property
+    def separator(self) -> int:
+        return int(self.tokenizer.sep_token_id)
+
+    @property
+    def text_length(self) -> int:
+        return self.settings.sequence_length - 2
 
     def collate(self, sequences: Sequence[Sequence[int]], seeds: Sequence[int]) -> Batch:
         framed = [[self.tokenizer.cls_token_id, *sequence, self.tokenizer.sep_token_id] for sequence in sequences]
@@ -51,23 +61,18 @@ class MaskedLanguageTask(LanguageTask):
         device = next(model.parameters()).device
         draw = torch.Generator().manual_seed(seed)
         mask = self.tokenizer.mask_token_id
-        tokens = tokens_of(self.tokenizer, prompt)[: self._text_length]
+        tokens = tokens_of(self.tokenizer, prompt)[: self.text_length]
         if mask not in tokens:
-            tokens = [*tokens[: self._text_length - 1], mask]
+            tokens = [*tokens[: self.text_length - 1], mask]
         tokens = [self.tokenizer.cls_token_id, *tokens, self.tokenizer.sep_token_id]
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                for _ in range(max_new_tokens):
-                    if mask not in tokens:
-                        break
-                    at = tokens.index(mask)
-                    logits = model(input_ids=torch.tensor([tokens], device=device)).logits[0, at].float().cpu()
-                    logits[: len(self._special)][self._special[: len(logits)]] = -torch.inf
-                    tokens[at] = self._pick(logits, top_k, draw)
-        finally:
-            model.train(was_training)
+        with evaluating(model):
+            for _ in range(max_new_tokens):
+                if mask not in tokens:
+                    break
+                at = tokens.index(mask)
+                logits = model(input_ids=torch.tensor([tokens], device=device)).logits[0, at].float().cpu()
+                logits[: len(self._special)][self._special[: len(logits)]] = -torch.inf
+                tokens[at] = self._pick(logits, top_k, draw)
         return str(self.tokenizer.decode(tokens[1:-1]))
 
     def _mask(self, tokens: Tensor, labels: Tensor, draw: torch.Generator) -> None:
@@ -75,7 +80,7 @@ class MaskedLanguageTask(LanguageTask):
         candidates = (~self._special[tokens]).nonzero().flatten()
         if len(candidates) == 0:  # nothing but separators: still a sample, so it predicts one of them
             candidates = torch.tensor([0])
-        chosen = candidates[torch.rand(len(candidates), generator=draw) < self.spec.task.mask_probability]
+        chosen = candidates[torch.rand(len(candidates), generator=draw) < self._mask_probability]
         if len(chosen) == 0:
             chosen = candidates[torch.randint(len(candidates), (1,), generator=draw)]
         labels[chosen] = tokens[chosen]

@@ -1,10 +1,12 @@
-"""Transformers models built from a RunSpec's fields: any architecture, always float32, no code from anywhere else."""
+"""Transformers models built from the fields of [task.model]: any architecture, always float32, no code from anywhere else."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import json
+from collections.abc import Container
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from protocols.errors import SpecError
-from protocols.run_spec import ModelSpec, RunSpec
+from protocols.tasks.language.settings import LanguageSettings, ModelSpec
 
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "cls_token_id", "sep_token_id")
 # Not the architecture: which files a checkpoint came from, and what we set ourselves.
@@ -42,10 +44,25 @@ _NOT_ARCHITECTURE = frozenset(
 )
 
 
-def model_config(spec: RunSpec, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-    """The transformers config of a resolved spec. Raises SpecError naming the nearest architecture or field."""
-    model = spec.model
-    kind = check_fields(model, spec.task.kind)
+@dataclass(frozen=True)
+class Family:
+    """The models of transformers that can do a task."""
+
+    task: str
+    auto: Any
+    """Builds and loads them: AutoModelForCausalLM, for one."""
+    configs: Container[type[PreTrainedConfig]]
+    examples: str
+
+
+CAUSAL_MODELS = Family("causal-lm", AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, "gpt2 or llama")
+MASKED_MODELS = Family("masked-lm", AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING, "albert or bert")
+
+
+def model_config(settings: LanguageSettings, family: Family, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    """The transformers config of resolved settings. Raises SpecError naming the nearest architecture or field."""
+    model = settings.model
+    kind = check_fields(model, family)
     fields = dict(model.config)
     fields.setdefault("vocab_size", len(tokenizer))
     parameters = _fields_of(kind)
@@ -59,49 +76,47 @@ def model_config(spec: RunSpec, tokenizer: PreTrainedTokenizerFast) -> PreTraine
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         raise _bad_model(error) from error
     config.use_cache = False
-    _check_sizes(spec, config, tokenizer)
+    _check_sizes(settings, config, tokenizer)
     return config
 
 
-def build_model(spec: RunSpec, config: PreTrainedConfig) -> nn.Module:
+def build_model(family: Family, config: PreTrainedConfig) -> nn.Module:
     """Fresh weights from torch's generator. Raises SpecError when the fields contradict each other."""
-    auto = AutoModelForCausalLM if spec.task.kind == "causal-lm" else AutoModelForMaskedLM
     try:
-        model: nn.Module = auto.from_config(config, dtype=torch.float32)
+        model: nn.Module = family.auto.from_config(config, dtype=torch.float32)
     except (TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError, AssertionError) as error:
         raise _bad_model(error) from error
     return model
 
 
-def pretrained_model(spec: RunSpec, config: PreTrainedConfig, folder: Path) -> nn.Module:
+def pretrained_model(family: Family, config: PreTrainedConfig, folder: Path) -> nn.Module:
     """The weights of a local folder, in float32. Raises SpecError when they cannot be read or do not fit."""
-    auto = AutoModelForCausalLM if spec.task.kind == "causal-lm" else AutoModelForMaskedLM
     try:
-        model: nn.Module = auto.from_pretrained(
+        model: nn.Module = family.auto.from_pretrained(
             folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise SpecError(
             f"the model in {folder} cannot be loaded: {_first_line(error)}",
-            remedy="model.pretrained must be a folder with config.json and model.safetensors.",
+            remedy="task.model.pretrained must be a folder with config.json and model.safetensors.",
         ) from error
     return model
 
 
-def inlined(folder: Path, kind: str) -> ModelSpec:
+def inlined(folder: Path, family: Family) -> ModelSpec:
     """A pretrained folder's config.json as model_type and fields, so that peers need nothing of that folder but its weights."""
     try:
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type = saved["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SpecError(
-            f"model.pretrained: {folder} has no usable config.json ({_first_line(error)})",
+            f"task.model.pretrained: {folder} has no usable config.json ({_first_line(error)})",
             remedy="Give a folder with config.json and model.safetensors.",
         ) from error
-    known = _fields_of(_config_class(model_type, kind))
+    known = _fields_of(_config_class(model_type, family))
     # TOML has no null; in a config.json it nearly always is the default.
     fields = {key: value for key, value in saved.items() if key in known - _NOT_ARCHITECTURE and _storable(value)}
-    return ModelSpec.model_validate({"model_type": model_type, "config": fields})
+    return ModelSpec.model_validate({**fields, "model_type": model_type})
 
 
 def _storable(value: Any) -> bool:
@@ -112,16 +127,16 @@ def _storable(value: Any) -> bool:
     return value is not None
 
 
-def _config_class(model_type: str, kind: str) -> type[PreTrainedConfig]:
-    mapping = MODEL_FOR_CAUSAL_LM_MAPPING if kind == "causal-lm" else MODEL_FOR_MASKED_LM_MAPPING
+def _config_class(model_type: str, family: Family) -> type[PreTrainedConfig]:
     if model_type not in CONFIG_MAPPING:
         near = difflib.get_close_matches(model_type, list(CONFIG_MAPPING.keys()), n=1, cutoff=0.4)
         hint = f'Did you mean "{near[0]}"?' if near else 'Use a transformers model_type, such as "llama".'
-        raise SpecError(f"model.model_type: transformers has no architecture {model_type!r}", remedy=hint)
+        raise SpecError(f"task.model.model_type: transformers has no architecture {model_type!r}", remedy=hint)
     kind_class: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
-    if kind_class not in mapping:
-        example = "gpt2 or llama" if kind == "causal-lm" else "albert or bert"
-        raise SpecError(f"model.model_type: {model_type} cannot do task {kind}", remedy=f"Use another, such as {example}.")
+    if kind_class not in family.configs:
+        raise SpecError(
+            f"task.model.model_type: {model_type} cannot do task {family.task}", remedy=f"Use another, such as {family.examples}."
+        )
     return kind_class
 
 
@@ -130,39 +145,39 @@ def _fields_of(kind: type[PreTrainedConfig]) -> frozenset[str]:
     return frozenset(parameters | set(kind.attribute_map))
 
 
-def check_fields(model: ModelSpec, task_kind: str) -> type[PreTrainedConfig]:
+def check_fields(model: ModelSpec, family: Family) -> type[PreTrainedConfig]:
     """The config class, once its name and all field names are known to be right."""
     model_type = model.model_type or ""
-    kind = _config_class(model_type, task_kind)
+    kind = _config_class(model_type, family)
     valid = _fields_of(kind) - _NOT_ARCHITECTURE
     for name in model.config:
         if name in _NOT_ARCHITECTURE:
             raise SpecError(
-                f"model.{name} cannot be set", remedy="Remove it: dugnad decides it (float32, and the tokenizer's ids)."
+                f"task.model.{name} cannot be set", remedy="Remove it: dugnad decides it (float32, and the tokenizer's ids)."
             )
         if name not in valid:
             near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
-            hint = f"Did you mean model.{near[0]}?" if near else f"Valid: {', '.join(sorted(valid))}."
-            raise SpecError(f"unknown key model.{name}: {model_type} has no such field", remedy=hint)
+            hint = f"Did you mean task.model.{near[0]}?" if near else f"Valid: {', '.join(sorted(valid))}."
+            raise SpecError(f"unknown key task.model.{name}: {model_type} has no such field", remedy=hint)
     return kind
 
 
-def _check_sizes(spec: RunSpec, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+def _check_sizes(settings: LanguageSettings, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
     if config.vocab_size < len(tokenizer):
         raise SpecError(
-            f"model.vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} tokens",
-            remedy="Remove model.vocab_size; it follows the tokenizer.",
+            f"task.model.vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} tokens",
+            remedy="Remove task.model.vocab_size; it follows the tokenizer.",
         )
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    if isinstance(positions, int) and positions < spec.training.sequence_length:
+    if isinstance(positions, int) and positions < settings.sequence_length:
         raise SpecError(
-            f"training.sequence_length is {spec.training.sequence_length}, but the model has {positions} positions",
+            f"task.sequence_length is {settings.sequence_length}, but the model has {positions} positions",
             remedy=f"Lower it to {positions}, or raise the model's max_position_embeddings.",
         )
 
 
 def _bad_model(error: BaseException) -> SpecError:
-    return SpecError(f"model: {_first_line(error)}", remedy="Correct the fields of [model] in the run file.")
+    return SpecError(f"task.model: {_first_line(error)}", remedy="Correct the fields of [task.model] in the run file.")
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,18 +6,23 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 
-from protocols.errors import CorpusError
+from protocols.errors import CorpusError, SpecError
 from protocols.run_spec import RunSpec
-from protocols.tasks.base import Batch, Batches, Task, to_device
-from protocols.tasks.language.corpus import Document, without_near_duplicates_of
-from protocols.tasks.language.models import build_model, model_config
-from protocols.tasks.language.packing import Prefetched, held_out_sequences, seed_of, spread, training_sequences
-from protocols.tasks.language.tokenization import tokens_of
+from protocols.tasks.base import Batch, Batches, ModelCard, Prepared, Task, evaluating, to_device
+from protocols.tasks.batches import Prefetched, seed_of, spread
+from protocols.tasks.language.corpus import Document, load_documents, without_near_duplicates_of
+from protocols.tasks.language.models import Family, build_model, model_config, pretrained_model
+from protocols.tasks.language.packing import held_out_sequences, training_sequences
+from protocols.tasks.language.prepare import HELD_OUT, TOKENIZER, prepare_text, read_held_out
+from protocols.tasks.language.saving import language_card, save_language_model
+from protocols.tasks.language.settings import DataSpec, LanguageSettings
+from protocols.tasks.language.tokenization import SpecialTokens, load_tokenizer, require_special_tokens, tokens_of
 
 _EVALUATION_BATCH = 16
 _UNIGRAM_CHARACTERS = 4 << 20
@@ -26,34 +31,58 @@ _UNIGRAM_CHARACTERS = 4 << 20
 class LanguageTask(Task):
     """Reads this machine's training text when it is first needed: who only evaluates needs none."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        tokenizer: PreTrainedTokenizerFast,
-        read_documents: Callable[[], Sequence[Document]],
-        held_out: Sequence[Document],
-        separator: int,
-        text_length: int,
-    ) -> None:
-        """`separator` is the token between documents; `text_length` is how many of a sample's tokens hold text."""
-        self.spec = spec
-        self.tokenizer = tokenizer
-        self._read_documents = read_documents
-        self.held_out = held_out
-        self._separator = separator
-        self._text_length = text_length
-        self._config = model_config(spec, tokenizer)
+    settings_type: ClassVar[type[LanguageSettings]] = LanguageSettings
+    loss_unit = "nats per token"
+
+    family: ClassVar[Family]
+    special: ClassVar[SpecialTokens]
+    pipeline_tag: ClassVar[str]
+
+    @classmethod
+    def prepare(cls, author: RunSpec, progress: Callable[[str], None]) -> Prepared:
+        return prepare_text(author, author.task.read(cls.settings_type), cls.family, cls.special, progress)
+
+    def __init__(self, resolved: RunSpec, assets: Path) -> None:
+        if HELD_OUT not in resolved.assets:
+            raise SpecError("this run spec is not resolved: it names no held-out text", remedy="Start a coordinator with it.")
+        self.settings = settings = resolved.task.read(self.settings_type)
+        self.held_out = read_held_out(assets / HELD_OUT)
+        self.tokenizer = load_tokenizer(assets / TOKENIZER)
+        require_special_tokens(self.tokenizer, self.special)
+        self._config = model_config(settings, self.family, self.tokenizer)
+        self._data = settings.data
+        self._folder = resolved.folder
+
+    @property
+    @abstractmethod
+    def separator(self) -> int:
+        """The token between documents."""
+
+    @property
+    @abstractmethod
+    def text_length(self) -> int:
+        """How many of a sample's tokens hold text."""
+
+    def use_own_data(self, paths: Sequence[str]) -> None:
+        self._data = DataSpec(source="files", paths=list(paths), max_bytes=self._data.max_bytes)
 
     @cached_property
     def documents(self) -> Sequence[Document]:
         """The training text, without what nearly duplicates held-out text. Raises CorpusError when nothing remains."""
-        documents = without_near_duplicates_of(self._read_documents(), self.held_out)
+        documents = without_near_duplicates_of(load_documents(self._data, self._folder), self.held_out)
         if not documents:
-            raise CorpusError("all of this machine's text is held-out text", remedy="Train on other text: data.paths.")
+            raise CorpusError("all of this machine's text is held-out text", remedy="Train on other text: task.data.paths.")
         return documents
 
     def build_model(self) -> nn.Module:
-        return build_model(self.spec, self._config)
+        return build_model(self.family, self._config)
+
+    def initial_model(self, author: RunSpec) -> nn.Module:
+        """The author's pretrained folder, or fresh weights."""
+        pretrained = author.task.read(self.settings_type).model.pretrained
+        if pretrained is not None:
+            return pretrained_model(self.family, self._config, author.folder / pretrained)
+        return self.build_model()
 
     def batches(self, *, seed: int, peer: str, micro_batch: int) -> Batches:
         if micro_batch < 1:
@@ -63,25 +92,21 @@ class LanguageTask(Task):
 
     def evaluate(self, model: nn.Module, max_samples: int | None = None) -> float:
         device = next(model.parameters()).device
-        was_training = model.training
-        model.eval()
         total, count = 0.0, 0
-        try:
-            with torch.no_grad():
-                for batch in self._held_out_batches(max_samples):
-                    losses, predicted = self.token_losses(model, to_device(batch, device))
-                    total += float(losses.double().sum())
-                    count += int(predicted.sum())
-        finally:
-            model.train(was_training)
+        with evaluating(model):
+            for batch in self._held_out_batches(max_samples):
+                losses, predicted = self.token_losses(model, to_device(batch, device))
+                total += float(losses.double().sum())
+                count += int(predicted.sum())
         return total / count
 
     def unigram_loss(self, max_samples: int | None = None) -> float:
+        """Nats per token, on the tokens that `evaluate` predicts, of the training text's token frequencies. Costs seconds."""
         counts = torch.ones(self._config.vocab_size, dtype=torch.float64)  # add-one smoothing
         # Part of the text, spread over all of it, is enough: it is off by about vocabulary / (2 x tokens), some 0.001 nats.
         step = max(1, -(-sum(len(document.text) for document in self.documents) // _UNIGRAM_CHARACTERS))
         for document in self.documents[::step]:
-            ids = torch.tensor([*tokens_of(self.tokenizer, document.text), self._separator])
+            ids = torch.tensor([*tokens_of(self.tokenizer, document.text), self.separator])
             counts += torch.bincount(ids, minlength=len(counts))
         log_probabilities = (counts / counts.sum()).log()
         total, count = 0.0, 0
@@ -93,6 +118,7 @@ class LanguageTask(Task):
         return total / count
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """A sample's loss is its mean token loss in nats."""
         losses, predicted = self.token_losses(model, batch)
         return (losses.sum(dim=1) / predicted.sum(dim=1)).sum()
 
@@ -104,6 +130,16 @@ class LanguageTask(Task):
             logits = logits.float()
         losses = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
         return losses.view_as(targets), targets >= 0
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        save_language_model(model, self.tokenizer, folder)
+
+    def card(self, model: nn.Module) -> ModelCard:
+        return language_card(model, self.family.auto.__name__, self.pipeline_tag)
+
+    @abstractmethod
+    def generate(self, model: nn.Module, prompt: str, max_new_tokens: int, *, top_k: int = 0, seed: int = 0) -> str:
+        """The prompt continued or filled in. Greedy when `top_k` is 0, else drawn from the k likeliest tokens."""
 
     @abstractmethod
     def collate(self, sequences: Sequence[Sequence[int]], seeds: Sequence[int]) -> Batch:
@@ -118,7 +154,7 @@ class LanguageTask(Task):
         """(samples, positions, vocabulary)"""
 
     def _make_batches(self, seed: int, micro_batch: int) -> Iterator[Batch]:
-        sequences = training_sequences(self.documents, self.tokenizer, self._text_length, self._separator, seed)
+        sequences = training_sequences(self.documents, self.tokenizer, self.text_length, self.separator, seed)
         counter = 0
         while True:
             chosen = list(islice(sequences, micro_batch))
@@ -127,9 +163,11 @@ class LanguageTask(Task):
 
     @cached_property
     def _held_out_sequences(self) -> list[list[int]]:
-        sequences = held_out_sequences(self.held_out, self.tokenizer, self._text_length, self._separator)
+        sequences = held_out_sequences(self.held_out, self.tokenizer, self.text_length, self.separator)
         if not sequences:
-            raise CorpusError("the held-out text does not fill one sequence", remedy="Raise data.held_out_bytes or add text.")
+            raise CorpusError(
+                "the held-out text does not fill one sequence", remedy="Raise task.data.held_out_bytes or add text."
+            )
         return sequences
 
     def _held_out_batches(self, max_samples: int | None) -> Iterator[Batch]:

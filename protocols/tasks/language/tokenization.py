@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -14,31 +15,45 @@ from protocols.tasks.language.corpus import Document
 
 TRAINING_CHARACTERS = 4 << 20  # more text moves few merges and costs seconds
 END_OF_TEXT = "<|endoftext|>"
-_CAUSAL_TOKENS = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
-_MASKED_TOKENS = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def train_tokenizer(documents: Sequence[Document], vocab_size: int, kind: str, folder: Path) -> PreTrainedTokenizerFast:
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The tokens that a task gives a tokenizer of its own, and those that it cannot do without in another's."""
+
+    names: Mapping[str, str]
+    needed: tuple[str, ...]
+
+
+CAUSAL_TOKENS = SpecialTokens(dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT), ("eos_token",))
+MASKED_TOKENS = SpecialTokens(
+    {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    },
+    ("mask_token", "cls_token", "sep_token"),
+)
+
+
+def train_tokenizer(
+    documents: Sequence[Document], vocab_size: int, special: SpecialTokens, folder: Path
+) -> PreTrainedTokenizerFast:
     """Train on documents, evenly thinned to TRAINING_CHARACTERS, and save to `folder`. The same input gives the same files.
 
-    `kind` is the task's; it decides the special tokens. Raises CorpusError when the text is too small for that many tokens.
+    Raises CorpusError when the text is too small for that many tokens.
     """
     # Peers share cores, and a process that forked after the tokenizer's thread pool started only gets warnings out of it.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    special = _MASKED_TOKENS if kind == "masked-lm" else _CAUSAL_TOKENS
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=sorted(set(special.values())),
+        special_tokens=sorted(set(special.names.values())),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=32,
         show_progress=False,
@@ -47,9 +62,9 @@ def train_tokenizer(documents: Sequence[Document], vocab_size: int, kind: str, f
     if tokenizer.get_vocab_size() < vocab_size:
         raise CorpusError(
             f"the corpus yields {tokenizer.get_vocab_size()} tokens, not {vocab_size}",
-            remedy="Add text, or lower tokenizer.vocab_size.",
+            remedy="Add text, or lower task.tokenizer.vocab_size.",
         )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special.names)
     fast.save_pretrained(folder)
     return fast
 
@@ -59,7 +74,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not (folder / "tokenizer.json").is_file():
         raise SpecError(
             f"{folder} holds no tokenizer.json",
-            remedy="Point tokenizer.folder at a folder saved by save_pretrained of a fast tokenizer.",
+            remedy="Point task.tokenizer.folder at a folder saved by save_pretrained of a fast tokenizer.",
         )
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, clean_up_tokenization_spaces=False)
@@ -67,14 +82,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise SpecError(f"the tokenizer in {folder} cannot be read: {error}", remedy="Save it again.") from error
 
 
-def require_special_tokens(tokenizer: PreTrainedTokenizerFast, kind: str) -> None:
+def require_special_tokens(tokenizer: PreTrainedTokenizerFast, special: SpecialTokens) -> None:
     """Raises SpecError if a foreign tokenizer lacks a token that the task cannot do without."""
-    needed = ("mask_token", "cls_token", "sep_token") if kind == "masked-lm" else ("eos_token",)
-    missing = [name for name in needed if getattr(tokenizer, name) is None]
+    missing = [name for name in special.needed if getattr(tokenizer, name) is None]
     if missing:
         raise SpecError(
-            f"the tokenizer has no {' and no '.join(missing)}, which {kind} needs",
-            remedy="Use another tokenizer, or leave tokenizer.folder out to have one trained.",
+            f"the tokenizer has no {' and no '.join(missing)}, which this task needs",
+            remedy="Use another tokenizer, or leave task.tokenizer.folder out to have one trained.",
         )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from protocols.errors import CorpusError
-from protocols.run_spec import DataSpec
 from protocols.tasks.language import corpus
 from protocols.tasks.language.corpus import Document, load_documents, split, without_near_duplicates, without_near_duplicates_of
+from protocols.tasks.language.settings import DataSpec
 
 WORDS = ["neighbour", "tool", "barn", "roof", "bridge", "harvest", "road", "boat", "fence", "stone", "timber", "rope"]
 

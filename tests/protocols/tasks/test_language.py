@@ -16,20 +16,15 @@ from transformers import AutoModelForCausalLM
 
 from protocols.errors import BadMessageError, CorpusError, SpecError
 from protocols.run_spec import RunSpec
+from protocols.tasks import registry
+from protocols.tasks.assets import read_asset, write_asset
+from protocols.tasks.base import Batch, to_device
+from protocols.tasks.batches import Prefetched, spread
 from protocols.tasks.language import packing
 from protocols.tasks.language.corpus import Document
-from protocols.tasks.language.packing import Prefetched, spread
-from protocols.tasks.registry import Batch, Task, initial_model, open_task, prepare, read_asset, to_device, write_asset
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for each other's threads on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
+from protocols.tasks.language.settings import MaskedSettings
+from protocols.tasks.language.task import LanguageTask
+from protocols.tasks.registry import initial_model, prepare
 
 CAUSAL: dict[str, Any] = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 CAUSAL |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -44,18 +39,15 @@ def words(seed: int, lines: int) -> str:
     return "\n".join(" ".join(draw.choices(names, k=8)) for _ in range(lines))
 
 
-def author(folder: Path, kind: str = "causal-lm", **sections: dict[str, Any]) -> RunSpec:
-    document: dict[str, Any] = {
-        "run": {"name": "tiny", "seed": 3},
+def author(folder: Path, kind: str = "causal-lm", **settings: Any) -> RunSpec:
+    task = {
+        "kind": kind,
         "model": CAUSAL if kind == "causal-lm" else MASKED,
-        "task": {"kind": kind},
         "data": {"source": "files", "paths": ["*.txt"], "held_out_bytes": 4096},
         "tokenizer": {"vocab_size": 300},
-        "training": {"sequence_length": LENGTH},
+        "sequence_length": LENGTH,
     }
-    for name, section in sections.items():
-        document[name] = section if name == "model" else {**document.get(name, {}), **section}
-    spec = RunSpec.model_validate(document)
+    spec = RunSpec.model_validate({"run": {"name": "tiny", "seed": 3}, "task": {**task, **settings}})
     return RunSpec.from_toml(spec.to_toml(), folder)
 
 
@@ -67,7 +59,13 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Opened = tuple[Task, RunSpec, Path]
+Opened = tuple[LanguageTask, RunSpec, Path]
+
+
+def open_task(resolved: RunSpec, directory: Path, **options: Any) -> LanguageTask:
+    task = registry.open_task(resolved, directory, **options)
+    assert isinstance(task, LanguageTask)
+    return task
 
 
 @pytest.fixture(scope="module", params=["causal-lm", "masked-lm"])
@@ -77,7 +75,7 @@ def opened(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest
     return open_task(resolved, directory), resolved, directory
 
 
-def take(task: Task, count: int, *, seed: int = 0, peer: str = "ann", micro_batch: int = 4) -> list[Batch]:
+def take(task: LanguageTask, count: int, *, seed: int = 0, peer: str = "ann", micro_batch: int = 4) -> list[Batch]:
     with task.batches(seed=seed, peer=peer, micro_batch=micro_batch) as batches:
         return [next(batches) for _ in range(count)]
 
@@ -135,8 +133,13 @@ def test_an_unresolved_spec_cannot_be_opened(texts: Path, tmp_path: Path) -> Non
         ({"model": {**CAUSAL, "dtype": "float16"}}, "model.dtype", ""),
         ({"model": {**CAUSAL, "hidden_size": "wide"}}, "hidden_size", ""),
         ({"model": {**CAUSAL, "vocab_size": 100}}, "vocab_size", ""),
-        ({"training": {"sequence_length": 100}}, "64 positions", "64"),
+        ({"sequence_length": 100}, "64 positions", "64"),
         ({"tokenizer": {"folder": "absent"}}, "tokenizer.json", ""),
+        ({"data": {"source": "files"}}, "task.data", "run file"),
+        ({"data": {"source": "datasets"}}, "dataset", ""),
+        ({"model": {"model_type": "gpt2", "pretrained": "absent"}}, "pretrained", ""),
+        ({"model": {"pretrained": "absent", "n_embd": 8}}, "remove n_embd", ""),
+        ({"mask_probability": 0.2}, "task.mask_probability", "Valid here"),
         ({"model": {"pretrained": "absent"}}, "config.json", ""),
     ],
 )
@@ -162,8 +165,9 @@ def test_a_pretrained_folder_is_where_training_starts(texts: Path, tmp_path: Pat
     spec = author(texts, model={"pretrained": str(tmp_path / "weights")})
     directory = tmp_path / "run"
     from_pretrained = prepare(spec, directory, lambda line: None)
-    assert from_pretrained.model.pretrained is None
-    assert from_pretrained.model.config["hidden_size"] == 16
+    model_keys = from_pretrained.task.settings["model"]
+    assert "pretrained" not in model_keys
+    assert model_keys["hidden_size"] == 16
     model = initial_model(spec, from_pretrained, directory)
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.float32
@@ -245,12 +249,12 @@ def test_held_out_text_is_never_trained_on_even_if_a_peer_brings_it(opened: Open
     (tmp_path / "brought.txt").write_text("\n".join(text for _, text in held_out))
     (tmp_path / "fine.txt").write_text(words(1001, 100))
     own = open_task(resolved, directory, data_paths=[str(tmp_path / "*.txt")])
-    assert [document.name for document in own.documents] == [str(tmp_path / "fine.txt").lstrip("/")]  # type: ignore[attr-defined]
+    assert [document.name for document in own.documents] == [str(tmp_path / "fine.txt").lstrip("/")]
     (tmp_path / "fine.txt").unlink()
     with pytest.raises(CorpusError, match="held-out"):
         open_task(resolved, directory, data_paths=[str(tmp_path / "*.txt")]).batches(seed=0, peer="a", micro_batch=1)
     held_out_lines = {line for _, text in held_out for line in text.split("\n")}
-    trained_lines = {line for document in task.documents for line in document.text.split("\n")}  # type: ignore[attr-defined]
+    trained_lines = {line for document in task.documents for line in document.text.split("\n")}
     assert not held_out_lines & trained_lines
 
 
@@ -337,7 +341,7 @@ def test_evaluation_and_the_unigram_loss_measure_the_same_tokens(opened: Opened)
     task, _, _ = opened
     counts = torch.ones(len(task.tokenizer), dtype=torch.float64)
     separator = task.tokenizer.eos_token_id if task.tokenizer.eos_token_id is not None else task.tokenizer.sep_token_id
-    for document in task.documents:  # type: ignore[attr-defined]
+    for document in task.documents:
         for token in [*task.tokenizer(document.text, add_special_tokens=False)["input_ids"], separator]:
             counts[token] += 1
     unigram = Known((counts / counts.sum()).log())
@@ -416,7 +420,8 @@ def test_masks_hide_the_share_asked_for_and_never_special_tokens(masked: Opened)
 
 def test_every_sample_predicts_something_even_at_the_lowest_probability(masked: Opened) -> None:
     task, resolved, directory = masked
-    rare = resolved.model_copy(update={"task": resolved.task.model_copy(update={"mask_probability": 1e-9})})
+    settings = resolved.task.read(MaskedSettings).model_copy(update={"mask_probability": 1e-9})
+    rare = resolved.model_copy(update={"task": resolved.task.with_settings(settings)})
     batch = take(open_task(rare, directory), 1, micro_batch=16)[0]
     assert (batch["labels"] >= 0).sum(dim=1).tolist() == [1] * 16
     assert bool(torch.isfinite(task.loss(initial_model(resolved, resolved, directory), batch)))
