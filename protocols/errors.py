@@ -1,27 +1,27 @@
-"""Every error that dugnad raises on purpose.
+"""The tree of all errors that dugnad raises on purpose.
 
     DugnadError                 exit code 1
-    ├── UsageError              exit code 2: the person can mend it by typing something else
+    ├── UsageError              exit code 2: the user can type something else to correct it
     │   ├── SpecError           a run spec that cannot be used
     │   └── TicketError         a ticket that is damaged, or of another version
     ├── LocalError              this machine is at fault: disk, port, corpus, device
     │   ├── CorpusError         the training text is missing, empty or too small
-    │   ├── PortInUseError      somebody else listens there
+    │   ├── PortInUseError      another process listens on the port
     │   ├── DiskError           a file could not be written whole
     │   └── DriftError          this peer's state is further off the others' than rounding allows
-    └── RemoteError             the other machine is at fault, or the way to it
-        ├── UnreachableError    nobody answered
-        ├── RefusedError        somebody answered "no"; `reason` is the code from reasons.py
-        └── BadMessageError     what arrived breaks the protocol; nothing of it was used
+    └── RemoteError             the other machine or the network is at fault
+        ├── UnreachableError    no answer came
+        ├── RefusedError        the other side refused; `reason` is a code from reasons.py
+        └── BadMessageError     a message broke the protocol; nothing of it was used
 
-Each carries the cause in its message and what to do about it in `remedy`, so that a command can print both in two lines.
+Each error has the cause in its message and the cure in `remedy`, so that a command can print both in two lines.
 """
 
 from __future__ import annotations
 
 
 class DugnadError(Exception):
-    """Base of all of dugnad's errors. `remedy` is one sentence telling the person what to do."""
+    """Base class of dugnad's errors. `remedy` is one sentence that tells the user what to do."""
 
     exit_code = 1
 
@@ -31,51 +31,55 @@ class DugnadError(Exception):
 
 
 class UsageError(DugnadError):
+    """The user can type something else to correct it."""
+
     exit_code = 2
 
 
 class SpecError(UsageError):
-    pass
+    """A run spec cannot be used."""
 
 
 class TicketError(UsageError):
-    pass
+    """A ticket is damaged, or of another version."""
 
 
 class LocalError(DugnadError):
-    pass
+    """This machine is at fault."""
 
 
 class CorpusError(LocalError):
-    pass
+    """The training text is missing, empty or too small."""
 
 
 class PortInUseError(LocalError):
-    pass
+    """Another process listens on the port."""
 
 
 class DiskError(LocalError):
-    pass
+    """A file could not be written whole."""
 
 
 class DriftError(LocalError):
-    pass
+    """This peer's state is further off the others' than rounding allows."""
 
 
 class RemoteError(DugnadError):
-    pass
+    """The other machine or the network is at fault."""
 
 
 class UnreachableError(RemoteError):
-    pass
+    """No answer came."""
 
 
 class RefusedError(RemoteError):
+    """The other side refused. `reason` is a code from reasons.py."""
+
     def __init__(self, message: str, *, reason: str, sentence: str = "", remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
         self.reason = reason
-        self.sentence = sentence  # what the other side said, without our words around it
+        self.sentence = sentence  # the other side's explanation alone; the message may add our own words
 
 
 class BadMessageError(RemoteError):
-    pass
+    """A message broke the protocol. Nothing of it was used."""

@@ -1,10 +1,8 @@
-"""Who is who: keys, certificates and the ticket.
+"""Identity of processes: keys, certificates and the ticket.
 
-A run has one certificate authority: the coordinator's. Every process has a P-256 key; its name on the network, the *peer
-id*, is the
-first 16 bytes of the SHA-256 of its public key, in hex. A certificate says "the authority of this run admitted that key",
-and is what both
-ends of every connection show. P-256 and not Ed25519: gRPC's TLS does not offer Ed25519 certificates.
+A run has one certificate authority: the coordinator's. Every process has a P-256 key. Its name on the network, the *peer id*, is
+the first 16 bytes of the SHA-256 of its public key, in hex. A certificate says "the authority of this run admitted this key".
+Both ends of every connection show theirs. The keys are P-256 because gRPC's TLS does not offer Ed25519 certificates.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from protocols.host.files import write_durably
 
 COORDINATOR_NAME = "coordinator.dugnad"
 VALIDITY = datetime.timedelta(days=365)
-# Certificates are valid from a day ago: home computers' clocks are wrong, and no safety rule reads them.
+# Certificates are valid from a day before their issue, since clocks of home computers are wrong. No safety rule reads a clock.
 CLOCK_SLACK = datetime.timedelta(days=1)
 
 TICKET_PREFIX = "dugnad1-"
@@ -38,18 +36,19 @@ _ECDSA = ec.ECDSA(hashes.SHA256())
 
 
 def peer_id_of(public_key: ec.EllipticCurvePublicKey) -> str:
+    """The peer id of a public key: 32 hex digits."""
     der = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()[:32]
 
 
 def server_name(peer_id: str) -> str:
-    """The DNS name in a peer's certificate: dialling under it makes TLS itself check that the right peer answers."""
+    """The DNS name in a peer's certificate. A caller dials under this name, so that TLS checks that the right peer answers."""
     return f"{peer_id}.peer.dugnad"
 
 
 @dataclass(frozen=True)
 class Key:
-    """A private key kept in a file that only its owner may read."""
+    """A P-256 private key. Its file can be read by its owner only."""
 
     private: ec.EllipticCurvePrivateKey
 
@@ -59,6 +58,7 @@ class Key:
 
     @classmethod
     def load_or_create(cls, path: Path) -> Key:
+        """Load the key in `path`, or generate one and write it there. Raises LocalError for a file that holds no key."""
         if not path.exists():
             key = cls.generate()
             write_durably(path, key.pem, mode=0o600)
@@ -87,7 +87,7 @@ class Key:
         return self.private.sign(message, _ECDSA)
 
     def request(self) -> bytes:
-        """A certificate signing request (DER): proves possession of the key; the authority sets every name itself."""
+        """A certificate signing request (DER). It proves possession of the key; the authority sets every name itself."""
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.peer_id)])
         builder = x509.CertificateSigningRequestBuilder().subject_name(name)
         return builder.sign(self.private, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
@@ -95,7 +95,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Credentials:
-    """What one process needs for mutual TLS: its key, its certificate and the authority's (both PEM)."""
+    """All that one process needs for mutual TLS: its key, its certificate and the authority's certificate (both PEM)."""
 
     key: Key
     certificate: bytes
@@ -107,7 +107,7 @@ class Credentials:
 
 
 class Authority:
-    """The run's certificate authority; lives in the coordinator's folder and nowhere else."""
+    """The run's certificate authority. It lives in the coordinator's folder and nowhere else."""
 
     def __init__(self, key: Key, certificate: x509.Certificate) -> None:
         self._key = key
@@ -115,6 +115,7 @@ class Authority:
 
     @classmethod
     def load_or_create(cls, folder: Path) -> Authority:
+        """Load the authority in `folder`, or create it there."""
         key = Key.load_or_create(folder / "authority.key")
         path = folder / "authority.pem"
         if not path.exists():
@@ -131,10 +132,11 @@ class Authority:
 
     @property
     def fingerprint(self) -> bytes:
+        """SHA-256 of the authority's certificate, which tickets pin: 32 bytes."""
         return self._certificate.fingerprint(hashes.SHA256())
 
     def admit(self, request: bytes) -> bytes:
-        """Certificate (PEM) for a signing request. Raises BadMessageError unless the request is signed by a P-256 key."""
+        """Issue a certificate (PEM) for a signing request (DER). Raises BadMessageError unless a P-256 key signed the request."""
         try:
             csr = x509.load_der_x509_csr(request)
         except ValueError as error:
@@ -146,6 +148,7 @@ class Authority:
         return self._issue(public, peer_id, server_name(peer_id))
 
     def coordinator_credentials(self, key: Key) -> Credentials:
+        """Issue the coordinator's own credentials, under the name COORDINATOR_NAME."""
         return Credentials(key, self._issue(key.private.public_key(), key.peer_id, COORDINATOR_NAME), self.pem)
 
     def _issue(self, public: ec.EllipticCurvePublicKey, common_name: str, dns_name: str) -> bytes:
@@ -168,7 +171,7 @@ class Authority:
 
 
 def _self_signed(key: Key) -> x509.Certificate:
-    # The enrolment endpoint shows this very certificate, so that a newcomer, who holds nothing but its fingerprint, can check it.
+    # The enrolment endpoint shows this very certificate. So a newcomer can check it, though it has only the fingerprint.
     now = datetime.datetime.now(datetime.timezone.utc)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dugnad authority " + key.peer_id)])
     return (
@@ -186,9 +189,10 @@ def _self_signed(key: Key) -> x509.Certificate:
 
 
 def verify_signature(message: bytes, signature: bytes, certificate: bytes, authority: bytes) -> str:
-    """The peer id of whoever signed `message`, read off a certificate (PEM) that `authority` (PEM) issued.
+    """Check the signature of `message` and return the peer id of its signer.
 
-    Raises BadMessageError if the certificate is not of this run or the signature is not of this message.
+    `certificate` (PEM) is the signer's, issued by `authority` (PEM). Raises BadMessageError if the certificate is not of this
+    run, or the signature is not of this message.
     """
     try:
         theirs = x509.load_pem_x509_certificate(certificate)
@@ -204,9 +208,10 @@ def verify_signature(message: bytes, signature: bytes, certificate: bytes, autho
 
 @dataclass(frozen=True)
 class Ticket:
-    """All that a volunteer pastes: where the coordinator enrols, its authority's fingerprint, and the secret that admits.
+    """The one string that a volunteer pastes to join.
 
-    `hosts` are tried in order. The last four bytes before encoding are a checksum: a lost character is noticed before
+    It holds where the coordinator enrols, the fingerprint of its authority (32 bytes), and the secret that admits. The joiner
+    tries `hosts` in order. A ticket is base64 and ends with a checksum of four bytes, so that a lost character is noticed before
     any connection.
     """
 
@@ -225,7 +230,7 @@ class Ticket:
 
     @classmethod
     def parse(cls, text: str) -> Ticket:
-        """Raises TicketError when the text is no ticket, is damaged, or is of another version."""
+        """Read a ticket from pasted text. Raises TicketError if it is no ticket, is damaged, or is of another version."""
         text = "".join(text.split())
         remedy = "Copy the whole ticket again from the organiser's message."
         if not text.startswith(TICKET_PREFIX):
@@ -249,5 +254,5 @@ def _checksum(body: bytes) -> bytes:
 
 
 def new_incarnation(now_ns: int) -> int:
-    """63 bits: milliseconds since 1970 in the upper part so that a later start is the newer one, then 20 random bits."""
+    """A new incarnation of 63 bits: milliseconds since 1970, then 20 random bits. So a later start has the larger number."""
     return ((now_ns // 1_000_000) & ((1 << 43) - 1)) << 20 | int.from_bytes(os.urandom(3), "big") >> 4

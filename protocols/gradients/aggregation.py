@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from protocols.gradients.codecs import FloatArray
-from protocols.run_spec import unknown_name
+from protocols.sections import unknown_name
 
 Rule: TypeAlias = Callable[[Sequence[FloatArray], Sequence[int]], FloatArray]
 

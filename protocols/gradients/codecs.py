@@ -1,10 +1,10 @@
-"""Averaged and contributed vectors as bytes.
+"""Codecs: contributed and averaged vectors to bytes and back.
 
-Every codec is elementwise or works on blocks that `planner.GRID` is a multiple of, so that the encoding of a value does not
-depend on where a plan cuts the vector: a vector is encoded once and every shard of every plan is a slice of those bytes.
+A codec is elementwise, or works on blocks of which `planner.GRID` is a multiple. So the encoding of a value does not depend on
+where a plan cuts the vector. A vector is encoded once, and every shard of every plan is a slice of those bytes.
 
-torch does the work, on views of the caller's memory: its conversions and reductions are vectorised, numpy's are not (of halves
-fifty times slower). Only operations that round each element once are used, so that results do not depend on where chunks end.
+torch does the work, on views of the caller's memory. Its conversions and reductions are vectorised; numpy's are not (fifty times
+slower for fp16). We use only operations that round each element once, so that results do not depend on where chunks end.
 """
 
 from __future__ import annotations
@@ -26,41 +26,42 @@ Bytes = bytes | bytearray | memoryview
 
 BLOCK = 128  # elements that share a scale
 SCALE_BYTES = 2
-MIN_SCALE, MAX_SCALE = 2.0**-100, 2.0**100  # no product underflows, overflows, or is slow
-# Encoded at a time: temporaries stay in the processor's cache, and small beside the vector.
+MIN_SCALE, MAX_SCALE = 2.0**-100, 2.0**100  # within these no product underflows, overflows, or is slow
+# Elements encoded at a time. So temporaries stay in the processor's cache and are small beside the vector.
 PIECE_ELEMENTS = 256 * 1024
 
 
 @dataclass(frozen=True)
 class Codec(ABC):
-    """A vector of n floats as `encoded_bytes(n)` little-endian bytes, rounded to nearest; equal values have equal bytes.
+    """Encodes a vector of n floats as `encoded_bytes(n)` little-endian bytes, and decodes them.
 
-    What is not finite is never turned into a value: it is encoded as something that `check` refuses.
+    Values are rounded to nearest. Equal vectors have equal bytes. A value that is not finite is encoded as bytes that `check`
+    refuses, so it never decodes to a number.
     """
 
     name: str
 
     @property
     def error_feedback(self) -> bool:
-        """Whether contributors give what an encoding lost with their next contribution (error_feedback.py)."""
+        """Whether contributors add what an encoding lost to their next contribution (error_feedback.py)."""
         return False
 
     @property
     def working(self) -> type[np.float32] | type[np.float64]:
-        """In what precision vectors are taken, averaged and given back."""
+        """The dtype in which vectors are taken, averaged and returned."""
         return np.float32
 
     def room_for(self, elements: int) -> FloatArray:
-        """(elements,) floats in `working` precision, to be decoded into."""
+        """A new (elements,) array in `working` precision, uninitialised, for `decode_into`."""
         return cast(FloatArray, np.empty(elements, self.working))
 
     @abstractmethod
     def encoded_bytes(self, elements: int) -> int:
-        """Size of the encoding of a vector's first `elements` elements: on the grid, where element `elements` begins."""
+        """Bytes of the encoding of a vector's first `elements` elements. On the grid, element `elements` begins there."""
 
     @abstractmethod
     def max_error(self, values: FloatArray) -> npt.NDArray[np.float64]:
-        """(n,) values -> (n,) how far from each its decoded encoding may be, unless it saturates."""
+        """(n,) values -> (n,) bounds of |decoded - value|, for values that do not saturate."""
 
     def encode(self, values: FloatArray) -> bytes:
         """(n,) floats -> encoded_bytes(n) bytes."""
@@ -70,42 +71,45 @@ class Codec(ABC):
 
     @abstractmethod
     def encode_into(self, values: FloatArray, out: bytearray | memoryview) -> None:
-        """(n,) floats into the encoded_bytes(n) bytes of `out`."""
+        """Encode (n,) floats into `out`, which has encoded_bytes(n) bytes."""
 
     def check(self, data: Bytes, elements: int) -> None:
-        """Raises BadMessageError unless `data` are so many elements, all finite. Reads the data once at most."""
+        """Raise BadMessageError unless `data` encodes exactly `elements` finite values. Reads the data at most once."""
         if len(data) != self.encoded_bytes(elements):
             raise BadMessageError(f"{len(data)} bytes are not {elements} {self.name} values")
         if not self._is_sound(_tensor(np.frombuffer(data, np.uint8)), elements):
             raise BadMessageError(f"a {self.name} value is not finite, or not encoded as it should be")
 
     def decode(self, data: Bytes, elements: int) -> FloatArray:
-        """(elements,) floats in `working` precision, the caller's own. Raises BadMessageError as `check` does."""
+        """encoded_bytes(elements) bytes -> a new (elements,) array in `working` precision. Raises BadMessageError as `check`."""
         values = self.room_for(elements)
         self.decode_into(data, values)
         return values
 
     def decode_into(self, data: Bytes, values: FloatArray) -> None:
-        """Fills (elements,) floats in `working` precision. Raises BadMessageError as `check` does, with `values` untouched."""
+        """Decode into `values`, an (elements,) array in `working` precision.
+
+        Raises BadMessageError as `check` does; `values` is then unchanged.
+        """
         self.check(data, len(values))
         self._decode_into(_tensor(np.frombuffer(data, np.uint8)), torch.from_numpy(values))
 
     @abstractmethod
     def _is_sound(self, data: torch.Tensor, elements: int) -> bool:
-        """`data`: (encoded_bytes(elements),) uint8."""
+        """Whether (encoded_bytes(elements),) uint8 encode finite values, in the one valid way."""
 
     @abstractmethod
     def _decode_into(self, data: torch.Tensor, values: torch.Tensor) -> None:
-        """(encoded_bytes(elements),) sound uint8 into (elements,)."""
+        """Decode (encoded_bytes(elements),) uint8, known to be sound, into (elements,)."""
 
 
 @dataclass(frozen=True)
 class FloatCodec(Codec):
-    """Each element as a float of its own.
+    """Encodes each element as one float of dtype `wire`.
 
-    fp64 and fp32 lose nothing of a vector of their own precision. fp16: relative error at most 2^-11 (absolute 2^-25 below
-    2^-14), and values beyond ±65504 saturate. bf16: relative error at most 2^-8 (absolute 2^-134 below 2^-126), and the range of
-    fp32.
+    fp64 and fp32 are exact for vectors of their own precision. fp16 has a relative error of at most 2^-11 (absolute 2^-25 below
+    2^-14) and saturates beyond ±65504. bf16 has a relative error of at most 2^-8 (absolute 2^-134 below 2^-126) and the range
+    of fp32.
     """
 
     wire: torch.dtype
@@ -142,15 +146,16 @@ class FloatCodec(Codec):
 
 @dataclass(frozen=True)
 class BlockCodec(Codec):
-    """Blocks of 128 elements, each as its scale (bfloat16) followed by a whole number of `bits` bits for each element.
+    """Encodes blocks of 128 elements, each as a scale (bfloat16) and then one integer of `bits` bits for each element.
 
-    A value is its number times the scale, which is the block's largest magnitude divided by 127 (int8) or 7 (int4). The error is
-    at most half a scale: 0.3952 % of the block's largest magnitude for int8 (1/254, and 2^-8 of that for rounding), 7.171 % for
-    int4 (1/14, likewise). Blocks whose scale would be below 2^-100 become zero; values saturate where it would be above 2^100.
-    Products of number and scale are exact, and encoding again what was decoded changes no byte.
+    A value is its integer times the scale. The scale is the block's largest magnitude divided by 127 (int8) or 7 (int4). The
+    error is at most half a scale. For int8 that is 0.3952 % of the block's largest magnitude (1/254, and 2^-8 of that because
+    the scale is rounded); for int4 it is 7.171 % (1/14, likewise). A block whose scale would be below 2^-100 becomes zero.
+    Values saturate where the scale would be above 2^100. Products of integer and scale are exact, so decoding and encoding
+    again changes no byte.
 
-    Two int4 numbers share a byte: element i of the first half of a block has the low bits, the one half a block on the high
-    bits. The vector's last block may be short; when it has an odd number of elements, its last four bits are zero.
+    Two int4 integers share a byte: element i of the first half of a block has the low bits, and element i of the second half
+    has the high bits. The vector's last block may be short. If it has an odd number of elements, its last four bits are zero.
     """
 
     bits: int
@@ -182,7 +187,7 @@ class BlockCodec(Codec):
             piece = encoded[self.encoded_bytes(at) : self.encoded_bytes(end)]
             self._encode_blocks(exact[at:end].view(-1, BLOCK), piece.view(-1, self.encoded_bytes(BLOCK)))
         if whole < len(exact):
-            short = torch.nn.functional.pad(exact[whole:], (0, len(exact) % 2))  # to an even number
+            short = torch.nn.functional.pad(exact[whole:], (0, len(exact) % 2))  # to an even length
             piece = torch.empty(1, self.encoded_bytes(len(short)), dtype=torch.uint8)
             self._encode_blocks(short.view(1, -1), piece)
             encoded[self.encoded_bytes(whole) :] = piece[0, : len(encoded) - self.encoded_bytes(whole)]
@@ -191,7 +196,7 @@ class BlockCodec(Codec):
         """(k, b) floats, b even -> (k, encoded_bytes(b)) uint8."""
         peaks, most = blocks.abs().amax(dim=1, keepdim=True), self._most * MAX_SCALE
         lowest, highest = (float(peak) for peak in peaks.aminmax())
-        ordinary = lowest >= 2 * self._most * MIN_SCALE and highest <= most  # false of what is not a number
+        ordinary = lowest >= 2 * self._most * MIN_SCALE and highest <= most  # False if a peak is not a number
         if not ordinary:
             finite = peaks.isfinite()
             blocks = torch.where(finite, blocks.clamp(-most, most), 0.0)
@@ -201,7 +206,7 @@ class BlockCodec(Codec):
         if not ordinary:
             scales = torch.where(scales < MIN_SCALE, 0.0, scales)
             inverse = torch.where(scales > 0, inverse, 0.0)
-        # The scale is off by 2^-8 of itself at most, too little for a number beyond `_most`, or for a peak short of it.
+        # bfloat16 changes the scale by 2^-8 of itself at most. So no integer passes `_most`, and the peak still reaches it.
         numbers = (blocks * inverse).round_()
         encoded[:, :SCALE_BYTES] = scales.view(torch.uint8)
         target = encoded[:, SCALE_BYTES:]
@@ -212,7 +217,7 @@ class BlockCodec(Codec):
             target.view(torch.int8).copy_((nibbles[:, :half] & 15) | (nibbles[:, half:] << 4))
 
     def _pieces(self, data: torch.Tensor, elements: int) -> list[torch.Tensor]:
-        """`data` as (k, encoded_bytes(BLOCK)) of whole blocks, and (1, n) of a short one; only those that there are."""
+        """Split `data` into (k, encoded_bytes(BLOCK)) whole blocks and (1, n) for a short last one. Leaves out empty pieces."""
         whole = self.encoded_bytes(elements - elements % BLOCK)
         pieces = [data[:whole].view(-1, self.encoded_bytes(BLOCK)), data[whole:].view(1, -1)]
         return [piece for piece in pieces if piece.numel()]
@@ -229,7 +234,7 @@ class BlockCodec(Codec):
             if not bool(((scales >= MIN_SCALE) & (scales <= MAX_SCALE) | zero).all()):
                 return False
             if bool(piece[zero[:, 0], :].any()):
-                return False  # a zero of another sign, or numbers that stand for nothing
+                return False  # a scale of -0, or integers other than 0 under a scale of 0
         return True
 
     def _decode_into(self, data: torch.Tensor, values: torch.Tensor) -> None:
@@ -245,12 +250,12 @@ class BlockCodec(Codec):
 
 
 def _scales(blocks: torch.Tensor) -> torch.Tensor:
-    """(k, n) encoded blocks -> (k, 1) float32."""
+    """(k, n) encoded blocks -> (k, 1) scales in float32."""
     return blocks[:, :SCALE_BYTES].clone(memory_format=torch.contiguous_format).view(torch.bfloat16).to(torch.float32)
 
 
 def _tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
-    """A view. torch knows no memory that must not be written to, and complains of it: so do not write to what came in."""
+    """View an array as a tensor. torch warns about read-only memory, so we hide that flag; callers must not write to it."""
     if array.flags.writeable:
         return torch.from_numpy(array)
     interface = array.__array_interface__ | {"data": (array.__array_interface__["data"][0], False)}
@@ -258,7 +263,7 @@ def _tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
 
 
 def _is_finite(values: torch.Tensor) -> bool:
-    """One pass when they are: then a sum is finite too, unless it overflows by itself."""
+    """Whether all values are finite. Usually one pass: if the sum is finite, all values are. The sum may overflow by itself."""
     total = values.to(torch.float32).sum() if values.itemsize < 4 else values.sum()
     return math.isfinite(float(total)) or bool(values.isfinite().all())
 

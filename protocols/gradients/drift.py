@@ -1,17 +1,17 @@
-"""Canonical values of a slice of the training state: reading, writing, and telling rounding from anything worse. No I/O.
+"""Drift control: read and write canonical values of a slice of the training state, and tell rounding from worse (no I/O).
 
-Peers step with the same averaged bytes, so what lets them drift apart is the arithmetic of the step alone. How far can it?
+Peers step with the same averaged bytes. So only the arithmetic of the step can make their states drift apart. The bound:
 
-- A step rounds a fixed, small number of times for each value, each time by at most half an epsilon of its dtype, relative to
-  the values that enter. Fused multiply-adds, other divisions and square roots, and norms summed in another order (LAMB's) change
-  that number, not its kind. So one step brings two machines apart by at most a few epsilons of a value's scale.
-- A difference once there does not grow: moments forget it (a factor below 1 a step), weight decay shrinks it, and the gradient,
-  being the same for all, does not feed it back. A moment's difference reaches the parameter times the learning rate.
+- A step rounds each value a fixed, small number of times. Each time the error is at most half an epsilon of the dtype, relative
+  to the values that enter. Fused multiply-adds, other divisions and square roots, and norms summed in another order (LAMB's)
+  change that number, but not its kind. So one step moves two machines apart by at most a few epsilons of a value's scale.
+- A difference does not grow by itself. Moments forget it (a factor below 1 a step) and weight decay shrinks it. The gradient is
+  the same for all, so it does not feed the difference back. A moment's difference reaches the parameter times the learning rate.
 
-So `age` steps after a value was last canonical two replicas differ in it by at most SLACK * epsilon * age * scale. Its scale is
-its own magnitude plus the root mean square of its kind (parameter, or a slot) in its block: sums in a moment cancel, and an
-element that is small now was rounded when it was as large as its neighbours. Whatever is further off did not come from
-rounding.
+So `age` steps after a value was last canonical, two replicas differ in it by at most SLACK * epsilon * age * scale. The scale is
+the value's magnitude plus the root mean square of its kind (parameter, or one slot) in its block. The second part is needed
+because sums in a moment cancel: a value that is small now was rounded when it was as large as its neighbours. A larger
+difference does not come from rounding.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ import torch
 from protocols.errors import BadMessageError
 from protocols.gradients.slices import Range
 
-# Epsilons of its scale that one step may bring a value apart. Measured on a small gpt2 whose other replica stepped in float64 and
-# was rounded after each step: AdamW 5.0, LAMB 3.4, SGD 3.0; 21 where a strong weight decay swung whole blocks through zero. With
-# torch's fused AdamW as the other: 0.9.
+# The most epsilons of a value's scale by which one step may move two replicas apart. Measured on a small gpt2 against a replica
+# that stepped in float64 and was rounded after each step: AdamW 5.0, LAMB 3.4, SGD 3.0. It was 21 where a strong weight decay
+# swung whole blocks through zero. Against torch's fused AdamW it was 0.9.
 SLACK = 32.0
 
 
 class SlicedState:
-    """Parameters and optimizer slots as rows over one flat vector of elements: row 0 the parameters, then a row for each slot
-    that has a value for every element, by name. A slice's bytes are, block by block, its part of each row, in the parameters'
-    dtype.
+    """Views the training state as rows over one flat vector of elements, and reads and writes slices of it.
 
-    Counters and norms (slots of one number) are not in it, nor is what every machine has for itself: buffers.
+    Row 0 is the parameters. Then comes a row for each optimizer slot with a value for every element, sorted by name. A slice's
+    bytes are, block by block, its part of each row, in the parameters' dtype. Slots of a single number (counters, norms) are
+    left out. So are buffers, which each machine keeps for itself.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -44,7 +44,7 @@ class SlicedState:
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """Empty before the first step."""
+        """Names of the optimizer slots that have a row, sorted. Empty before the first step."""
         for parameter in self._parameters:
             if parameter.dim():
                 state = self._optimizer.state.get(parameter, {})
@@ -53,24 +53,28 @@ class SlicedState:
 
     @property
     def value_bytes(self) -> int:
-        """Of all the rows' values of one element."""
+        """Bytes of one element in all rows together."""
         return (1 + len(self.slots)) * self._parameters[0].element_size()
 
     def bytes_in(self, ranges: Sequence[Range]) -> int:
+        """Bytes of a slice with these ranges."""
         return sum(stop - start for start, stop in ranges) * self.value_bytes
 
     @torch.no_grad()
     def read(self, ranges: Sequence[Range]) -> bytes:
-        """The values as they stand."""
+        """The slice's current values, bytes_in(ranges) bytes."""
         pieces = [_flat(tensor)[start:stop] for tensor, start, stop in self._pieces(ranges)]
         if not pieces:
             return b""
-        values = torch.cat(pieces).to("cpu")  # gathered first: one copy from the device
+        values = torch.cat(pieces).to("cpu")  # concatenated on the device, so that there is one copy from it
         return values.view(torch.uint8).numpy().tobytes()
 
     @torch.no_grad()
     def write(self, ranges: Sequence[Range], canonical: bytes) -> None:
-        """Overwrite with what `read` gave elsewhere. Raises BadMessageError, nothing written, when the size is wrong."""
+        """Overwrite the slice with the bytes that `read` returned on another peer.
+
+        Raises BadMessageError if the size is wrong; nothing is written then.
+        """
         values = self._values(ranges, canonical).to(self._parameters[0].device)
         at = 0
         for tensor, start, stop in self._pieces(ranges):
@@ -82,9 +86,9 @@ class SlicedState:
 
     @torch.no_grad()
     def excess(self, ranges: Sequence[Range], canonical: bytes, age: int) -> float:
-        """How far off the values here are, as a multiple of what `age` steps of rounding allow: above 1 is not rounding.
+        """The largest difference from `canonical`, as a multiple of what `age` steps of rounding allow: above 1 it is drift.
 
-        Infinite when `canonical` holds a value that is not finite. Raises BadMessageError when its size is wrong.
+        Infinite if `canonical` holds a value that is not finite. Raises BadMessageError if its size is wrong.
         """
         theirs = self._values(ranges, canonical)
         own = self.read(ranges)
@@ -98,7 +102,7 @@ class SlicedState:
             here, there = (values[at : at + size].view(block).double() for values in (mine, theirs))
             scale = here.abs() + here.square().mean(dim=2, keepdim=True).sqrt()
             info = torch.finfo(mine.dtype)
-            allowed = SLACK * info.eps * age * scale + info.tiny  # some devices flush what is smaller to zero
+            allowed = SLACK * info.eps * age * scale + info.tiny  # some devices flush smaller values to zero
             worst = max(worst, float(torch.nan_to_num((here - there).abs() / allowed, nan=math.inf, posinf=math.inf).max()))
             at += size
         return worst
@@ -111,7 +115,7 @@ class SlicedState:
         return torch.frombuffer(bytearray(data), dtype=self._parameters[0].dtype)
 
     def _pieces(self, ranges: Sequence[Range]) -> Iterator[tuple[torch.Tensor, int, int]]:
-        """(tensor, start, stop) of all values in order, start and stop counted in the tensor."""
+        """(tensor, start, stop) of all values of the slice, in order. Start and stop are flat indices in the tensor."""
         slots = self.slots
         for parameters in self._covering(ranges):
             for slot in ("", *slots):
@@ -119,7 +123,7 @@ class SlicedState:
                     yield (self._optimizer.state[parameter][slot] if slot else parameter), start, stop
 
     def _covering(self, ranges: Sequence[Range]) -> Iterator[list[tuple[torch.nn.Parameter, int, int]]]:
-        """For each range, which parameters it covers."""
+        """For each range, (parameter, start, stop) of the parameters that it covers."""
         todo = iter(self._parameters)
         parameter, at = next(todo), 0  # at: the flat element that `parameter` starts at
         for start, stop in ranges:
@@ -139,7 +143,7 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _runs(ranges: Sequence[Range]) -> Iterator[tuple[int, int]]:
-    """(width, how many in a row are so wide): all blocks are alike but, perhaps, the first and the last."""
+    """(width, number of consecutive ranges of that width). All blocks have one width but, perhaps, the first and the last."""
     width = count = 0
     for start, stop in ranges:
         if stop - start != width and count:

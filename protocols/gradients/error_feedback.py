@@ -1,6 +1,6 @@
-"""Error feedback (Karimireddy et al., ICML 2019): what encoding a contribution lost goes along with the next one.
+"""Error feedback: a contributor adds what its codec lost to its next contribution (Karimireddy et al., ICML 2019).
 
-So a codec that rounds coarsely delays parts of a contribution instead of losing them.
+So a codec that rounds coarsely delays parts of a gradient, but does not lose them. The lost part is called the residual.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from protocols.gradients.codecs import PIECE_ELEMENTS, Codec
 from protocols.round.records import Contribution
 
-# A larger residual has another cause than rounding, and is dropped. Adding a smaller one to a finite mean never overflows.
+# A residual with a larger value is dropped, since something else must be wrong. Up to this, adding it to a finite gradient
+# never overflows.
 MOST = 2.0**100
 
 
@@ -79,15 +80,15 @@ class ErrorFeedback:
         return out
 
     def settle(self, contributions: Iterable[Contribution]) -> None:
-        """A commit of these contributions was applied. The contribution under way is one of them, or never will be committed."""
+        """Take note of an applied commit with these contributions: keep the pending residual if ours is one of them."""
         named = {(c.peer, c.incarnation, c.first, c.end) for c in contributions}
         if self._given is not None and (*self._owner, *self._given) in named:
             self._kept = self._pending
         self._given = self._pending = None
 
     def forget(self) -> None:
-        """Drop the residual: a snapshot replaced the state.
+        """Drop the residual, since the state now comes from a donor.
 
-        We cannot know whether the new lineage contains the samples that the residual is the rest of.
+        We cannot know whether the new lineage already contains the contributions that this residual comes from.
         """
         self._kept = self._pending = self._given = None

@@ -7,6 +7,7 @@ contributor ids. So the bytes do not depend on who was faster. The average is en
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 import torch
 from blake3 import blake3
@@ -18,18 +19,27 @@ from protocols.round.planner import GRID
 from protocols.round.plans import MemberPlan
 from protocols.round.records import Contribution, Shard, ShardResult
 
-# Chunks are small beside their shard, so that averages come down while most of it still goes up; within these bounds, since each
-# costs some work (256 KiB and 16 KiB of fp32).
-CHUNKS_OF_SHARD = 64
-CHUNK_ELEMENTS, MIN_CHUNK_ELEMENTS = 64 * GRID, 4 * GRID
+MAX_CHUNK_ELEMENTS, MIN_CHUNK_ELEMENTS = 64 * GRID, 4 * GRID  # 256 KiB and 16 KiB of fp32
 # A contributor may be this many chunks ahead of the slowest: that is what a reducer holds for it, decoded.
 WINDOW_CHUNKS = 4
 
 
-def chunk_elements_of(shard: Shard) -> int:
-    """How many elements each chunk of this shard has, but for a shorter last one."""
-    blocks = -(-(shard.stop - shard.start) // (CHUNKS_OF_SHARD * GRID))
-    return min(CHUNK_ELEMENTS, max(MIN_CHUNK_ELEMENTS, blocks * GRID))
+@dataclass(frozen=True)
+class Chunking:
+    """How shards are cut into chunks. All peers of a run cut alike.
+
+    Chunks are small beside their shard, so that averages come down while most of the shard still goes up. They are not too
+    small, since each costs some work.
+    """
+
+    chunks_of_shard: int = 64
+    max_elements: int = MAX_CHUNK_ELEMENTS
+    min_elements: int = MIN_CHUNK_ELEMENTS
+
+    def elements(self, shard: Shard) -> int:
+        """How many elements each chunk of this shard has; the last may have fewer."""
+        blocks = -(-(shard.stop - shard.start) // (self.chunks_of_shard * GRID))
+        return min(self.max_elements, max(self.min_elements, blocks * GRID))
 
 
 class ShardAverage:
@@ -41,13 +51,10 @@ class ShardAverage:
         shard_index: int,
         codec: Codec,
         rule: Rule,
+        chunk_elements: int,
         canonical: bytes = b"",
-        chunk_elements: int | None = None,
     ) -> None:
-        """`canonical`: this reducer's values of the shard's part of the epoch's slice, sent behind the averages.
-
-        `chunk_elements`: chunk_elements_of(shard) unless given; all must agree. The simulator's small vectors have small chunks.
-        """
+        """`canonical`: this reducer's values of the shard's part of the epoch's slice, sent behind the averages."""
         self._rule = rule
         shard = plan.shards[shard_index]
         self._canonical = canonical
@@ -55,7 +62,8 @@ class ShardAverage:
         self.shard = shard
         self.codec = codec
         self.shard_bytes = codec.encoded_bytes(shard.stop - shard.start)
-        self._chunk_elements = chunk_elements or chunk_elements_of(shard)
+        self._chunk_elements = chunk_elements
+        self.chunk_bytes = codec.encoded_bytes(chunk_elements)
         self._contributions: dict[str, Contribution] = {}
         self._received = dict.fromkeys(plan.contributors, 0)  # elements
         self._pending: dict[str, deque[FloatArray]] = {peer: deque() for peer in plan.contributors}
@@ -121,9 +129,8 @@ class ShardAverage:
         self._sum_of_squares += float(decoded @ decoded)
         self._pass(encoded)
         if self.averaged_bytes == self.shard_bytes:
-            chunk_bytes = self.codec.encoded_bytes(self._chunk_elements)
-            for at in range(0, len(self._canonical), chunk_bytes):
-                self._pass(self._canonical[at : at + chunk_bytes])
+            for at in range(0, len(self._canonical), self.chunk_bytes):
+                self._pass(self._canonical[at : at + self.chunk_bytes])
 
     def _pass(self, data: bytes) -> None:
         self._digest.update(data)
@@ -135,9 +142,7 @@ class ShardRelay:
     """One shard of a plan that finishes an earlier attempt. A member that holds the averaged bytes brings them, and they go out
     unchanged. The methods are those of ShardAverage."""
 
-    def __init__(
-        self, plan: MemberPlan, shard_index: int, codec: Codec, canonical: bytes = b"", chunk_elements: int | None = None
-    ) -> None:
+    def __init__(self, plan: MemberPlan, shard_index: int, codec: Codec, chunk_elements: int, canonical: bytes = b"") -> None:
         """Only the size of `canonical` counts: the averages bring as many bytes of canonical values."""
         assert plan.finishes is not None
         self.plan = plan
@@ -147,7 +152,7 @@ class ShardRelay:
         self.contributions = plan.finishes.contributions
         self.averaged: list[bytes] = []
         self.result: ShardResult | None = None
-        self._chunk_bytes = codec.encoded_bytes(chunk_elements or chunk_elements_of(self.shard))
+        self.chunk_bytes = codec.encoded_bytes(chunk_elements)
         self._expected = plan.finishes.shards[shard_index]
         self._digest = blake3()
         self._received = 0
@@ -162,7 +167,7 @@ class ShardRelay:
     def expects(self, peer: str) -> int:
         """Bytes of the next chunk from `peer`; 0 when all have come."""
         end = self._split if self._received < self._split else self.shard_bytes
-        return min(self._chunk_bytes, end - self._received) if peer == self._from else 0
+        return min(self.chunk_bytes, end - self._received) if peer == self._from else 0
 
     def has_room(self, peer: str) -> bool:
         """Always: all of it is passed on to whoever comes."""
@@ -182,9 +187,9 @@ class ShardRelay:
 
 
 def shard_average_of(
-    plan: MemberPlan, shard_index: int, codec: Codec, rule: Rule, canonical: bytes = b"", chunk_elements: int | None = None
+    plan: MemberPlan, shard_index: int, codec: Codec, rule: Rule, chunk_elements: int, canonical: bytes = b""
 ) -> ShardAverage | ShardRelay:
     """The reducer's part in this plan: to average the shard, or to pass on averages that there are already."""
     if plan.finishes is not None:
-        return ShardRelay(plan, shard_index, codec, canonical, chunk_elements)
-    return ShardAverage(plan, shard_index, codec, rule, canonical, chunk_elements)
+        return ShardRelay(plan, shard_index, codec, chunk_elements, canonical)
+    return ShardAverage(plan, shard_index, codec, rule, chunk_elements, canonical)

@@ -1,8 +1,11 @@
-"""Which elements' canonical values a round carries: blocks of the flat parameter vector, so many apart, one further each epoch.
+"""Slices: the elements whose canonical values a round carries. An epoch's slice is every `period`-th block of the flat vector.
 
-The blocks lie on the planner's grid, to which shards align, so that every reducer carries the same small share of its own
-shard, and no block lies in two shards. An epoch's slice is every `period`-th block. With 12 bytes an element (fp32, AdamW's two
-slots) and fp16 both ways, 1/1024 of the elements is 0.29 % of a round's traffic, at every reducer and at every member.
+The slice moves one block further each epoch. Canonical values are a reducer's own values of parameters and optimizer slots;
+every member takes them over, so that drift stays bounded.
+
+The blocks lie on the planner's grid, to which shards align. So every reducer carries the same small share of its own shard, and
+no block lies in two shards. An element has 12 canonical bytes in fp32 with AdamW's two slots. With fp16 both ways, 1/1024 of
+the elements is then 0.29 % of a round's traffic, at every reducer and every member.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from protocols.gradients.codecs import Bytes, Codec
 from protocols.round.planner import GRID
 
 LONGEST_PERIOD = 1024  # epochs
-# Small models carry at least this many blocks (16 Ki elements) an epoch, so that they go round in a few epochs.
+# An epoch carries at least this many blocks (16 Ki elements), so that the slice passes a small model in a few epochs.
 MIN_BLOCKS = 16
 
 Range = tuple[int, int]  # elements [start, stop)
@@ -22,18 +25,21 @@ Range = tuple[int, int]  # elements [start, stop)
 
 @dataclass(frozen=True)
 class Slices:
-    """The rotation over a vector of `elements` elements. Pure: which slice an epoch carries depends on nothing else."""
+    """The rotation of slices over a vector of `elements` elements. The slice of an epoch depends on these fields alone."""
 
     elements: int
-    period: int  # epochs until an element's turn comes again
+    period: int  # epochs between two turns of an element
 
     @classmethod
     def of(cls, elements: int) -> Slices:
+        """The rotation that every peer uses for a vector of this length."""
         return cls(elements, max(1, min(LONGEST_PERIOD, -(-elements // GRID) // MIN_BLOCKS)))
 
     def at(self, epoch: int, start: int = 0, stop: int | None = None) -> tuple[Range, ...]:
-        """What of elements [start, stop) is carried by the round that commits `epoch`, in order. Nothing by
-        the first, 1: it builds on the genesis, which everybody has bit for bit."""
+        """The part of elements [start, stop) whose canonical values the round of `epoch` carries, in order.
+
+        Empty for epoch 1, which builds on the genesis: all peers have the same bits there.
+        """
         stop = self.elements if stop is None else stop
         if epoch <= 1:
             return ()
@@ -43,21 +49,21 @@ class Slices:
         return tuple((begin, end) for begin, end in ranges if begin < end)
 
     def age(self, epoch: int) -> int:
-        """Steps since the slice of `epoch` was last canonical, on any lineage: at its last turn, or at genesis."""
+        """Steps since the slice of `epoch` was last canonical: at its last turn, or at genesis. The same on every lineage."""
         return min(epoch - 1, self.period)
 
 
 @dataclass(frozen=True)
 class ResultLayout:
-    """How the bytes lie that a round comes to: the averaged vector, encoded, then the canonical values of the epoch's slice.
+    """The layout of a round's result in bytes: the encoded averaged vector, then the canonical values of the epoch's slice.
 
-    A shard's part is its piece of the one followed by its piece of the other; that is what its digest is of.
+    A shard has a piece of each. Its digest covers its averages followed by its canonical values.
     """
 
     slices: Slices
     epoch: int
     codec: Codec  # of the averages
-    value_bytes: int  # of the canonical values of one element: parameter and slots
+    value_bytes: int  # canonical bytes of one element: parameter and optimizer slots
 
     @property
     def averaged_bytes(self) -> int:
@@ -68,10 +74,11 @@ class ResultLayout:
         return self.averaged_bytes + self.canonical_bytes(0, self.slices.elements)
 
     def canonical_bytes(self, start: int, stop: int) -> int:
+        """Bytes of the canonical values of elements [start, stop)."""
         return sum(end - begin for begin, end in self.slices.at(self.epoch, start, stop)) * self.value_bytes
 
     def parts(self, start: int, stop: int) -> tuple[slice, slice]:
-        """Where the averages and the canonical values of elements [start, stop) lie."""
+        """(where the averages of elements [start, stop) lie, where their canonical values lie), in bytes."""
         at = self.averaged_bytes + self.canonical_bytes(0, start)
         return (
             slice(self.codec.encoded_bytes(start), self.codec.encoded_bytes(stop)),
@@ -79,8 +86,11 @@ class ResultLayout:
         )
 
     def chunks(self, data: Bytes, start: int, stop: int, chunk_elements: int) -> Iterator[memoryview]:
-        """What `data` has of elements [start, stop), as it travels: averages, then canonical values, in views no longer than
-        `chunk_elements` encoded. A contribution has no canonical values: of it the first part alone."""
+        """The chunks of elements [start, stop) of `data`, as they travel: averages, then canonical values.
+
+        A chunk is a view of at most `chunk_elements` encoded elements. If `data` is a contribution, it ends after the averages'
+        part, and there are no chunks of canonical values.
+        """
         step, view = self.codec.encoded_bytes(chunk_elements), memoryview(data)
         for part in self.parts(start, stop):
             piece = view[part]

@@ -1,4 +1,4 @@
-"""What every `dugnad` command does alike: errors in one or two lines, and exit codes that mean something.
+"""Run a `dugnad` command: print an error in one or two lines, and end with a meaningful exit code.
 
 0 done, 1 failed, 2 wrong use or configuration, 130 interrupted.
 """
@@ -19,7 +19,7 @@ from protocols.host.interrupts import EXIT_INTERRUPTED
 
 def run_app(app: typer.Typer) -> NoReturn:
     """Run `app` on the command line's arguments and end the process."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; its failures come as our own errors
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc reads it on import; we report its failures as our own errors
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         code = app(standalone_mode=False)
@@ -43,7 +43,7 @@ def run_app(app: typer.Typer) -> NoReturn:
 
 
 def run_command(command: Callable[..., Any]) -> NoReturn:
-    """Run a single command function."""
+    """Run a single command function on the command line's arguments and end the process."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     run_app(app)

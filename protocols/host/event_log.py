@@ -1,4 +1,4 @@
-"""Events as JSON lines: what happened, when, and why. Each peer and each coordinator keeps one such file."""
+"""The event log: a file of JSON lines that say what happened, when, and why. Each peer and each coordinator keeps one."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ def event_record(at: float, event: str, fields: Mapping[str, Any]) -> dict[str, 
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole event in the file, oldest first. A line torn by a crash or a full disk is skipped with a warning."""
+    """Yield every whole event in the file, oldest first. Raises DiskError if the file cannot be read.
+
+    A line torn by a crash or a full disk is skipped with a warning.
+    """
     try:
         file = path.open("rb")
     except OSError as error:
@@ -97,7 +100,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def commit_fields(commit: Commit) -> dict[str, Any]:
-    """The fields of a commit's event."""
+    """The fields of a commit's event in the log."""
     return {
         "epoch": commit.ballot.epoch,
         "lineage": commit.digest,
@@ -130,6 +133,7 @@ def _plain(value: Any) -> Any:
 
 
 def _ends_torn(path: Path) -> bool:
+    """Whether the file's last line lacks its newline."""
     if not path.exists() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file:

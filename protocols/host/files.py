@@ -1,4 +1,4 @@
-"""Files that survive a crash: written aside, flushed to the disk, then renamed into place."""
+"""Write files that survive a crash: write a temporary file, flush it to the disk, rename it into place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from protocols.errors import DiskError
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace `path` by `data` so that a crash at any instant leaves the old file or the new one. Raises DiskError."""
+    """Replace `path` by `data`. A crash at any instant leaves the old file or the new one. Raises DiskError."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable (a no-op where the system cannot open folders)."""
+    """Make a rename in `folder` durable. Does nothing where the system cannot open folders."""
     with contextlib.suppress(PermissionError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

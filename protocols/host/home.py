@@ -1,4 +1,4 @@
-"""A folder that one process owns while it runs: its key, its copy of the run's files, its log."""
+"""The home of a process: a folder that it owns while it runs, with its key, its copy of the run's files and its log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_SIBLINGS = 64
 
 
 class Home:
-    """A locked folder. The operating system drops the lock when the process ends, however it ends."""
+    """A locked folder. The system releases the lock when the process ends, however it ends."""
 
     def __init__(self, path: Path, lock: BaseFileLock) -> None:
         self.path = path
@@ -21,7 +21,7 @@ class Home:
 
     @classmethod
     def claim(cls, path: Path) -> Home:
-        """Make `path` if need be, and lock it. Raises LocalError if another process has it, DiskError if it is not writable."""
+        """Lock `path`; create it if needed. Raises LocalError if another process has it, DiskError if it cannot be written."""
         home = cls._try(path)
         if home is None:
             raise LocalError(f"another process of yours uses {path}", remedy="Wait for it to end, or choose another folder.")
@@ -29,7 +29,10 @@ class Home:
 
     @classmethod
     def claim_free(cls, path: Path) -> Home:
-        """Lock `path`, else `path`-2, -3, ...: peers of one run on one machine each need an identity of their own."""
+        """Lock the first free folder of `path`, `path`-2, `path`-3, and so on. Raises LocalError if none is free.
+
+        Several peers of one run may share a machine, and each needs an identity of its own.
+        """
         for number in range(1, MAX_SIBLINGS + 1):
             home = cls._try(path if number == 1 else path.with_name(f"{path.name}-{number}"))
             if home is not None:

@@ -1,4 +1,4 @@
-"""Ctrl-C in two stages: the first asks to leave in order, the second ends the process at once."""
+"""Handle Ctrl-C in two stages: the first asks the process to leave in order, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ EXIT_INTERRUPTED = 130
 
 @contextmanager
 def two_stage_interrupts(leave: Callable[[], None], restore_terminal: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM: `leave` at the first, `restore_terminal` and exit code 130 at the second. On the main thread only."""
+    """While entered, call `leave` at the first SIGINT or SIGTERM. At the second, call `restore_terminal` and exit with 130.
+
+    Only on the main thread.
+    """
     left = False
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         nonlocal left
         if left:
             restore_terminal()
-            os._exit(EXIT_INTERRUPTED)  # children notice and end: see child_process.py
+            os._exit(EXIT_INTERRUPTED)  # the children notice and end, see child_process.py
         left = True
         leave()
 

@@ -1,6 +1,6 @@
-"""What the volunteer's and the organiser's screens share: a live view on stderr, or plain lines where stderr is no terminal.
+"""The parts that all screens share: one live view on stderr, or plain lines if stderr is no terminal.
 
-Names and reasons come from other machines. So no text here is read as markup, and no control character reaches the terminal.
+Names and reasons come from other machines. So no text is read as markup, and control characters never reach the terminal.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Screen:
-    """Draws `render()` four times a second on a thread of its own, from entry to exit. Off a terminal it only prints lines.
+    """Draws `render()` four times a second on its own thread, from entry to exit. If stderr is no terminal, it only prints lines.
 
-    Enter it after all forks: the thread may hold a lock at the instant of a fork.
+    Enter it after the last fork: the thread may hold a lock at the instant of a fork.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Screen:
         return self.terminal.height
 
     def say(self, line: str | Text) -> None:
-        """Print a line that stays: above the live view, or simply as the next line."""
+        """Print a line that stays: above the live view, if there is one."""
         text = Text(line) if isinstance(line, str) else line
-        # One line however long: a log is for grep, and a ticket must be pasted in one piece.
+        # A long line is not broken, so that grep finds it and a ticket can be copied in one piece.
         self.terminal.print(text, soft_wrap=True)
 
     def __enter__(self) -> Screen:
         if self.is_live:
-            # Take standard output over only where it is a terminal, too: elsewhere a program reads it.
+            # Take over standard output only if it is a terminal. Else another program reads it.
             self._live = Live(
                 console=self.terminal,
                 get_renderable=self._render,
@@ -80,21 +80,23 @@ class Screen:
 
 
 def printable(text: str, limit: int = 80) -> str:
-    """`text` without control characters (escape sequences, newlines), at most `limit` characters long."""
+    """Replace control characters (escape sequences, newlines) in `text` and cut it to `limit` characters."""
     clean = "".join(letter if letter.isprintable() else "�" for letter in text[: limit + 1])
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 def short_id(peer: str) -> str:
+    """The first four characters of a peer id."""
     return printable(peer, 80)[:4] + "…" if len(peer) > 4 else printable(peer)
 
 
 def display_name(name: str, peer: str) -> str:
+    """A peer's name, if it has one, and its short id."""
     return f"{printable(name, 24)} {short_id(peer)}" if name else short_id(peer)
 
 
 def rate(samples_per_second: float) -> str:
-    """Three significant digits up to 999, then thousands."""
+    """Samples per second as text: three significant digits up to 999, then thousands with commas; "?" if not finite."""
     if not math.isfinite(samples_per_second):
         return "?"
     if samples_per_second >= 100 or samples_per_second == 0:
@@ -112,11 +114,12 @@ def duration(seconds: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
+    """A count and its noun, with an s unless the count is 1."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """`values` in at most `width` block characters, each the mean of its share of them."""
+    """Draw `values` in at most `width` block characters. Each character is the mean of its share of the values."""
     points = [value for value in values if math.isfinite(value)]
     if not points or width < 1:
         return ""
@@ -130,7 +133,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def labelled(rows: Sequence[tuple[str, RenderableType]], *, label_width: int = 7) -> Table:
-    """A table of rows: a dim label, then its value."""
+    """A grid of rows, each a dim label and its value."""
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(width=label_width, style="dim", no_wrap=True)
     grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -140,7 +143,7 @@ def labelled(rows: Sequence[tuple[str, RenderableType]], *, label_width: int = 7
 
 
 def batch_bar(samples: int, target_batch_size: int) -> Table:
-    """A bar of the samples gathered towards the batch, and the numbers beside it. There may be more than the target."""
+    """A bar of the samples gathered towards the batch, with the numbers beside it. `samples` may exceed the target."""
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(ratio=1)
     grid.add_column(no_wrap=True, justify="right")
@@ -150,7 +153,7 @@ def batch_bar(samples: int, target_batch_size: int) -> Table:
 
 
 def loss_line(losses: Sequence[float], note: str, width: int) -> Text:
-    """The newest loss, its course, and a note if there is room for it."""
+    """The newest loss, a sparkline of its history, and a note."""
     if not losses:
         return Text("not known yet", style="dim")
     line = Text(f"{losses[-1]:.3f}", style="bold")
@@ -162,11 +165,12 @@ def loss_line(losses: Sequence[float], note: str, width: int) -> Text:
 
 
 def stacked(parts: Sequence[RenderableType | None]) -> ConsoleRenderable:
+    """The parts one below the other, without those that are None."""
     return Group(*(part for part in parts if part is not None))
 
 
 def log_lines(lines: Sequence[Text], *, wrap: bool = False) -> ConsoleRenderable:
-    """The newest lines, cut at the edge unless `wrap`, so that a tall view keeps its height."""
+    """The lines one below the other. Without `wrap` they are cut at the edge, so that the view keeps its height."""
     grid = Table.grid(expand=True)
     grid.add_column(no_wrap=not wrap, overflow="fold" if wrap else "ellipsis")
     for line in lines:

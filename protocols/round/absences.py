@@ -1,4 +1,4 @@
-"""Why peers are not in a plan, or gave nothing to a commit (pure): for the log, kept by the leader until an epoch is over."""
+"""Why each absent peer is not in a plan, or gave nothing to a commit: the leader's list of an epoch, for the log (pure)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ Absent = tuple[tuple[str, Reason], ...]  # (peer, why), by peer
 
 
 class Absences:
+    """Collects why peers dropped out, and names a reason for every peer that a plan or a commit leaves out."""
+
     def __init__(self) -> None:
-        self._gone: dict[str, Reason] = {}  # why each who dropped out last did
-        self._told: set[str] = set()  # those of them whom a plan has named
+        self._gone: dict[str, Reason] = {}  # peer that dropped out -> why it did so last
+        self._told: set[str] = set()  # absent peers that a plan's list has named
         self._too_slow: frozenset[str] = frozenset()  # members of the newest plan that only receive
 
     def forget(self) -> None:
@@ -24,7 +26,10 @@ class Absences:
         self._too_slow = frozenset()
 
     def next_epoch(self, members: Collection[str], seated: Collection[str]) -> None:
-        """`members`: of the commit that closed the last one; of the others, whoever was told of once need not be again."""
+        """Begin the next epoch. `members` are those of the commit that closed the last one; `seated` is everybody connected.
+
+        A peer that was no member of that commit is forgotten once a list has named it.
+        """
         self._gone = {
             peer: reason
             for peer, reason in self._gone.items()
@@ -33,17 +38,21 @@ class Absences:
         self._told &= self._gone.keys()
 
     def dropped(self, peer: str, reason: Reason) -> None:
+        """Take note that `peer` ('' for nobody) dropped out."""
         if peer:
             self._gone[peer] = reason
             self._told.discard(peer)
 
     def seated(self, peer: str) -> None:
+        """Take note that `peer` is connected again."""
         self._gone.pop(peer, None)
         self._told.discard(peer)
 
     def from_plan(self, plan: Plan, too_slow: Collection[str], tip: Tip, followers: Mapping[str, Follower]) -> Absent:
-        """Whoever is seated, was a member of the commit that led to `tip` or dropped out since, and is not in `plan`; or is, and
-        gives nothing because it is `too_slow`."""
+        """The known peers that are not in `plan`, and those in it that give nothing because they are `too_slow`.
+
+        A peer is known if it is connected, was a member of the commit that led to `tip`, or dropped out since.
+        """
         self._too_slow = frozenset(too_slow)
         absent = self._everybody(tip, followers) - set(plan.members)
         self._told |= absent
@@ -51,7 +60,7 @@ class Absences:
         return tuple(sorted((why | dict.fromkeys(self._too_slow, Reason.SLOW_LINK)).items()))
 
     def from_commit(self, commit: Commit, tip: Tip, followers: Mapping[str, Follower]) -> Absent:
-        """Of the same peers, those whose contribution `commit`, which builds on `tip`, does not name."""
+        """The known peers whose contribution is not in `commit`, which builds on `tip`."""
         absent = self._everybody(tip, followers) - {contribution.peer for contribution in commit.contributions}
         return tuple((peer, self._why_not_committed(peer, commit, tip, followers.get(peer))) for peer in sorted(absent))
 
@@ -59,7 +68,7 @@ class Absences:
         return followers.keys() | set(tip.members) | self._gone.keys()
 
     def _why_not_planned(self, peer: str, tip: Tip, follower: Follower | None) -> Reason:
-        if follower is None:  # one that never came was asked, and the hearing ended without it
+        if follower is None:  # it was asked, and the roll call ended without its answer
             return self._gone.get(peer, Reason.SILENT)
         if follower.report is None:
             return self._gone.get(peer, Reason.NOT_CAUGHT_UP)

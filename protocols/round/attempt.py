@@ -1,4 +1,4 @@
-"""A leader's books (pure): who is seated; and of the attempt under way who accepted, who is ready, how long it may take."""
+"""What a leader knows of each follower and of the attempt under way: who accepted, who is ready, how long it may take (pure)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from protocols.round.deadline import Deadline
 from protocols.round.plans import Plan
 from protocols.round.records import Averages, Contribution, Hello, ReadyFor, Report, Result, contributions_digest
 
-# After more than half are ready, the others get this share of the attempt's duration so far (and at least this long) to be
-# ready too.
+# Once more than half of the members are ready, the others get a grace: this share of the attempt's time so far, and at least
+# this many seconds.
 GRACE_SHARE, GRACE_S = 0.5, 0.25
 
 
@@ -21,20 +21,22 @@ class Follower:
     hello: Hello
     heard_at: float
     report: Report | None = None
-    ready_for: ReadyFor | None = None  # at this leader's tip
-    has_commit: bool = False  # the one that led to this leader's tip was sent to it
+    ready_for: ReadyFor | None = None  # the attempt at this leader's tip that it was ready for
+    has_commit: bool = False  # the leader has sent it the commit that led to the leader's tip
 
 
 @dataclass
 class Attempt:
+    """The attempt under way: its plan, and what the members have answered so far. Times are on the clock of `now`."""
+
     plan: Plan
     started_at: float
     deadline: Deadline
-    next_codec: str  # what its commit names
+    next_codec: str  # that its commit names
     accepted: dict[str, Contribution | None] = field(default_factory=dict)
     ready: dict[str, Result] = field(default_factory=dict)
     drifted: dict[str, tuple[str, ...]] = field(default_factory=dict)  # member -> reducers whose canonical values it refuses
-    majority_at: float | None = None
+    majority_at: float | None = None  # when more than half of the members were ready
 
     @property
     def has_majority(self) -> bool:
@@ -42,7 +44,7 @@ class Attempt:
 
     @property
     def agreed(self) -> list[str]:
-        """The ready members that hold what most of them hold; a few that say otherwise are left behind by the commit."""
+        """The ready members with the most common result. The commit leaves the other ready members behind."""
         results = Counter(self.ready.values())
         common = max(results, key=lambda result: (results[result], result.contributions_digest)) if results else None
         return [peer for peer, result in self.ready.items() if result == common]
@@ -54,14 +56,18 @@ class Attempt:
 
     @property
     def is_refused(self) -> bool:
-        """Every member has said whether it is ready, and too many find that states have drifted apart."""
+        """Every member has answered, some with Drifted, and the ready ones have no majority."""
         answered = len(self.ready) + len(self.drifted)
         return bool(self.drifted) and not self.has_majority and answered == len(self.plan.members)
 
     def off(self) -> tuple[str, ...]:
-        """Those whose state is to be given up: reducers whose values more than half of the members refuse (at a tie, the leader
-        is right); else the members that refuse. Never everybody: the leader stays then. Nobody when the values were not the
-        reducers' own: what is averaged afresh will tell."""
+        """The peers that must give up their state after a refused attempt, sorted.
+
+        They are the reducers whose values more than half of the members refuse; at exactly half, the leader's vote decides.
+        Without such a reducer they are the members that refuse, but not the leader. If all this names every member, the
+        leader keeps its state. A plan that finishes another carries values that are not the reducers' own, so it names
+        nobody; the next fresh attempt will.
+        """
         leader, members = self.plan.ballot.leader, len(self.plan.members)
         if self.plan.finishes is not None:
             return ()
@@ -76,19 +82,21 @@ class Attempt:
 
     @property
     def idle(self) -> list[str]:
-        """Contributors that have not moved a byte, when others have."""
+        """Contributors, other than the leader, that have not moved a byte while some member has."""
         moved = self.deadline.have_moved
         return sorted(set(self.plan.contributors) - moved - {self.plan.ballot.leader}) if moved else []
 
     @property
     def late(self) -> list[str]:
-        """Members that have not even accepted."""
+        """Members that have not accepted."""
         return sorted(set(self.plan.members) - self.accepted.keys())
 
     @property
     def averages(self) -> Averages | None:
-        """What most of its ready members hold; None without any, or when the plan and the accepted contributions do not lead
-        there."""
+        """What most of the ready members hold.
+
+        None while nobody is ready, or if that does not follow from the plan and the accepted contributions.
+        """
         if not self.ready:
             return None
         result = self.ready[self.agreed[0]]
@@ -103,6 +111,6 @@ class Attempt:
         return averages if contributions_digest(contributions) == result.contributions_digest else None
 
     def in_grace(self, now: float) -> bool:
-        """`majority_at` has come: whether those who are not ready yet are still waited for."""
+        """Whether the leader still waits for the members that are not ready. Only once there is a majority."""
         assert self.majority_at is not None
         return now - self.majority_at < max(GRACE_S, GRACE_SHARE * (self.majority_at - self.started_at))

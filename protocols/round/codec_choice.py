@@ -1,4 +1,4 @@
-"""Which codec the next plan uses, where the run leaves it to measured rates (`averaging.codec = "auto"`). Pure."""
+"""Choice of the next plan's codec from measured rates, for runs with `averaging.codec = "auto"` (pure)."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from collections.abc import Mapping, Sequence
 from protocols.round.planner import Present, planned_seconds
 from protocols.round.plans import Plan
 
-# Averaging may take this share of an epoch before a codec that loses more takes over,
+# Averaging may take this share of an epoch. If it would take more, a lossier codec is used.
 MAX_SHARE = 0.10
-# and one that loses less comes back when it would take no more than this: rates that waver do not make codecs waver.
+# A less lossy codec returns only if averaging with it takes at most this share. The gap keeps the choice stable while rates vary.
 SHARE_TO_RETURN = 0.06
 
 
 def codec_after(plan: Plan, present: Mapping[str, Present], codecs: Mapping[str, int], target_batch_size: int) -> str:
-    """What the commit of `plan` names for the next one: one of `codecs`, least lossy first, each with the bytes of a vector."""
+    """The codec that the commit of `plan` names for the next plan.
+
+    `codecs` maps each codec, least lossy first, to the bytes of a whole vector in it.
+    """
     speed = sum(present[peer].samples_per_second for peer in plan.contributors)
-    if plan.finishes is not None:  # it says nothing of how long averaging takes
+    if plan.finishes is not None:  # nothing is averaged, so the plan does not show how long averaging takes
         speed = 0.0
     averaging_s = {codec: planned_seconds(plan, present, size) for codec, size in codecs.items()}
     return next_codec(plan.codec, tuple(codecs), averaging_s, target_batch_size / speed if speed else 0.0)
 
 
 def next_codec(now: str, codecs: Sequence[str], averaging_s: Mapping[str, float], gathering_s: float) -> str:
-    """One of `codecs`, least lossy first; `now` is what the last plan used.
+    """The least lossy of `codecs` (given least lossy first) that keeps averaging short enough; `now` is the last plan's codec.
 
-    `averaging_s`: how long a plan like the last one takes with each of them at the rates reported, 0 while some are not
-    measured. `gathering_s`: how long it takes to draw a batch, 0 while that is unknown.
+    `averaging_s` maps each codec to the seconds that a plan like the last one takes with it; 0 while rates are unmeasured.
+    `gathering_s` is how long the swarm takes to draw a batch; 0 while unknown. While any of these is 0, the codec stays.
     """
     if now not in codecs:
         return codecs[0]

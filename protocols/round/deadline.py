@@ -1,4 +1,4 @@
-"""When an attempt is given up: a duration from measured rates that does not run out while bytes flow (pure)."""
+"""The deadline of an attempt: a duration from measured rates that does not run out while bytes flow (pure)."""
 
 from __future__ import annotations
 
@@ -6,40 +6,44 @@ from collections.abc import Iterable, Mapping
 
 
 def doubled(attempt: int) -> int:
-    """By how much: deadlines double with each attempt, up to a point."""
+    """The factor by which the deadlines of this attempt are longer: they double with each attempt, up to 64."""
     return int(2 ** min(attempt - 1, 6))
 
 
 class Deadline:
-    """Every member has `patience_s` seconds; the bytes that it moves buy it more, at its slowest pace, but never more than that
-    from now. So nobody's time runs out while it moves at that pace or faster, and everybody's does while nothing moves.
+    """One timer for each member; the attempt is over when all of them have run out.
 
-    One that had waited for others for so long starts afresh when it moves again. The attempt is alive while some member is.
+    A timer starts at `patience_s` seconds. Each byte that the member moves extends it by the time that the byte takes at the
+    member's slowest pace. A timer never shows more than `patience_s`. So it does not run out while its member moves at that
+    pace or faster, and does run out if the member moves nothing. A member that waited `patience_s` for others gets a full
+    timer with its next byte.
     """
 
-    def __init__(self, members: Iterable[str], now: float, patience_s: float, slowest_paces: Mapping[str, float]) -> None:
-        """`slowest_paces`: in bytes/s; for members without one any byte will do."""
+    def __init__(self, members: Iterable[str], now: float, patience_s: float, min_rates: Mapping[str, float]) -> None:
+        """`slowest_paces` maps members to bytes/s. For a member without one, any byte gives a full timer."""
         self._patience_s = patience_s
-        self._paces = slowest_paces
+        self._min_rates = min_rates
         self._until = dict.fromkeys(members, now + patience_s)
         self._began_at = now
         self._moved_at = dict.fromkeys(members, now)
 
     def moved(self, member: str, size: int, now: float) -> None:
+        """Take note that `member` moved `size` more bytes."""
         if size <= 0 or member not in self._until:
             return
-        pace, waited_s = self._paces.get(member, 0.0), now - self._moved_at[member]
+        rate, waited_s = self._min_rates.get(member, 0.0), now - self._moved_at[member]
         latest = now + self._patience_s
-        afresh = not pace or waited_s >= self._patience_s
-        self._until[member] = latest if afresh else min(latest, self._until[member] + size / pace)
+        afresh = not rate or waited_s >= self._patience_s
+        self._until[member] = latest if afresh else min(latest, self._until[member] + size / rate)
         self._moved_at[member] = now
 
     @property
     def have_moved(self) -> set[str]:
+        """The members that have moved any byte in this attempt."""
         return {member for member, at in self._moved_at.items() if at > self._began_at}
 
     def answered(self, member: str, now: float) -> None:
-        """A step forward that is not counted in bytes."""
+        """Give `member` a full timer: it answered, which is progress without bytes."""
         if member in self._until:
             self._until[member] = now + self._patience_s
 

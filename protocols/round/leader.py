@@ -1,15 +1,19 @@
-"""The leader's part in rounds, as a pure state machine: events and `now` in, actions out.
+"""The leader of rounds, as a pure state machine: it takes events and `now`, and returns actions.
 
-Rule 1: nothing here touches a socket, a clock, a thread or a tensor. `now` is seconds on any clock that does not jump back.
+Rule 1: nothing here touches a socket, a clock, a thread or a tensor. `now` is in seconds, on any clock that never runs back.
 
-Every reachable peer holds a Lead; it sleeps until the driver finds, by the order of succession, that this peer leads (take_over).
+Every reachable peer holds a Leader. It sleeps until the driver finds that this peer is next in the succession (take_over).
 
-    1. hear      ask every member of the last commit and of the plans reported here; wait for its report or detected silence
-    2. gather    until the reported samples reach the target batch size; at once, if an attempt of this epoch has failed: what
-                 somebody was ready for is finished, else whatever samples there are are planned
-    3. attempt   send the plan, collect Accept (with the contribution) and Ready (with the result's digests)
-    4. commit    when more than half of the members are ready; stragglers get a short grace so that they are not left behind
-       or abort  when a member drops out, refuses, fails, or nothing moves for the attempt's patience; then again from 2
+    1. hear      The leader asks all members of the last commit and of the plans reported to it. It waits until each has
+                 reported or is silent.
+    2. gather    It waits until the reported samples reach the target batch size. After a failed attempt of this epoch it
+                 does not wait. It then finishes the attempt that somebody was ready for. If there is none, it plans with
+                 the samples there are.
+    3. attempt   It sends the plan. It collects Accept (with the contribution) and Ready (with the result's digests).
+    4. commit    It commits when more than half of the members are ready. The others get a short grace, so that they do
+                 not fall behind.
+       or abort  It aborts when a member drops out, refuses or fails, or when nothing moves for the attempt's patience.
+                 Then it goes back to 2.
 """
 
 from __future__ import annotations
@@ -24,18 +28,18 @@ from protocols.round.codec_choice import codec_after
 from protocols.round.deadline import Deadline, doubled
 from protocols.round.leader_actions import Announce, Ask, LeaderAction, NoteFailure, Reannounce, SendAbort, SendPlan, Yield
 from protocols.round.member import Accept, Answer, Drifted, Ready, Refuse
-from protocols.round.planner import Layout, Present, Round, finishing, fresh, planned_seconds, slowest_paces
+from protocols.round.planner import Layout, Present, Round, finishing, fresh, min_rates, planned_seconds
 from protocols.round.plans import Plan
 from protocols.round.records import Averages, Ballot, Candidate, Commit, Contribution, Hello, ReadyFor, Report, Tip
 from protocols.round.roll_call import RollCall
 from protocols.round.stragglers import Stragglers
 
-# A silent connection is taken for dead after this long; heartbeats come several times as often. With a driver's tick it is 2 s.
+# A connection without a byte for this long counts as dead. Heartbeats come every 0.5 s. The driver's tick makes it 2 s at most.
 DETECTION_S = 1.75
 
 
 class Leader:
-    """Plans, watches and commits. Holds no state that a successor would need: all of it is reported again by the members."""
+    """Plans attempts, watches them and commits. A successor needs none of its state: the members report it all again."""
 
     def __init__(
         self,
@@ -48,8 +52,8 @@ class Leader:
         max_epochs: int | None,
         overlap: bool = False,
     ) -> None:
-        """`codecs`: those that a commit may name for the next plan, least lossy first, each with the bytes of a whole vector.
-        `overlap`: members go on drawing while an epoch is averaged."""
+        """`codecs` maps each codec that a commit may name for the next plan to the bytes of a whole vector in it, least lossy
+        first. `elements` is the length of the vector. With `overlap`, members go on drawing while an epoch is averaged."""
         self.me = me
         self.run_digest = run_digest
         self.target_batch_size = target_batch_size
@@ -61,22 +65,23 @@ class Leader:
         self.followers: dict[str, Follower] = {}
         self.tip: Tip | None = None
         self.attempt: Attempt | None = None
-        self._parent = ""  # the lineage that this leader's tip built on, '' if it was caught up
+        self._parent = ""  # the lineage that this leader's tip builds on; '' if the tip came from a donor
         self._roll_call = RollCall(DETECTION_S)
-        self._asked: set[str] = set()  # at this tip, because plans reported here name them
+        self._asked: set[str] = set()  # peers asked at this tip because a reported plan names them
         self._highest_attempt = 0
-        self._overrun = 1.0  # how much longer than planned the last commit took: links are not all that takes time
+        self._overrun = 1.0  # real / planned duration of the last commit, at least 1: a round is more than its transfers
         self._committed = False
         self._stragglers = Stragglers(DETECTION_S, overlap=overlap)
         self._awake_at = 0.0
         self._failed_pairs: set[tuple[str, str]] = set()
         self._absences = Absences()
-        self._disowned: set[Averages] = set()  # a contributor says that it never gave what they name
+        self._disowned: set[Averages] = set()  # never to be finished: a contributor denies them, or states drifted apart
         self._counted: dict[tuple[str, int], int] = {}  # (peer, incarnation) -> end of its last committed range
 
     # -- leading or not ------------------------------------------------------------------------------------------------------
 
     def take_over(self, now: float) -> list[LeaderAction]:
+        """Begin to lead: ask every member of the last commit that is not connected here."""
         if self.active or self.tip is None:
             return []
         self.active = True
@@ -85,6 +90,7 @@ class Leader:
         return self._hear(set(self.tip.members) - self.followers.keys(), now)
 
     def step_down(self) -> list[LeaderAction]:
+        """Stop leading: abort the attempt under way and forget all followers."""
         actions = self._fail(Reason.LEADER_LOST, self.me.peer)
         self.active = self._committed = False
         self.followers.clear()
@@ -93,10 +99,10 @@ class Leader:
         return actions
 
     def follow(self, tip: Tip, commit: Commit | None = None) -> list[LeaderAction]:
-        """This peer's own state is at `tip` now (through `commit`, unless it was caught up)."""
+        """Take note that this peer's own state is at `tip` now. `commit` led there; None if the state came from a donor."""
         actions = self._fail(Reason.SUPERSEDED, "")
         if self.tip is None or tip.lineage != self.tip.lineage:
-            # Else it is still the same epoch (catching up found nothing further), and no ballot of it may be used twice.
+            # At the same lineage it is still the same epoch, and no ballot of it may be used twice.
             self._highest_attempt = 0
             self._failed_pairs.clear()
             self._disowned.clear()
@@ -114,18 +120,20 @@ class Leader:
                 self._counted[contribution.peer, contribution.incarnation] = contribution.end
         return actions
 
-    # -- who is there --------------------------------------------------------------------------------------------------------
+    # -- followers -----------------------------------------------------------------------------------------------------------
 
     def joined(self, peer: str, hello: Hello, now: float) -> list[LeaderAction]:
+        """Add a follower that opened a control stream, unless a newer incarnation of it is connected."""
         follower = self.followers.get(peer)
         if follower is not None and hello.incarnation < follower.hello.incarnation:
-            return []  # a newer process of this peer is seated
+            return []
         actions = self._lose(peer, Reason.OTHER_INCARNATION, now) if follower is not None else []
         self.followers[peer] = Follower(hello, now)
         self._absences.seated(peer)
         return actions
 
     def reported(self, peer: str, report: Report, now: float) -> list[LeaderAction]:
+        """Take in a follower's progress; plan if it completes the batch."""
         follower = self.followers.get(peer)
         if follower is None:
             return []
@@ -147,35 +155,41 @@ class Leader:
         return [*actions, *self._consider(now)]
 
     def heard(self, peer: str, now: float) -> None:
+        """Take note of a life sign: any byte from `peer`."""
         if peer in self.followers:
             self.followers[peer].heard_at = now
 
     def left(self, peer: str, reason: Reason, now: float) -> list[LeaderAction]:
-        """Its control stream ended, for whatever reason."""
-        self._absences.dropped(peer, reason)  # before anything is planned without it
+        """Remove a follower whose control stream ended, for any reason."""
+        self._absences.dropped(peer, reason)  # first: the next plan already lists it as absent
         actions = self._lose(peer, reason, now)
         if self.active and self.tip is not None and peer in self.tip.members and reason is not Reason.LEFT:
-            # It may follow another leader by now: ask before anything is planned without it.
+            # It may already follow another leader, so it is asked before the next plan is made without it.
             actions += self._hear({peer}, now)
         return [*actions, *self._consider(now)]
 
     def answered(self, peer: str, follows: str, followers: int) -> list[LeaderAction]:
-        """A member of the last commit that is not connected here says whom it follows, and how many follow it."""
+        """Take in the answer to an Ask: `peer` follows `follows` ('' if nobody), and `followers` peers follow it.
+
+        Of two leaders the one with fewer followers yields; with equally many, the one with the smaller peer id.
+        """
         if not self.active or follows in ("", self.me.peer):
-            return []  # it looks for a leader: its report is waited for until the hearing ends
+            return []  # it still looks for its leader; we wait for its report until the roll call is over
         if follows != peer:
-            return [Ask((follows,))]  # two leads, perhaps: that one must answer for itself
+            return [Ask((follows,))]  # there may be a second leader, which must answer for itself
         if (followers, peer) <= (len(self.followers.keys() - {self.me.peer}), self.me.peer):
-            return []  # two leads at once: the one with fewer followers yields
+            return []
         return [*self.step_down(), Yield(follows)]
 
     def unreachable(self, peer: str, now: float) -> list[LeaderAction]:
+        """Take in that `peer` could not be dialled: the roll call does not wait for it."""
         self._roll_call.heard(peer)
         return self._consider(now)
 
     # -- an attempt ----------------------------------------------------------------------------------------------------------
 
     def answer(self, peer: str, answer: Answer, now: float) -> list[LeaderAction]:
+        """Take in a member's answer to a plan; commit or abort if it decides the attempt."""
         attempt = self.attempt
         plan_digest = answer.result.plan_digest if isinstance(answer, Ready) else answer.plan_digest
         if (
@@ -184,7 +198,7 @@ class Leader:
             or peer not in attempt.plan.members
             or peer not in self.followers
         ):
-            return []  # of an attempt that is over
+            return []  # the attempt is over
         attempt.deadline.answered(peer, now)
         if isinstance(answer, Accept):
             return self._accepted(attempt, peer, answer, now)
@@ -194,22 +208,23 @@ class Leader:
         if isinstance(answer, Drifted):
             attempt.drifted[peer] = answer.reducers
         if attempt.majority_at is not None or isinstance(answer, Drifted):
-            return self._maybe_commit(now)  # the epoch is decided; whoever misses the results catches up
+            return self._maybe_commit(now)  # with a majority the epoch is decided; a member without the results catches up
         if isinstance(answer, Refuse):
             self._highest_attempt = max(self._highest_attempt, answer.promised_attempt)
             if answer.reason is Reason.RESULTS_DIFFER and attempt.plan.finishes is not None:
                 self._disowned.add(attempt.plan.finishes)
             if answer.reason is not Reason.PROMISED_HIGHER:
-                self.followers[peer].report = None  # out until it reports afresh
+                self.followers[peer].report = None  # it is in no plan until it reports again
             return [*self._fail(answer.reason, peer), *self._consider(now)]
         pair = (answer.member, answer.reducer)
         if pair[0] not in attempt.plan.members or pair[1] not in {shard.reducer for shard in attempt.plan.shards}:
-            pair = (peer, peer)  # it speaks of somebody who is not there
+            pair = (peer, peer)  # it names a peer that is not in the plan
         self._failed_pairs.add(pair)
         culprit = pair[0] if answer.reason in (Reason.BAD_CHUNK, Reason.CONTRIBUTOR_LOST) else pair[1]
         return [*self._fail(answer.reason, culprit), *self._consider(now)]
 
     def tick(self, now: float) -> list[LeaderAction]:
+        """Act on the time: ask again, drop silent followers, end a stalled attempt, commit after the grace, plan."""
         if not self.active:
             return []
         actions = self._slept(now)
@@ -224,15 +239,18 @@ class Leader:
             for peer in late:
                 if peer in self.followers:
                     self.followers[peer].report = None
-            idle = [] if late else attempt.idle  # they accepted, and gave nothing to anybody
+            idle = [] if late else attempt.idle
             self._failed_pairs |= {(peer, shard.reducer) for peer in idle for shard in attempt.plan.shards}
             actions += self._fail(Reason.STALLED, (late or idle or [""])[0])
         actions += self._maybe_commit(now)
         return [*actions, *self._consider(now)]
 
     def _slept(self, now: float) -> list[LeaderAction]:
-        """A process that was stopped for so long (ticks come far more often) was taken for dead. What it finds in its buffers
-        when it wakes is of an attempt that others went on from: to commit that, or to plan with it, would begin a fork."""
+        """End the attempt if this process was stopped for longer than DETECTION_S (ticks come far more often).
+
+        The others took it for dead and went on. The messages in its buffers belong to the past. If it committed or planned
+        with them, it would begin a fork.
+        """
         slept_s, self._awake_at = now - self._awake_at, now
         if not self.active or slept_s <= DETECTION_S:
             return []
@@ -242,18 +260,19 @@ class Leader:
 
     @property
     def gathered_samples(self) -> int:
-        """Samples reported towards the batch by peers at this leader's tip."""
+        """Samples towards the batch that peers at this leader's tip have reported."""
         return sum(report.samples for _, report in self._at_tip())
 
     @property
     def vector_bytes(self) -> int:
-        """Of a whole vector, as the next plan encodes it."""
+        """Bytes of a whole vector in the codec of the next plan."""
         largest = max(self.codecs.values())
         return self.codecs.get(self.tip.codec, largest) if self.tip is not None else largest
 
     # -- inside --------------------------------------------------------------------------------------------------------------
 
     def _at_tip(self) -> Iterable[tuple[str, Report]]:
+        """(peer, its report) of each follower that is caught up and at this leader's tip."""
         for peer, follower in self.followers.items():
             report = follower.report
             if report is not None and report.caught_up and self.tip is not None and report.standing.lineage == self.tip.lineage:
@@ -273,7 +292,7 @@ class Leader:
         return self._fail(reason, peer)
 
     def _consider(self, now: float) -> list[LeaderAction]:
-        """Plan, if it is time."""
+        """Plan the next attempt if all conditions for it hold."""
         if slept := self._slept(now):
             return slept
         tip = self.tip
@@ -284,7 +303,7 @@ class Leader:
         if not self._roll_call.is_over(now):
             return []
         samples = self.gathered_samples
-        # Once an attempt was made, this leader's or another's, its contributors are frozen: waiting would bring few samples.
+        # After an attempt, by any leader, its contributors are frozen: waiting would bring few samples.
         if self._highest_attempt == 0:
             reports = [follower.report for follower in self.followers.values() if follower.report is not None]
             if samples < self.target_batch_size or self._stragglers.awaited(tip, self._parent, reports, now):
@@ -296,7 +315,7 @@ class Leader:
         plan = self._plan(tip, layout)
         plan = replace(plan, planned_s=planned_seconds(plan, present, self.vector_bytes))
         attempt = self._highest_attempt = plan.ballot.attempt
-        slowest = slowest_paces(plan, present, self.vector_bytes, plan.planned_s * self._overrun * doubled(attempt))
+        slowest = min_rates(plan, present, self.vector_bytes, plan.planned_s * self._overrun * doubled(attempt))
         deadline = Deadline(plan.members, now, plan.patience_s, slowest)
         self.attempt = Attempt(plan, now, deadline, codec_after(plan, present, self.codecs, self.target_batch_size))
         return [SendPlan(plan.members, plan, self._absences.from_plan(plan, layout.too_slow, tip, self.followers))]
@@ -340,7 +359,7 @@ class Leader:
         }
 
     def _sound(self, ready: ReadyFor | None, tip: Tip) -> ReadyFor | None:
-        """What a member reports that it was ready for, if it can be committed at this tip."""
+        """The attempt that a member reports to be ready for; None if it cannot be committed at this tip."""
         if ready is None or ready.ballot.parent != tip.lineage or ready.averages.elements != self.elements:
             return None
         contributions = ready.averages.contributions
@@ -350,23 +369,24 @@ class Leader:
         return ready if uncounted and theirs and ready.averages not in self._disowned else None
 
     def _may_be_of(self, contribution: Contribution) -> bool:
-        """Nobody who is here is said to have given more than it reported."""
+        """Whether the contribution agrees with its peer's report, if that process of the peer is connected here."""
         follower = self.followers.get(contribution.peer)
         if follower is None or follower.hello.incarnation != contribution.incarnation or follower.report is None:
-            return True  # it is gone, or that process of it
+            return True  # that process is gone, so we cannot check
         return contribution.weight <= follower.report.samples
 
     def _accepted(self, attempt: Attempt, peer: str, answer: Accept, now: float) -> list[LeaderAction]:
         contribution, follower = answer.contribution, self.followers[peer]
         if peer in attempt.plan.contributors and attempt.plan.finishes is None:
-            problem = self._problem_with(contribution, peer, follower, attempt)
+            problem = self._problem_with(contribution, peer, follower)
             if problem is not None:
                 follower.report = None
                 return [*self._fail(problem, peer), *self._consider(now)]
         attempt.accepted[peer] = contribution
         return self._maybe_commit(now)
 
-    def _problem_with(self, contribution: Contribution | None, peer: str, follower: Follower, attempt: Attempt) -> Reason | None:
+    def _problem_with(self, contribution: Contribution | None, peer: str, follower: Follower) -> Reason | None:
+        """Why the contribution may not enter the attempt; None if it may."""
         if (
             contribution is None
             or contribution.peer != peer
@@ -383,6 +403,7 @@ class Leader:
         return None
 
     def _fail(self, reason: Reason, peer: str) -> list[LeaderAction]:
+        """End the attempt under way, if any. `peer` dropped out or is at fault, '' if nobody is."""
         attempt = self.attempt
         if attempt is None:
             return []
@@ -396,7 +417,10 @@ class Leader:
         return [NoteFailure(attempt.plan.ballot, reason, peer), SendAbort(present, attempt.plan.digest, reason)]
 
     def _drift_apart(self, attempt: Attempt) -> list[LeaderAction]:
-        """Too many were never ready: nobody can have committed this, and nobody is to finish it."""
+        """End an attempt in which states have drifted apart.
+
+        No majority was ready, so nobody committed it, and nobody may finish it.
+        """
         off = attempt.off()
         for peer in off:
             self.followers[peer].report = None
@@ -408,6 +432,7 @@ class Leader:
         return [note, SendAbort(off, abort.plan_digest, Reason.DRIFT), others]
 
     def _maybe_commit(self, now: float) -> list[LeaderAction]:
+        """Commit the attempt if a majority agrees and the grace is over; end it if no majority is possible."""
         if slept := self._slept(now):
             return slept
         attempt, tip = self.attempt, self.tip
@@ -448,5 +473,6 @@ class Leader:
         return [Announce(commit, now - attempt.started_at, attempt.plan.ballot.attempt, absent)]
 
     def _reachable(self) -> list[Candidate]:
+        """The peers at this leader's tip that others can dial, sorted by id."""
         here = [Candidate(peer, self.followers[peer].hello.address) for peer, _ in sorted(self._at_tip())]
         return [candidate for candidate in here if candidate.address]

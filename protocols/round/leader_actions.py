@@ -1,4 +1,4 @@
-"""What a leader wants its driver to do (pure values). Carried out in order, each before the next."""
+"""The actions that a Leader returns, as pure values. The driver carries them out in order, each before the next."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from protocols.round.records import Ballot, Commit
 
 @dataclass(frozen=True)
 class Ask:
-    """Ask these members of the last commit where they stand and whom they follow; answer answered() or unreachable() for each."""
+    """Ask each of these members where it stands and whom it follows. The driver answers with answered() or unreachable()."""
 
     peers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class SendPlan:
-    """To each its part of it."""
+    """Send each of these members its own part of the plan (MemberPlan)."""
 
     to: tuple[str, ...]
     plan: Plan
-    absent: Absent = ()  # who is connected or was a member of the last commit, and is not planned
+    absent: Absent = ()  # peers outside of the plan that are connected or were members of the last commit
 
 
 @dataclass(frozen=True)
 class SendAbort:
+    """Tell these members that the attempt is over."""
+
     to: tuple[str, ...]
     plan_digest: str
     reason: Reason
@@ -35,24 +37,24 @@ class SendAbort:
 
 @dataclass(frozen=True)
 class Announce:
-    """Sign this commit and send it to everybody connected, this peer's own member included."""
+    """Sign this commit and send it to everybody connected, this peer's own Member included."""
 
     commit: Commit
-    seconds: float
-    attempts: int
-    absent: Absent = ()  # who is connected or was a member of the last commit, and gave nothing
+    seconds: float  # that its attempt took
+    attempts: int  # of this epoch, the last included
+    absent: Absent = ()  # peers without a contribution in it that are connected or were members of the last commit
 
 
 @dataclass(frozen=True)
 class Reannounce:
-    """Send the commit that led to this leader's tip to members that have not applied it: its own leader may have gone before."""
+    """Send the commit that led to this leader's tip to members that have not applied it. Its leader may have died too early."""
 
     to: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class NoteFailure:
-    """For the log: this attempt ended without a commit; `peer` is who dropped out or was found at fault ('' if nobody was)."""
+    """Log that this attempt ended without a commit. `peer` dropped out or is at fault; '' if nobody is."""
 
     ballot: Ballot
     reason: Reason
@@ -61,7 +63,7 @@ class NoteFailure:
 
 @dataclass(frozen=True)
 class Yield:
-    """Another leader works already: follow it."""
+    """Stop leading and follow the peer `to`, which is the leader."""
 
     to: str
 

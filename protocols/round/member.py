@@ -1,9 +1,9 @@
-"""A member's part in rounds, as a pure state machine: events in, actions out.
+"""A member of rounds, as a pure state machine: it takes events and returns actions.
 
-Rule 1: nothing here touches a socket, a clock, a thread or a tensor. The driver feeds events in the order in which they happened
-and carries out the returned actions in order.
+Rule 1: nothing here touches a socket, a clock, a thread or a tensor. The driver feeds the events in the order in which they
+happen. It carries out the returned actions in order.
 
-    phase        what the peer does                      leaves it by
+    phase        what the peer does                      what ends it
     CATCHING_UP  fetches state, contributes nothing      adopted()
     TRAINING     draws samples                           on_plan() accepted
     FROZEN       contribution fixed, no attempt running  on_plan(), applied commit
@@ -11,7 +11,8 @@ and carries out the returned actions in order.
     READY        holds every averaged shard              commit -> APPLYING, abort -> FROZEN
     APPLYING     the commit is being applied             applied() -> TRAINING, apply_failed() -> CATCHING_UP
 
-In a run that overlaps the peer draws in all phases but the first: from a freeze on for the next epoch, at that moment's tip.
+In a run with overlap the peer draws samples in every phase but CATCHING_UP. After a freeze it draws for the next epoch, at
+the tip of that moment.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from protocols.round.records import (
 
 
 class Phase(str, Enum):
+    """What a member does now: see the table at the top."""
+
     CATCHING_UP = "catching up"
     TRAINING = "training"
     FROZEN = "frozen"
@@ -49,12 +52,18 @@ class Phase(str, Enum):
 
 @dataclass(frozen=True)
 class Freeze:
-    """Answer with frozen(): the contribution, encoded, or None if there is none. Draw no more; with overlap, go on anew."""
+    """Encode the contribution and answer with frozen(); None if there are no samples.
+
+    Without overlap, stop drawing. With overlap, go on with an empty accumulator.
+    """
 
 
 @dataclass(frozen=True)
 class Reduce:
-    """Do this part of the plan, with the contribution (None: receive only); answer reduced() or reduce_failed()."""
+    """Do this member's part of the plan; answer with reduced(), drifted() or reduce_failed().
+
+    Without a contribution the member sends no gradient.
+    """
 
     plan: MemberPlan
     contribution: Contribution | None
@@ -62,18 +71,24 @@ class Reduce:
 
 @dataclass(frozen=True)
 class StopReducing:
+    """Stop the traffic of this plan: its attempt is over."""
+
     plan_digest: str
     reason: Reason
 
 
 @dataclass(frozen=True)
 class Accept:
+    """Answer to a plan: this member takes part, with the contribution if it gives one."""
+
     plan_digest: str
     contribution: Contribution | None
 
 
 @dataclass(frozen=True)
 class Refuse:
+    """Answer to a plan: this member takes no part. `promised_attempt` is the highest that it accepted in this epoch, else 0."""
+
     plan_digest: str
     reason: Reason
     promised_attempt: int
@@ -85,12 +100,14 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Ready:
+    """Answer to a plan: this member holds every averaged shard."""
+
     result: Result
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Something broke between `member` (who gives, or only receives) and `reducer`; one of them is the sender of this."""
+    """Answer to a plan: the exchange between `member` and `reducer` broke. One of the two is the sender of this answer."""
 
     plan_digest: str
     reason: Reason
@@ -100,7 +117,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class Drifted:
-    """All is here, but this member's state is further off the canonical values of these reducers than rounding allows."""
+    """Answer to a plan, instead of Ready: every shard is here, but the states have drifted apart.
+
+    This member's state is further off the canonical values of these reducers than rounding allows.
+    """
 
     plan_digest: str
     reducers: tuple[str, ...]
@@ -115,7 +135,7 @@ Answer = Accept | Refuse | Ready | Failed | Drifted
 
 @dataclass(frozen=True)
 class Send:
-    """To the leader of the plan (or of the current tip)."""
+    """Send the answer to the leader `to`."""
 
     to: str
     answer: Answer
@@ -123,22 +143,24 @@ class Send:
 
 @dataclass(frozen=True)
 class Apply:
-    """Apply this commit's averaged shards, all of them (they are those of the last reduced()), then answer applied() or
-    apply_failed()."""
+    """Apply all averaged shards of this commit; answer with applied() or apply_failed().
+
+    They are the shards of the last reduced().
+    """
 
     signed: SignedCommit
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Draw samples, from an empty accumulator at the tip's parameters; with `keep`, go on drawing as it is."""
+    """Draw samples from an empty accumulator at the tip's parameters. With `keep`, go on with the accumulator as it is."""
 
     keep: bool = False
 
 
 @dataclass(frozen=True)
 class GiveUp:
-    """These samples (without a contribution: those accumulated, not frozen) will never be committed; log them with the reason."""
+    """Log that these samples will never be committed. Without a contribution they are the accumulated ones, not yet frozen."""
 
     reason: Reason
     contribution: Contribution | None
@@ -146,6 +168,8 @@ class GiveUp:
 
 @dataclass(frozen=True)
 class CatchUp:
+    """Fetch the state from donors; answer with adopted()."""
+
     reason: Reason
 
 
@@ -153,7 +177,7 @@ MemberAction = Freeze | Reduce | StopReducing | Send | Apply | Resume | GiveUp |
 
 
 class Member:
-    """One peer's view of the epoch under way. See the table at the top for the phases."""
+    """One peer's view of the epoch under way. The table at the top lists its phases."""
 
     def __init__(self, me: str, incarnation: int, *, overlap: bool = False) -> None:
         self.me = me
@@ -166,33 +190,36 @@ class Member:
         self._planned_with: tuple[str, ...] = ()
         self.plan: MemberPlan | None = None
         self.contribution: Contribution | None = None
-        self.ready_for: ReadyFor | None = None  # kept when its attempt ends, so that another can finish it
-        self._moved = (0, 0.0)  # bytes of rounds, and since when it is so many
-        self._base = ""  # the lineage at which what accumulates is computed
-        self._frozen = False  # whether the accumulator of this epoch is fixed (perhaps as "nothing")
+        self.ready_for: ReadyFor | None = None  # kept when its attempt ends, so that another attempt can finish it
+        self._moved = (0, 0.0)  # (bytes of rounds so far, the time at which they last grew)
+        self._base = ""  # the lineage whose parameters the accumulated gradients are computed at
+        self._frozen = False  # the contribution of this epoch is fixed, perhaps as None
         self._freezing = False
         self._commit: SignedCommit | None = None
-        self._drifted = False  # from what the plan's reducers hold; whose fault it is, the others' votes say
-        self._named: tuple[Commit, Contribution] | None = None  # a commit that names what was given here, and is to be fetched
+        self._drifted = False  # this state or a reducer's is off; the votes of the others decide which
+        self._named: tuple[Commit, Contribution] | None = None  # a commit still to be fetched, and our contribution in it
 
     # -- state -------------------------------------------------------------------------------------------------------------
 
     def adopted(self, tip: Tip) -> list[MemberAction]:
-        """State of `tip` is in place, from a donor or from the disk."""
+        """Begin an epoch at `tip`: its state is in place, from a donor or from the disk."""
         actions = [*self._drop_plan(Reason.SUPERSEDED), *self._settle_named(tip)]
         self._start_epoch(tip, tip.lineage)
         self.phase = Phase.TRAINING
         return [*actions, Resume()]
 
     def replayed(self, tip: Tip) -> bool:
-        """Whether that is news for the leader: catching up, the state has come to `tip`, and goes on from there."""
+        """Take note that the state has reached `tip` while catching up. Returns whether the leader should hear of it."""
         if self.phase is not Phase.CATCHING_UP or self.tip is None:
             return False
         self.promised, self.tip = self._promises.moved(self.promised, self.tip, tip), tip
         return True
 
     def _settle_named(self, tip: Tip) -> list[MemberAction]:
-        """The commit that names the contribution may be lost, with all who held it. A tip further on than it does not tell."""
+        """Give up the contribution that a fetched commit was to name, if `tip` shows that the commit is lost.
+
+        A tip of a later epoch does not show it.
+        """
         named, self._named = self._named, None
         if named is None or tip.lineage == named[0].digest or tip.epoch > named[0].ballot.epoch:
             return []
@@ -200,18 +227,20 @@ class Member:
         return [GiveUp(reason, named[1])]
 
     def catch_up(self, reason: Reason) -> list[MemberAction]:
-        """The driver found that this lineage is behind, or lost to a heavier one."""
+        """Leave for other state: the driver found that this lineage is behind, or lost to a heavier one."""
         if self.phase in (Phase.CATCHING_UP, Phase.APPLYING):
             return []
         return self._fall_behind(reason, self._commit.commit if self._commit is not None else None)
 
     def planned_with(self, leader: str) -> tuple[str, ...]:
-        """Known members of the highest attempt accepted at this epoch, for any other leader than its own: it must ask them
-        all."""
+        """The known members of the highest attempt accepted at this epoch, for a report to `leader`.
+
+        A leader must ask all of them before it plans. Empty if the attempt is the leader's own.
+        """
         return self._planned_with if self.promised is not None and self.promised.leader != leader else ()
 
     def samples(self, accumulated: int) -> int:
-        """What can be given to the epoch that is averaged now or next: what is frozen for it, else what has accumulated."""
+        """Samples for the epoch that is averaged now or next: those of the frozen contribution, else the accumulated ones."""
         return self.contribution.weight if self.contribution is not None else accumulated
 
     def report(
@@ -225,7 +254,10 @@ class Member:
         upload_bytes_s: float,
         download_bytes_s: float,
     ) -> Report | None:
-        """For the leader `following` ('' while there is none); None before the first state. `accumulated`: samples not frozen."""
+        """The report to the leader `following` ('' without one); None before the first state.
+
+        `accumulated` counts the samples that are not frozen. `samples_per_second` and the rates are moving estimates.
+        """
         if self.tip is None:
             return None
         return Report(
@@ -244,14 +276,19 @@ class Member:
         )
 
     def is_behind(self, theirs: Standing, following: str) -> bool:
-        """Whether to leave for a lineage that somebody stands at: a heavier one, unless a round of the leader `following` is
-        under way, which leads there anyway."""
+        """Whether to leave for the lineage `theirs`: it must be heavier.
+
+        During a round of the leader `following` the answer is no, since the commit of that round leads there anyway.
+        """
         if self.tip is None or self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or not theirs.heavier_than(self.tip.standing):
             return False
         return self.plan is None or self.plan.ballot.leader != following
 
     def tick(self, moved_bytes: int, now: float) -> list[MemberAction]:
-        """`moved_bytes` of rounds, so far. A commit whose averages stopped coming: they are got from somebody else."""
+        """Catch up if a commit is here and its averages stopped coming for the plan's patience.
+
+        `moved_bytes` counts the bytes of all rounds so far.
+        """
         awaits_results = self._commit is not None and self.phase is Phase.REDUCING
         if self.plan is None or not awaits_results or moved_bytes != self._moved[0]:
             self._moved = (moved_bytes, now)
@@ -262,6 +299,7 @@ class Member:
     # -- the leader's messages -----------------------------------------------------------------------------------------------
 
     def on_plan(self, plan: MemberPlan) -> list[MemberAction]:
+        """Refuse the plan, or accept it: that is the promise to ignore every lower ballot of its epoch."""
         refusal = self._refusal(plan)
         leader = plan.ballot.leader
         if refusal is not None:
@@ -269,7 +307,8 @@ class Member:
         actions = self._drop_plan(Reason.SUPERSEDED)
         self.promised, self._planned_with = plan.ballot, plan.known_members
         self.plan = plan
-        if self._frozen or not self._gives(plan):  # who gives nothing goes on drawing, for the next attempt if this one fails
+        if self._frozen or not self._sends(plan):
+            # A member that gives nothing goes on drawing: the next attempt can take its samples if this one fails.
             return [*actions, *self._begin_reducing()]
         self.phase = Phase.FROZEN
         if not self._freezing:
@@ -278,12 +317,16 @@ class Member:
         return actions
 
     def on_abort(self, plan_digest: str, reason: Reason) -> list[MemberAction]:
+        """Leave the attempt; with reason DRIFT, give up the state and fetch it anew."""
         if self.plan is None or self.plan.digest != plan_digest or self.phase is Phase.APPLYING:
             return []
         return self._fall_behind(reason) if reason is Reason.DRIFT else self._drop_plan(reason)
 
     def on_commit(self, signed: SignedCommit) -> list[MemberAction]:
-        """`signed`'s signature was checked. One of a promised-away ballot is ignored, one whose shards are here is applied."""
+        """Apply a commit whose shards are here; ignore one of a lower ballot than promised; catch up for any other.
+
+        The caller has checked the signature.
+        """
         commit, tip = signed.commit, self.tip
         if tip is None or self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or commit.digest == tip.lineage:
             return []
@@ -302,16 +345,17 @@ class Member:
         if not self.plan.is_closed_by(commit):
             return self._fall_behind(Reason.RESULTS_DIFFER)
         if self._drifted:
-            return self._fall_behind(Reason.DRIFT, commit)  # more than half of the members agreed with each other
+            return self._fall_behind(Reason.DRIFT, commit)  # a majority of the members agreed, so this state is off
         self._commit = signed
         return self._apply() if self.phase is Phase.READY else []
 
     # -- the driver's answers ----------------------------------------------------------------------------------------------
 
     def frozen(self, contribution: Contribution | None) -> list[MemberAction]:
+        """Answer to Freeze: the contribution is encoded, or there is none."""
         given = () if contribution is None else (contribution,)
         if self.tip is None or not self._freezing or not self.tip.may_average(given, overlap=self.overlap):
-            return []  # the epoch closed while the accumulator was being frozen
+            return []  # the epoch ended during the freeze
         self._freezing = False
         self._frozen = True
         self._base = self.tip.lineage
@@ -321,6 +365,7 @@ class Member:
         return self._begin_reducing() if self.plan is not None and self.phase is Phase.FROZEN else []
 
     def reduced(self, plan_digest: str, averages: Averages) -> list[MemberAction]:
+        """Answer to Reduce: every averaged shard is here, and the digests match."""
         if self.plan is None or plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
             return []
         self.ready_for = ReadyFor(self.plan.ballot, averages)
@@ -329,6 +374,7 @@ class Member:
         return [*actions, *self._apply()] if self._commit is not None else actions
 
     def reduce_failed(self, plan_digest: str, reason: Reason, member: str, reducer: str) -> list[MemberAction]:
+        """Answer to Reduce: the exchange between `member` and `reducer` broke."""
         if self.plan is None or plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
             return []
         if self._commit is not None:
@@ -337,7 +383,10 @@ class Member:
         return [*self._drop_plan(reason), Send(leader, Failed(plan_digest, reason, member, reducer))]
 
     def drifted(self, plan_digest: str, reducers: tuple[str, ...]) -> list[MemberAction]:
-        """Instead of reduced(). What this member reduces stays there for the others, until the attempt ends."""
+        """Answer to Reduce: every shard is here, but this state is off the canonical values of `reducers`.
+
+        The others can still fetch what this member reduces, until the attempt ends.
+        """
         if self.plan is None or plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
             return []
         if self._commit is not None:
@@ -346,6 +395,7 @@ class Member:
         return [Send(self.plan.ballot.leader, Drifted(plan_digest, reducers))]
 
     def applied(self) -> list[MemberAction]:
+        """Answer to Apply: the state is at the commit. The next epoch begins."""
         assert self._commit is not None, "applied() answers an Apply"
         commit = self._commit.commit
         tip = Tip.after(commit)
@@ -356,6 +406,7 @@ class Member:
         return [*actions, Resume(keep)]
 
     def apply_failed(self) -> list[MemberAction]:
+        """Answer to Apply: the step failed midway, so the state belongs to no lineage and is fetched anew."""
         commit = self._commit.commit if self._commit is not None else None
         self._commit = None
         self.phase = Phase.READY
@@ -364,6 +415,7 @@ class Member:
     # -- inside ------------------------------------------------------------------------------------------------------------
 
     def _refusal(self, plan: MemberPlan) -> Reason | None:
+        """Why this member must refuse the plan; None if it may accept."""
         if self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or self.tip is None:
             return Reason.NOT_CAUGHT_UP
         builds_on = (plan.ballot.parent, plan.ballot.epoch - 1, plan.codec)
@@ -378,27 +430,27 @@ class Member:
                 return Reason.OTHER_LINEAGE
             mine = [c for c in plan.finishes.contributions if (c.peer, c.incarnation) == (self.me, self.incarnation)]
             return Reason.RESULTS_DIFFER if mine and mine != [self.contribution] else None
-        if self._frozen and plan.gives and self.contribution is None:
+        if self._frozen and plan.sends and self.contribution is None:
             return Reason.NOTHING_TO_GIVE
         return None
 
     def _begin_reducing(self) -> list[MemberAction]:
         assert self.plan is not None
         plan = self.plan
-        gives = self._gives(plan)
-        if gives and self.contribution is None:
-            # Nothing was fixed, so nothing need stay frozen: were this the only contributor, nobody would ever plan again.
+        sends = self._sends(plan)
+        if sends and self.contribution is None:
+            # Nothing is frozen, so the member draws again. If the only contributor stayed frozen, no plan could ever be made.
             actions = self._drop_plan(Reason.NOTHING_TO_GIVE)
             self._forget_contribution()
             self.phase = Phase.TRAINING
             refusal = Refuse(plan.digest, Reason.NOTHING_TO_GIVE, plan.ballot.attempt)
             return [*actions, Send(plan.ballot.leader, refusal), Resume(keep=self.overlap)]
-        given = self.contribution if gives else None
+        given = self.contribution if sends else None
         self.phase = Phase.REDUCING
         return [Send(plan.ballot.leader, Accept(plan.digest, given)), Reduce(plan, given)]
 
-    def _gives(self, plan: MemberPlan) -> bool:
-        return plan.gives and plan.finishes is None
+    def _sends(self, plan: MemberPlan) -> bool:
+        return plan.sends and plan.finishes is None
 
     def _holds(self, commit: Commit) -> bool:
         return self.ready_for is not None and self.ready_for.averages == commit.averages
@@ -411,6 +463,7 @@ class Member:
         return [Apply(self._commit)]
 
     def _drop_plan(self, reason: Reason) -> list[MemberAction]:
+        """Leave the attempt under way, if any. The frozen contribution and `ready_for` stay for the next one."""
         plan, phase = self.plan, self.phase
         self.plan = self._commit = None
         self._drifted = False
@@ -420,7 +473,7 @@ class Member:
         return [StopReducing(plan.digest, reason)] if phase in (Phase.REDUCING, Phase.READY) else []
 
     def _fall_behind(self, reason: Reason, commit: Commit | None = None) -> list[MemberAction]:
-        """`commit`: the one whose state is not here; samples that it names are not given up."""
+        """Give up the samples of this epoch and catch up. Samples that `commit` names are kept: its state will be fetched."""
         actions = self._drop_plan(reason)
         if commit is not None and self.contribution is not None and self.contribution in commit.contributions:
             self._named = (commit, self.contribution)
@@ -431,7 +484,10 @@ class Member:
         return [*actions, CatchUp(reason)]
 
     def _give_up(self, reason: Reason, commit: Commit | None, *, accumulated: bool) -> list[MemberAction]:
-        """What is frozen, unless `commit` names it; and what has `accumulated`, which is nothing beside it without overlap."""
+        """GiveUp actions: for the frozen contribution, unless `commit` names it, and with `accumulated` for the accumulator.
+
+        Without overlap a peer with a frozen contribution has accumulated nothing else.
+        """
         actions: list[MemberAction] = []
         if self.contribution is not None and (commit is None or self.contribution not in commit.contributions):
             actions.append(GiveUp(reason, self.contribution))

@@ -1,4 +1,4 @@
-"""What the next attempt at an epoch looks like: who takes part, who gives, and who reduces which part of the vector."""
+"""Layout of the next attempt at an epoch: who takes part, who gives, and who reduces which part of the vector (pure)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from protocols.round.plans import LONGEST_PLANNED_S, MIN_PLANNED_S, Plan
 from protocols.round.program import Link, fastest, measured, round_seconds, worth_waiting_for
 from protocols.round.records import MAX_REDUCERS, Averages, Candidate, ReadyFor, Shard, ShardResult
 
-# Shards start at multiples of this many elements, so that a block-wise codec encodes a value the same way under every plan.
+# Shards start at multiples of this many elements (a grid block). So a block-wise codec encodes a value alike under every plan.
 GRID = 1024
-# A shard of less than a chunk is not worth a connection.
+# A chunk has this many grid blocks. A smaller shard is not worth a connection.
 CHUNK_BLOCKS = 64
-# One TCP stream cannot fill every link: fewer reducers than this have several shards each, if these have so many blocks at least.
+# One TCP stream cannot fill every link. With fewer reducers than STREAMS, each has several shards of at least STREAM_BLOCKS.
 STREAMS, STREAM_BLOCKS = 4, 16 * CHUNK_BLOCKS
-# What a reducer may have to hold of each contributor's part of a shard: four chunks decoded, and one as it comes in.
+# A reducer holds this much of each contributor's part of a shard: four decoded chunks, and one that comes in.
 WINDOW_BYTES = 5 * CHUNK_BLOCKS * GRID * 4
-# Its own averaged shards it holds until the next commit, for whoever is late: so those of two epochs.
+# A reducer keeps its averaged shards until the next commit, for late members. So it holds the shards of two epochs.
 EPOCHS_HELD = 2
-# Whoever gives nothing because of a slow link gives all the same in one of so many epochs: its link is measured by what it sends.
+# In one of this many epochs the members with slow links give, too: only sending measures their links.
 ALL_GIVE_EVERY = 16
 Pairs = Collection[tuple[str, str]]  # (member, reducer)
 
@@ -36,84 +36,88 @@ class Present:
     download_bytes_s: float = 0.0
     ready_for: ReadyFor | None = None
     samples_per_second: float = 0.0
-    memory_bytes: int = 0  # that it may use for what it reduces; 0: unknown, and taken for enough
+    memory_bytes: int = 0  # that it may use for reducing; 0: unknown, and taken for enough
 
 
 @dataclass(frozen=True)
 class Round:
-    """What is to be planned."""
+    """The round to plan."""
 
     epoch: int  # that it would commit
-    elements: int
-    vector_bytes: int  # encoded
+    elements: int  # of the vector
+    vector_bytes: int  # of the encoded vector
     target_batch_size: int
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A plan without its identity."""
+    """Who does what in a plan: a plan without its identity. All peers are sorted."""
 
     members: tuple[str, ...]
     contributors: tuple[str, ...]
     shards: tuple[Shard, ...]
     finishes: Averages | None = None
-    too_slow: tuple[str, ...] = ()  # members whose samples are not waited for, because of their links
+    too_slow: tuple[str, ...] = ()  # members that only receive, since their uploads would take too long
 
 
 def fresh(present: Mapping[str, Present], me: str, due: Round, failed: Pairs = ()) -> Layout | None:
-    """Whoever has samples that are worth their time gives, those who can be dialled reduce; None without either.
+    """Layout of an attempt that averages afresh; None if nobody has samples or nobody can be dialled.
 
-    No pair of a contributor and a reducer that failed in this epoch meets again.
+    The members whose samples are worth the time of their upload give. The members that can be dialled reduce. No pair of
+    (member, reducer) in `failed` is repeated. `me` is the leader.
     """
     left_out, not_reducing = around(failed, present.keys(), me)
     members = present.keys() - left_out
     reducers = _reachable(present, members - not_reducing)
-    if not reducers:  # every reducer failed for somebody: better without those members than without the epoch
+    if not reducers:  # every reducer failed for somebody: the leader reduces alone, without the members that it failed for
         members = present.keys() - {member for member, reducer in failed if reducer == me} | {me}
         reducers = _reachable(present, {me})
-    givers = frozenset(peer for peer in members if present[peer].samples > 0)
-    if not givers or not reducers:
+    senders = frozenset(peer for peer in members if present[peer].samples > 0)
+    if not senders or not reducers:
         return None
-    room = {reducer.peer: _room(present[reducer.peer], givers, due.vector_bytes) for reducer in reducers}
-    if not any(room.values()):  # nobody has the memory: slowly rather than not at all
+    room = {reducer.peer: _room(present[reducer.peer], senders, due.vector_bytes) for reducer in reducers}
+    if not any(room.values()):  # nobody reports enough memory; a slow round is better than none
         room = dict.fromkeys(room, 1.0)
     reducers = [reducer for reducer in reducers if room[reducer.peer]]
     rates = measured({peer: (present[peer].upload_bytes_s, present[peer].download_bytes_s) for peer in members})
-    worth = givers
+    worth = senders
     if rates is None:
         fractions = equal_fractions(due.elements, {reducer.peer: room[reducer.peer] for reducer in reducers})
     else:
         may_reduce = {reducer.peer for reducer in reducers}
-        channels = {peer: Link(*rates[peer], peer in givers, peer in may_reduce, room.get(peer, 0.0)) for peer in sorted(members)}
+        links = {peer: Link(*rates[peer], peer in senders, peer in may_reduce, room.get(peer, 0.0)) for peer in sorted(members)}
         speed = sum(present[peer].samples_per_second for peer in members)
         if speed and due.epoch % ALL_GIVE_EVERY:
-            samples = {peer: present[peer].samples for peer in givers}
-            worth = worth_waiting_for(channels, samples, due.target_batch_size / speed, due.vector_bytes)
-            channels = {peer: replace(link, gives=peer in worth) for peer, link in channels.items()}
-        fractions = fastest_fractions(channels, due.elements, due.vector_bytes)
+            samples = {peer: present[peer].samples for peer in senders}
+            worth = worth_waiting_for(links, samples, due.target_batch_size / speed, due.vector_bytes)
+            links = {peer: replace(link, sends=peer in worth) for peer, link in links.items()}
+        fractions = fastest_fractions(links, due.elements, due.vector_bytes)
     most = {peer: _max_shards(present[peer], worth, fraction * due.vector_bytes) for peer, fraction in fractions.items()}
     shards = cut_shards(due.elements, [reducer for reducer in reducers if reducer.peer in fractions], fractions, most)
-    return Layout(tuple(sorted(members)), tuple(sorted(worth)), shards, too_slow=tuple(sorted(givers - worth)))
+    return Layout(tuple(sorted(members)), tuple(sorted(worth)), shards, too_slow=tuple(sorted(senders - worth)))
 
 
-def _room(reducer: Present, givers: Collection[str], vector_bytes: float) -> float:
-    """The fraction of the vector that it has the memory to reduce, in one shard."""
+def _room(reducer: Present, senders: Collection[str], vector_bytes: float) -> float:
+    """The fraction of the vector that the reducer has the memory for, in one shard."""
     if not reducer.memory_bytes:
         return 1.0
-    rest_bytes = reducer.memory_bytes - WINDOW_BYTES * len(givers)
+    rest_bytes = reducer.memory_bytes - WINDOW_BYTES * len(senders)
     return min(1.0, max(0.0, rest_bytes / (EPOCHS_HELD * vector_bytes)))
 
 
-def _max_shards(reducer: Present, givers: Collection[str], own_bytes: float) -> int:
-    """In how many that it has the memory for, when it reduces so much of the encoded vector."""
+def _max_shards(reducer: Present, senders: Collection[str], own_bytes: float) -> int:
+    """The number of shards that the reducer has the memory for, if it reduces `own_bytes` of the encoded vector."""
     if not reducer.memory_bytes:
         return STREAMS
-    return max(0, int(reducer.memory_bytes - EPOCHS_HELD * own_bytes)) // (WINDOW_BYTES * len(givers))
+    return max(0, int(reducer.memory_bytes - EPOCHS_HELD * own_bytes)) // (WINDOW_BYTES * len(senders))
 
 
 def equal_fractions(elements: int, room: Mapping[str, float]) -> dict[str, float]:
-    """For reducers of whom nothing is known but the fraction that each has the memory for; a vector too short for all uses
-    fewer. When all together lack the memory, each takes the same multiple of what it has room for."""
+    """Split the vector evenly among reducers of unmeasured rates: reducer -> fraction, sum 1.
+
+    `room` maps each reducer to the fraction that it has the memory for. A vector with fewer grid blocks than reducers uses
+    fewer of them. If all together lack the memory, each takes the same multiple of its room.
+    """
     used = list(room)[: min(len(room), MAX_REDUCERS, -(-elements // GRID))]
     rest, fractions = 1.0, dict[str, float]()
     for done, peer in enumerate(sorted(used, key=room.__getitem__)):
@@ -122,18 +126,18 @@ def equal_fractions(elements: int, room: Mapping[str, float]) -> dict[str, float
     return {peer: fractions[peer] / (1 - rest) for peer in used}
 
 
-def fastest_fractions(channels: Mapping[str, Link], elements: int, vector_bytes: float) -> dict[str, float]:
-    """The fastest split among at most MAX_REDUCERS, of which each has enough to be worth a connection."""
+def fastest_fractions(links: Mapping[str, Link], elements: int, vector_bytes: float) -> dict[str, float]:
+    """The fastest split among at most MAX_REDUCERS reducers: reducer -> fraction, each large enough for a connection."""
     blocks = -(-elements // GRID)
-    reducing = {peer for peer, link in channels.items() if link.reduces}
+    reducing = {peer for peer, link in links.items() if link.reduces}
     while True:
-        planned = {peer: replace(link, reduces=peer in reducing) for peer, link in channels.items()}
+        planned = {peer: replace(link, reduces=peer in reducing) for peer, link in links.items()}
         fractions = fastest(planned, vector_bytes).fractions
-        # A vector so short that this would leave few to share the work: a quarter of an equal share is enough.
+        # The least is a chunk. For a short vector it is a quarter of an equal share, so that several peers still reduce.
         least = max(1.0, min(CHUNK_BLOCKS, blocks / (4 * len(reducing))))
         largest = sorted(fractions, key=lambda peer: (-fractions[peer], peer))[:MAX_REDUCERS]
         enough = [peer for peer in largest if fractions[peer] * blocks >= least]
-        # Half of the others go, the smallest: what these had may be enough for those who stay.
+        # Drop the smaller half of the reducers with less than that. Their shares may lift the rest above the least.
         if len(enough) == len(reducing) == len(largest) or len(largest) == 1:
             return dict(fractions)
         others = len(largest) - len(enough)
@@ -143,8 +147,10 @@ def fastest_fractions(channels: Mapping[str, Link], elements: int, vector_bytes:
 def cut_shards(
     elements: int, reducers: Sequence[Candidate], fractions: Mapping[str, float], most: Mapping[str, int]
 ) -> tuple[Shard, ...]:
-    """Cut `elements` (to the grid) in the order of `reducers`, so that each has its fraction; where they are few, in several
-    shards of one reducer, so many at `most`."""
+    """Cut `elements` on the grid, in the order of `reducers`, so that each has its fraction.
+
+    Where the reducers are few, each has several shards, `most[peer]` at most.
+    """
     blocks = -(-elements // GRID)
     parts: list[tuple[Candidate, float]] = []
     for reducer in reducers:
@@ -162,9 +168,9 @@ def cut_shards(
 
 
 def finishing(present: Mapping[str, Present], me: str, failed: Pairs = ()) -> Layout | None:
-    """The highest attempt that somebody present was ready for: whoever holds its averages passes them on.
+    """Layout of an attempt that finishes the highest one that somebody present was ready for.
 
-    None when there is none, or nobody is left who could bring them to the others.
+    The holders of its averages pass them on. None without such an attempt, or if nobody can bring the averages to the others.
     """
     held = {peer: ready for peer, it in present.items() if (ready := it.ready_for) is not None}
     if not held:
@@ -173,18 +179,18 @@ def finishing(present: Mapping[str, Present], me: str, failed: Pairs = ()) -> La
     left_out, not_reducing = around(failed, present.keys(), me)
     members = present.keys() - left_out
     holders = {peer for peer in members if peer in held and held[peer].averages == averages}
-    givers: tuple[str, ...] = ()
+    senders: tuple[str, ...] = ()
     reducers = _reachable(present, holders - not_reducing)
-    if not reducers:  # nobody can dial the holders: one of them brings the averages to those whom everybody can
-        givers = tuple(sorted(holders))[:1]
+    if not reducers:  # nobody can dial the holders, so one of them brings the averages to the members that all can dial
+        senders = tuple(sorted(holders))[:1]
         reducers = _reachable(present, members - not_reducing)
     if not reducers or not holders:
         return None
-    return Layout(tuple(sorted(members)), givers, suppliers(averages.shards, reducers), averages)
+    return Layout(tuple(sorted(members)), senders, suppliers(averages.shards, reducers), averages)
 
 
 def suppliers(averaged: Sequence[ShardResult], holders: Sequence[Candidate]) -> tuple[Shard, ...]:
-    """Who passes on which of the shards that an earlier attempt averaged: in turn, so that nobody sends much more than others."""
+    """Deal the shards that an earlier attempt averaged out to their holders, in turn, so that all send about as much."""
     return tuple(
         Shard(holder.peer, holder.address, shard.start, shard.stop)
         for shard, holder in zip(averaged, itertools.cycle(holders), strict=False)
@@ -192,9 +198,9 @@ def suppliers(averaged: Sequence[ShardResult], holders: Sequence[Candidate]) -> 
 
 
 def around(failed: Pairs, present: Collection[str], me: str) -> tuple[set[str], set[str]]:
-    """(members to leave out, members not to reduce) such that no pair that failed in this epoch meets again.
+    """(members to leave out, members not to reduce), such that no failed pair is repeated.
 
-    Whoever stands in most of the failed pairs goes first; at a tie a reducer, since it can still contribute.
+    The peer in most of the failed pairs goes first. At a tie a reducer goes, since it can still contribute.
     """
     pairs = {(member, reducer) for member, reducer in failed if member in present and reducer in present}
     left_out: set[str] = set()
@@ -213,19 +219,23 @@ def around(failed: Pairs, present: Collection[str], me: str) -> tuple[set[str], 
 
 
 def planned_seconds(plan: Plan, present: Mapping[str, Present], vector_bytes: int) -> float:
-    """How long the plan takes whoever of those who give or reduce takes longest over its share, at measured rates; 0 while some
-    are not known, or when that is too long to be waited for. Whoever only receives holds nobody up."""
+    """Seconds that the plan takes at measured rates: those of the slowest contributor or reducer.
+
+    A member that only receives delays nobody, so it does not count. 0 while a rate is unknown, or above LONGEST_PLANNED_S.
+    """
     needed = {*plan.contributors, *(shard.reducer for shard in plan.shards)}
     if not all(present[member].upload_bytes_s and present[member].download_bytes_s for member in needed):
         return 0.0
-    channels = {peer: _planned_link(plan, peer, present[peer]) for peer in needed}
-    seconds = round_seconds(channels, _planned_fractions(plan), vector_bytes, members=len(plan.members))
+    links = {peer: _planned_link(plan, peer, present[peer]) for peer in needed}
+    seconds = round_seconds(links, _planned_fractions(plan), vector_bytes, members=len(plan.members))
     return max(seconds, MIN_PLANNED_S) if seconds <= LONGEST_PLANNED_S else 0.0
 
 
-def slowest_paces(plan: Plan, present: Mapping[str, Present], vector_bytes: int, seconds: float) -> dict[str, float]:
-    """Half of each member's share of a plan that is to take so many `seconds`, in bytes/s both ways together: an attempt in which
-    everybody moves less goes nowhere. Empty when it takes no time, or nobody knows how much."""
+def min_rates(plan: Plan, present: Mapping[str, Present], vector_bytes: int, seconds: float) -> dict[str, float]:
+    """Member -> half of the pace at which it moves its bytes in `seconds`, in bytes/s, both directions together.
+
+    An attempt in which every member is slower than this is given up. Empty if `seconds` is 0 (unknown).
+    """
     if not seconds:
         return {}
     fractions = _planned_fractions(plan)
@@ -239,7 +249,7 @@ def slowest_paces(plan: Plan, present: Mapping[str, Present], vector_bytes: int,
 
 
 def _planned_link(plan: Plan, peer: str, there: Present) -> Link:
-    return Link(there.upload_bytes_s, there.download_bytes_s, gives=peer in plan.contributors, reduces=True)
+    return Link(there.upload_bytes_s, there.download_bytes_s, sends=peer in plan.contributors, reduces=True)
 
 
 def _planned_fractions(plan: Plan) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""One attempt at an epoch: the plan, which the leader alone has whole, and what each member is sent of it, its own part (pure).
+"""The plan of one attempt at an epoch (Plan), and the part of it that each member receives (MemberPlan). Pure.
 
-Everybody knows the shards and who reduces them, since everybody talks with every reducer. Who else takes part only reducers need
-to know: whom to wait for, and whom to serve. The others have a digest of those lists, so that every part has its plan's digest,
-and a commit can be compared with the plan that it closes.
+Only the leader has the whole plan. Every member knows the shards and their reducers, since it talks with every reducer. A
+reducer also knows the contributors, whose chunks it waits for, and the members, which it serves. The other members have a
+digest of these two lists instead. So every part has the digest of its plan, and a member can compare a commit with its plan.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from protocols.round.records import CODEC_NAMES, MAX_REDUCERS, Averages, Ballot, Commit, Shard, digest_of, require, require_digest
 
-# What takes longer is not planned for: it goes as fast as it can.
+# Bounds of a planned time. A plan that would take longer has no planned time, and its transfers go as fast as they can.
 MIN_PLANNED_S, LONGEST_PLANNED_S = 1e-3, 600.0
-# Shorter rounds are mostly waiting for each other: a pace would only lengthen them.
+# Transfers of shorter plans are not paced: peers mostly wait for each other there, and a pace would only make it longer.
 PACED_S = 0.5
 
 
@@ -25,7 +25,7 @@ class _Peers:
 
 
 def peers_digest(peers: tuple[str, ...]) -> str:
-    """Identity of a sorted list of peers."""
+    """Digest of a sorted list of peers."""
     return digest_of(_Peers(peers))
 
 
@@ -38,18 +38,21 @@ def _require_sorted(contributors: tuple[str, ...], members: tuple[str, ...], sha
 
 @dataclass(frozen=True)
 class PlanIdentity:
-    """What a plan's digest is of: all of it, with a digest in place of each list of peers, so that nobody needs to know both."""
+    """All that a plan's digest covers: the plan, with a digest in place of each of its two lists of peers.
+
+    So a member can compute the digest without the lists.
+    """
 
     run_digest: str
     ballot: Ballot
     shards: tuple[Shard, ...]
     codec: str
-    patience_s: float  # without any byte moving for so long, a party gives the attempt up
-    incarnation: int  # of the leader's process: one that starts again must not be taken for its predecessor
+    patience_s: float  # a party gives the attempt up if no byte moves for this long
+    incarnation: int  # of the leader's process: after a restart it must not be taken for its predecessor
     contributors_digest: str
     members_digest: str
-    finishes: Averages | None = None
-    planned_s: float = 0.0  # how long it takes at measured rates, and so the pace of each transfer; 0: not known
+    finishes: Averages | None = None  # of an earlier attempt; see Plan
+    planned_s: float = 0.0  # duration at measured rates, which sets the pace of each transfer; 0: unknown
 
     def __post_init__(self) -> None:
         require(1 <= len(self.shards) <= MAX_REDUCERS, f"a plan has 1 to {MAX_REDUCERS} shards")
@@ -84,11 +87,11 @@ class PlanIdentity:
 
 @dataclass(frozen=True)
 class Plan:
-    """One attempt: who gives (`contributors`, sorted), who takes part at all (`members`, sorted), and who reduces what. The
-    leader keeps it, and sends each member its part.
+    """One attempt: who takes part (`members`, sorted), who of them gives (`contributors`, sorted), and who reduces what.
 
-    A plan that `finishes` the averages of an earlier attempt averages nothing. Its reducers are those who hold them, and pass
-    them on; when none of these can be dialled, its one contributor is a member that holds them and brings them to the reducers.
+    The leader keeps it and sends each member its part. A plan that `finishes` an earlier attempt averages nothing. Its
+    reducers hold the averages of that attempt and pass them on. If no holder can be dialled, one holder is the only
+    contributor and brings the averages to the reducers.
     """
 
     run_digest: str
@@ -110,6 +113,7 @@ class Plan:
 
     @cached_property
     def identity(self) -> PlanIdentity:
+        """The values that the digest covers."""
         return PlanIdentity(
             self.run_digest,
             self.ballot,
@@ -129,7 +133,7 @@ class Plan:
 
     @property
     def averaged_peers(self) -> tuple[str, ...]:
-        """Whose contributions its commit names, sorted."""
+        """The peers whose contributions its commit names, sorted."""
         return tuple(c.peer for c in self.finishes.contributions) if self.finishes is not None else self.contributors
 
     @property
@@ -139,9 +143,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class MemberPlan(PlanIdentity):
-    """`contributors` and `members` are empty in the part of a member that neither reduces nor leads."""
+    """One member's part of a plan. Only reducers and the leader receive `contributors` and `members`; else both are empty."""
 
-    gives: bool = False  # its contribution; or, of a plan that finishes another, the averages
+    sends: bool = False  # this member sends: its contribution or, if the plan finishes another, the averages
     contributors: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
 
@@ -155,28 +159,30 @@ class MemberPlan(PlanIdentity):
             require(not self.contributors, "whoever knows a plan's contributors knows its members")
 
     def is_for(self, me: str) -> bool:
-        """Whether it can be this member's part: only a reducer can check that it is a member."""
+        """Whether this can be the part of member `me`. Only a reducer can check that it is a member."""
         if not self.members:
             return all(shard.reducer != me for shard in self.shards)
-        return me in self.members and self.gives == (me in self.contributors)
+        return me in self.members and self.sends == (me in self.contributors)
 
     @property
-    def is_given_to(self) -> bool:
-        """Whether it has contributors at all: a plan that finishes another need not."""
+    def has_senders(self) -> bool:
+        """Whether the plan has contributors: one that finishes another may have none."""
         return self.contributors_digest != peers_digest(())
 
-    def pace(self, size: int) -> float | None:
-        """Bytes/s at which `size` bytes of a shard go from one peer to another: in the time that the plan takes, so that
-        no line is asked for more than it can carry. None: as fast as it can."""
+    def rate_of(self, size: int) -> float | None:
+        """The pace, in bytes/s, of a transfer of `size` bytes of a shard; None for as fast as possible.
+
+        The transfer is spread over the time that the plan takes, so that no line is asked for more than it can carry.
+        """
         return size / self.planned_s if size and self.planned_s >= PACED_S else None
 
     @property
     def known_members(self) -> tuple[str, ...]:
-        """All, or those whom every member knows: the reducers and the leader."""
+        """All members if this part lists them; else those that every member knows, the reducers and the leader."""
         return self.members or tuple(sorted({self.ballot.leader, *(shard.reducer for shard in self.shards)}))
 
     def is_closed_by(self, commit: Commit) -> bool:
-        """Whether the commit of this plan's digest says what the plan said."""
+        """Whether `commit`, which carries this plan's digest, agrees with the plan in ballot, codec, contributors and members."""
         peers = tuple(contribution.peer for contribution in commit.contributions)
         if self.finishes is not None:
             as_planned = peers == tuple(contribution.peer for contribution in self.finishes.contributions)
@@ -187,6 +193,7 @@ class MemberPlan(PlanIdentity):
 
 
 def member_plan_of(plan: Plan, member: str) -> MemberPlan:
+    """The part of `plan` that the leader sends to `member`."""
     whole = member == plan.ballot.leader or any(shard.reducer == member for shard in plan.shards)
     lists = (plan.contributors, plan.members) if whole else ((), ())
-    return MemberPlan(**plan.identity.values, gives=member in plan.contributors, contributors=lists[0], members=lists[1])
+    return MemberPlan(**plan.identity.values, sends=member in plan.contributors, contributors=lists[0], members=lists[1])

@@ -1,19 +1,21 @@
-"""The ballots that a member promised itself to, of the lineages that it left: a step that fails may lead back to one (pure)."""
+"""A member's promises on the lineages that it left: after a failed step it may come back to one of them (pure)."""
 
 from __future__ import annotations
 
 from protocols.round.records import Ballot, Tip
 
-# Lineages of which a promise is remembered: as many as donors keep commits, and some to spare.
+# Promises remembered, one for each lineage: as many as donors keep commits, and some to spare.
 KEPT_PROMISES = 32
 
 
 class Promises:
+    """Remembers the highest ballot that the member promised on each lineage that it left."""
+
     def __init__(self) -> None:
-        self._kept: dict[str, Ballot] = {}  # by parent, the one left last at the end
+        self._kept: dict[str, Ballot] = {}  # parent lineage -> ballot, oldest first
 
     def moved(self, promised: Ballot | None, here: Tip | None, there: Tip) -> Ballot | None:
-        """What is promised `there`; `promised` was `here`, which is left unless it is the same lineage."""
+        """Move from tip `here` to tip `there`: keep `promised`, which holds at `here`, and return what is promised at `there`."""
         if here is not None and here.lineage == there.lineage:
             return promised
         if promised is not None:

@@ -1,9 +1,9 @@
-"""The records that a round is made of: ballot, contribution, plan, result, commit, tip. Pure values; each checks itself when
-it is made.
+"""The records of a round: ballot, contribution, result, commit, tip, report. Pure values that check themselves on creation.
 
-A digest is the SHA-256 (hex) of the record's canonical JSON: keys sorted, no spaces, floats at full precision. It is
-computed from the
-values, never from wire bytes, so that two encodings of one record cannot have two identities.
+Every record raises ValueError when it is created with values out of bounds.
+
+A digest is the SHA-256 (hex) of the record's canonical JSON: keys sorted, no spaces, floats at full precision. It is computed
+from the values, never from wire bytes, so that two encodings of one record cannot have two identities.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,30 +19,33 @@ from typing import Any
 
 MAX_REDUCERS = 64
 MAX_ATTEMPTS = 1 << 32
-# Those of codecs.py, which this package does not import: it knows tensors.
+_DIGEST = re.compile("[0-9a-f]{64}")
+# The names in gradients/codecs.py. This package must not import that module, since it imports torch.
 CODEC_NAMES = frozenset(("fp64", "fp32", "fp16", "bf16", "int8", "int4"))
 
 
 def digest_of(record: Any) -> str:
+    """SHA-256 (hex) of a dataclass instance's canonical JSON."""
     text = json.dumps(asdict(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def require(condition: bool, problem: str) -> None:
+    """Raise ValueError(problem) unless the condition holds."""
     if not condition:
         raise ValueError(problem)
 
 
 def require_digest(value: str, what: str) -> None:
-    require(len(value) == 64 and all(c in "0123456789abcdef" for c in value), f"{what} is no SHA-256 digest")
+    require(_DIGEST.fullmatch(value) is not None, f"{what} is no SHA-256 digest")
 
 
 @dataclass(frozen=True)
 class Ballot:
-    """The identity of one attempt at an epoch. Ballots of one epoch are ordered by (attempt, lead)."""
+    """The identity of one attempt at an epoch. Ballots of one epoch are ordered by (attempt, leader)."""
 
     epoch: int
-    parent: str  # lineage digest that the attempt builds on
+    parent: str  # digest of the lineage that the attempt builds on
     attempt: int
     leader: str
 
@@ -56,15 +60,14 @@ class Ballot:
 
 @dataclass(frozen=True)
 class Contribution:
-    """Samples [first, end) of one peer's incarnation, their gradient summed at the lineage `base`. `loss` is their mean, for
-    the log."""
+    """Samples [first, end) of one peer's incarnation, whose gradients were summed at one lineage."""
 
     peer: str
     incarnation: int
     first: int
     end: int
-    base: str
-    loss: float
+    base: str  # digest of the lineage whose parameters the gradients were computed at
+    loss: float  # mean over the samples, for the log
 
     def __post_init__(self) -> None:
         require(0 <= self.first < self.end, "a contribution covers at least one sample")
@@ -73,6 +76,7 @@ class Contribution:
 
     @property
     def weight(self) -> int:
+        """The number of samples."""
         return self.end - self.first
 
 
@@ -91,13 +95,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """The averaged shard: BLAKE3 of its encoded bytes and the canonical values behind them (slices.py), and the sum of squares
-    of its decoded values (float64, for clipping)."""
+    """Digest and norm of the averaged shard of elements [start, stop)."""
 
     start: int
     stop: int
-    digest: str
-    sum_of_squares: float
+    digest: str  # BLAKE3 (hex) of its encoded bytes and the canonical values behind them (gradients/slices.py)
+    sum_of_squares: float  # of its decoded values, in float64, for clipping
 
     def __post_init__(self) -> None:
         require(0 <= self.start < self.stop, "a shard is not empty")
@@ -119,13 +122,13 @@ class _Contributions:
 
 
 def contributions_digest(contributions: tuple[Contribution, ...]) -> str:
-    """Identity of a set of contributions with their counter ranges (the order given does not matter)."""
+    """Digest of a set of contributions with their counter ranges. Their order does not matter."""
     return digest_of(_Contributions(tuple(sorted(contributions, key=lambda c: c.peer))))
 
 
 @dataclass(frozen=True)
 class Averages:
-    """What an attempt comes to: whose contributions are averaged, and every averaged shard."""
+    """The outcome of an attempt: the contributions that are averaged, and the digest of every averaged shard."""
 
     contributions: tuple[Contribution, ...]
     shards: tuple[ShardResult, ...]
@@ -145,13 +148,13 @@ class Averages:
         return sum(contribution.weight for contribution in self.contributions)
 
     def result(self, plan_digest: str) -> Result:
-        """What a member of this plan, ready with these averages, tells the leader."""
+        """The result that a member of this plan, ready with these averages, sends to the leader."""
         return Result(plan_digest, contributions_digest(self.contributions), self.shards)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a member says that it holds when it is ready: every averaged shard, and whose contributions they average."""
+    """What a ready member says that it holds: every averaged shard, of exactly these contributions."""
 
     plan_digest: str
     contributions_digest: str
@@ -163,7 +166,7 @@ class Result:
 
 @dataclass(frozen=True)
 class ReadyFor:
-    """The highest attempt that a member was ready for, and what it holds of it."""
+    """The highest attempt that a member was ready for, and the averages that it holds of it."""
 
     ballot: Ballot
     averages: Averages
@@ -171,7 +174,7 @@ class ReadyFor:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A reachable peer that may lead, in the order of succession."""
+    """A reachable peer that may lead, with the address (host:port) where it accepts calls."""
 
     peer: str
     address: str
@@ -179,7 +182,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Commit:
-    """Closes an epoch. Its digest is the new lineage; signed by the leader that it names."""
+    """The record that closes an epoch. Its digest is the new lineage. The leader that it names signs it."""
 
     ballot: Ballot
     plan_digest: str
@@ -187,10 +190,10 @@ class Commit:
     members: tuple[str, ...]
     shards: tuple[ShardResult, ...]
     codec: str
-    total_samples: int  # of the lineage, this epoch included: its weight
+    total_samples: int  # of the lineage, this epoch included: the lineage's weight
     leader: Candidate
-    succession: tuple[Candidate, ...]
-    next_codec: str  # of every plan that builds on this commit
+    succession: tuple[Candidate, ...]  # who leads next when the leader is silent, in this order
+    next_codec: str  # the codec of every plan that builds on this commit
 
     def __post_init__(self) -> None:
         require(self.leader.peer == self.ballot.leader, "a commit is led by its ballot's leader")
@@ -208,11 +211,12 @@ class Commit:
 
     @property
     def loss(self) -> float:
+        """Mean loss over all samples of the epoch."""
         return sum(c.loss * c.weight for c in self.contributions) / self.samples
 
     @property
     def gradient_norm(self) -> float:
-        """L2 norm of the averaged gradient, from the shards' sums of squares alone, so that everybody has the same number."""
+        """L2 norm of the averaged gradient. It comes from the shards' sums of squares alone, so all peers get the same number."""
         return math.sqrt(sum(shard.sum_of_squares for shard in self.shards))
 
     @cached_property
@@ -230,12 +234,13 @@ class SignedCommit:
 
 
 def signed_message(commit: Commit) -> bytes:
+    """The bytes that a leader signs for this commit."""
     return b"dugnad commit " + commit.digest.encode()
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a lineage has come: what peers tell each other of their tips."""
+    """How far a lineage has come. Peers tell each other the standing of their tips."""
 
     epoch: int
     lineage: str
@@ -246,7 +251,7 @@ class Standing:
         require_digest(self.lineage, "a standing's lineage")
 
     def heavier_than(self, other: Standing) -> bool:
-        """Fork choice: more committed samples win; at a tie, the smaller digest."""
+        """Whether this lineage wins a fork: the one with more committed samples does; at a tie, the smaller digest."""
         if self.total_samples != other.total_samples:
             return self.total_samples > other.total_samples
         return self.lineage < other.lineage
@@ -254,24 +259,26 @@ class Standing:
 
 @dataclass(frozen=True)
 class Tip:
-    """Where a lineage stands: what a peer needs of its last commit to go on from it."""
+    """The end of a lineage: all that a peer needs of its last commit to go on from there."""
 
     epoch: int
     lineage: str
     total_samples: int
     leader: Candidate
-    codec: str  # of every plan that builds on it
+    codec: str  # of every plan that builds on this tip
     succession: tuple[Candidate, ...] = ()
-    members: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()  # of the last commit's plan
     parent: str = ""  # the lineage that its last commit builds on; '' at genesis
 
     @classmethod
     def genesis(cls, run_digest: str, parameters_sha256: str, leader: Candidate, codec: str) -> Tip:
+        """The tip of a run before its first commit."""
         seed = f"dugnad genesis {run_digest} {parameters_sha256} {leader.peer}"
         return cls(epoch=0, lineage=hashlib.sha256(seed.encode()).hexdigest(), total_samples=0, leader=leader, codec=codec)
 
     @classmethod
     def after(cls, commit: Commit) -> Tip:
+        """The tip that `commit` leads to."""
         return cls(
             commit.ballot.epoch,
             commit.digest,
@@ -284,19 +291,21 @@ class Tip:
         )
 
     def bases(self, overlap: bool) -> tuple[str, ...]:
-        """Lineages at which gradients that the next commit averages may have been computed. In a run that overlaps, samples were
-        drawn while the commit that led here was still being averaged."""
+        """The lineages whose parameters the next commit's gradients may have been computed at.
+
+        With overlap the parent is one of them: samples were drawn while the commit that led here was still averaged.
+        """
         return (self.lineage, self.parent) if overlap and self.parent else (self.lineage,)
 
     def leads_to(self, commit: Commit, *, overlap: bool) -> bool:
-        """Whether `commit` is the next on this lineage, its numbers and codec are right, and so is every contribution's base."""
+        """Whether `commit` follows on this tip: parent, epoch, weight, codec and every contribution's base must fit."""
         ballot, total = commit.ballot, self.total_samples + commit.samples
         mine = (self.lineage, self.epoch + 1, total, self.codec)
         follows = (ballot.parent, ballot.epoch, commit.total_samples, commit.codec) == mine
         return follows and self.may_average(commit.contributions, overlap=overlap)
 
     def may_average(self, contributions: Iterable[Contribution], *, overlap: bool) -> bool:
-        """Whether the next commit may name these, as far as their bases go."""
+        """Whether the bases of these contributions allow the next commit to name them."""
         return {contribution.base for contribution in contributions} <= set(self.bases(overlap))
 
     @property
@@ -304,8 +313,10 @@ class Tip:
         return Standing(self.epoch, self.lineage, self.total_samples)
 
     def succession_of(self, leader: Candidate, here: Iterable[Candidate]) -> tuple[Candidate, ...]:
-        """What the next commit names, led by `lead`, of those who are here: the old order first, then newcomers as given:
-        nobody is displaced by joining late."""
+        """The order of succession in the next commit, which `leader` leads, among the peers that are `here`.
+
+        The old order comes first, then the newcomers as given, so that no newcomer displaces anybody.
+        """
         present = {candidate.peer: candidate for candidate in here if candidate.peer != leader.peer}
         old = [present.pop(c.peer) for c in (self.leader, *self.succession) if c.peer in present]
         return (*old, *present.values())
@@ -318,15 +329,15 @@ class Report:
     standing: Standing
     samples: int  # accumulated and not yet committed
     samples_per_second: float
-    step_s: float  # seconds that one micro-batch takes: the longest that a freeze can be waited for
+    step_s: float  # seconds of one micro-batch: a freeze may have to wait for one
     promised_attempt: int  # highest attempt accepted at this epoch, 0 if none
-    moved_bytes: int  # of rounds, sent and received so far: a round is alive while this grows
+    moved_bytes: int  # sent and received in rounds so far: a round is alive while this grows
     caught_up: bool
     phase: str
-    upload_bytes_s: float = 0.0  # of rounds, a moving estimate; 0 before the first was measured
+    upload_bytes_s: float = 0.0  # moving estimate over rounds; 0 before the first measurement
     download_bytes_s: float = 0.0
     ready_for: ReadyFor | None = None
-    planned_with: tuple[str, ...] = ()  # known members of the highest attempt accepted at this epoch: for any leader but its own
+    planned_with: tuple[str, ...] = ()  # known members of the highest attempt accepted at this epoch; () for its own leader
 
     def __post_init__(self) -> None:
         require(
@@ -338,14 +349,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Hello:
-    """First message on a control stream. The sender's id is read off its certificate."""
+    """The first message on a control stream. The receiver reads the sender's id off its certificate."""
 
     incarnation: int
     auxiliary: bool
-    address: str  # where it accepts calls; empty for a client-mode peer
-    bulk_address: str  # where it accepts shards; likewise
+    address: str  # where it accepts calls (host:port); '' for a client-mode peer
+    bulk_address: str  # where it accepts shards (host:port); '' for a client-mode peer
     name: str
-    memory_bytes: int = 0  # free, that it may use for what it reduces; 0: unknown
+    memory_bytes: int = 0  # free memory that it may use for reducing; 0: unknown
 
     def __post_init__(self) -> None:
         require(self.memory_bytes >= 0, "memory counts from 0")

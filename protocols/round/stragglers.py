@@ -1,8 +1,8 @@
-"""Those who stand one commit behind the leader when a batch is full: how long it waits for them before it plans (pure).
+"""Stragglers: peers one commit behind the leader when a batch is full, and how long the leader waits for them (pure).
 
-Whoever catches up during a round is level with that round's parent when it ends, and must fetch one commit more. Where the next
-batch is full by then (a run that overlaps, a leader that draws alone), it would find the next round begun each time, and never
-come to give anything: so now and then the leader lets those who are that close come level.
+A peer that catches up during a round reaches that round's parent when the round ends. So it must fetch one more commit. In a
+run with overlap, or under a leader that draws alone, the next batch is full by then. The peer would find the next round begun
+each time and never contribute. So the leader now and then waits for peers that are this close.
 """
 
 from __future__ import annotations
@@ -12,33 +12,38 @@ from collections.abc import Iterable
 from protocols.round.member import Phase
 from protocols.round.records import Report, Tip
 
-# In one of so many epochs, for as long as the shorter of the last two took (one may have been a pause): so whoever fetches a
-# commit in an epoch's time is level in so many. After each wait of more than a quarter of that time, whatever came of it, half as
-# often, down to the least.
+# The leader waits in one of WAITS_EVERY epochs. It waits as long as the shorter of the last two epochs took (one of them may
+# have been a pause), and MAX_WAIT_S at most. So a peer that fetches a commit in an epoch's time is level within WAITS_EVERY
+# epochs. A wait is long if it takes LONG_SHARE of that time or more, with or without success. After each long wait the leader
+# waits half as often, down to one of WAITS_LEAST_EVERY epochs. After a shorter wait it waits in one of WAITS_EVERY again.
 WAITS_EVERY, WAITS_LEAST_EVERY = 4, 64
 LONG_SHARE = 0.25
 MAX_WAIT_S = 300.0
 
 
 class Stragglers:
+    """Decides whether the leader, with a full batch, waits for peers that are one commit behind."""
+
     def __init__(self, applying_s: float, *, overlap: bool) -> None:
-        """`applying_s`: how long those who have yet to apply the last commit are waited for in a run that overlaps, in any epoch:
-        what they drew would be lost, were the next planned without them."""
+        """In a run with `overlap` the leader waits `applying_s` in every epoch for peers that have yet to apply the last commit.
+
+        If it planned without them, the samples that they drew would be lost.
+        """
         self._applying_s = applying_s
         self._overlap = overlap
         self._advanced_at = 0.0
-        self._epochs_s = (0.0, 0.0)  # that the last two took
-        self._full_at: float | None = None
+        self._epochs_s = (0.0, 0.0)  # durations of the last two epochs
+        self._full_at: float | None = None  # when this epoch's batch was full
         self._every = WAITS_EVERY
-        self._was_long: bool | None = None  # the wait in this epoch; None while nobody was waited for
+        self._was_long: bool | None = None  # whether the wait in this epoch was long; None if there was none
 
     def begin(self, now: float) -> None:
-        """This peer leads from now on: it does not know how long epochs take."""
+        """This peer begins to lead: it does not know yet how long epochs take."""
         self._advanced_at, self._epochs_s, self._full_at = now, (0.0, 0.0), None
         self._every, self._was_long = WAITS_EVERY, None
 
     def advanced(self, now: float) -> None:
-        """The leader stands at another tip."""
+        """The leader's tip has moved: the next epoch begins."""
         self._epochs_s = (self._epochs_s[1], now - self._advanced_at)
         self._advanced_at, self._full_at = now, None
         if self._was_long is not None:
@@ -46,11 +51,14 @@ class Stragglers:
         self._was_long = None
 
     def awaited(self, tip: Tip, parent: str, reports: Iterable[Report], now: float) -> bool:
-        """Whether somebody is waited for, who stands at `parent`, or at the leader's `tip` and is not back in the round yet. The
-        batch is full."""
+        """Whether the leader, with a full batch, waits for a straggler.
+
+        A straggler stands at `parent`, or stands at the leader's `tip` and still catches up. A peer that is not caught up, but
+        does not catch up either, is about to leave and does not count.
+        """
         if self._full_at is None:
             self._full_at = now
-        catching_up, there = set(), set()  # lineages; who is there and says that it is not caught up, leaves
+        catching_up, there = set(), set()  # lineages of the peers that still catch up, and of those that are caught up
         for report in reports:
             if report.phase == Phase.CATCHING_UP.value:
                 catching_up.add(report.standing.lineage)

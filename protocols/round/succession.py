@@ -1,10 +1,8 @@
-"""Whom this peer takes for the leader: the first in the last commit's order that is not silent (pure).
+"""Choice of the leader to follow: the first peer in the last commit's order that is not silent (pure).
 
-No election: the last commit names its leader and an order of succession, so that all peers of one lineage agree on the order,
-and a peer only
-ever moves down it after the one above went silent. Reachable peers that the commit does not name come last, by id: they lead
-only when
-everybody that it names is gone.
+There is no election. The last commit names its leader and an order of succession, so all peers of one lineage agree on the
+order. A peer moves down the order only after the peer above went silent. Reachable peers that the commit does not name come
+last, sorted by id. They lead only when all named peers are gone.
 """
 
 from __future__ import annotations
@@ -17,42 +15,47 @@ from protocols.round.records import Candidate, Tip
 
 
 class Succession:
+    """One peer's view of the order of succession, and of who in it is silent."""
+
     def __init__(self, me: Candidate) -> None:
-        self._me = me  # with an empty address in client mode: nobody could open a connection to such a leader
+        self._me = me  # its address is empty in client mode: nobody could connect to such a leader
         self._tip: Tip | None = None
         self._others: dict[str, Candidate] = {}
         self._silent: set[str] = set()
-        self._undecided: dict[str, float] = {}  # peers that may yet lead, and since when they hesitate
-        self._fell_silent: dict[str, float] = {}  # leads that this peer itself found silent, and when
-        self._looked = False
+        self._undecided: dict[str, float] = {}  # peer that may yet find that it leads -> when we first asked it
+        self._fell_silent: dict[str, float] = {}  # leader that this peer itself found silent -> when
+        self._looked = False  # whether discovery has answered yet
 
     def follow(self, tip: Tip) -> None:
-        """A new tip names a leader that was there a moment ago: suspicions start afresh."""
+        """Move to `tip`. A new lineage clears all suspicions, since its leader was there a moment ago."""
         if self._tip is None or tip.lineage != self._tip.lineage:
             self._silent.clear()
             self._fell_silent.clear()
         self._tip = tip
 
     def know(self, others: Iterable[Candidate]) -> None:
-        """Reachable peers found by discovery; their addresses are newer than those in the commit."""
+        """Take in the reachable peers that discovery found. Their addresses replace those in the commit."""
         self._others = {candidate.peer: candidate for candidate in others}
         self._looked = True
 
     def silent(self, peer: str) -> None:
+        """Pass over `peer` from now on."""
         self._silent.add(peer)
 
     def heard(self, peer: str) -> None:
+        """Consider `peer` again."""
         self._silent.discard(peer)
 
     def led(self) -> None:
-        """Somebody leads: whoever hesitated is given a fresh start next time."""
+        """Take note that a leader was found: each undecided peer gets its full time again at the next search."""
         self._undecided.clear()
 
     def passed_over(self, peer: str, now: float, reason: Reason, *, follows: str, able: bool) -> None:
-        """`peer` does not lead: go on to the next, unless it is there and only slower to find that its turn has come (`able`).
+        """Go on to the next peer, since `peer` does not lead; but first give it DETECTION_S to find that it should.
 
-        `follows`: whom it named instead of itself, '' if nobody. One that follows a leader which has just fallen silent here is
-        about to find that too: going back to that leader would cost the wait for another first answer.
+        `peer` gets that time in two cases: it is able to lead (`able`), or it follows a leader that fell silent here a moment
+        ago and will soon find that out. `follows` is the peer that it named as its leader, '' if none. If we went back to that
+        silent leader, we would wait for its first answer once more.
         """
         if reason is Reason.SILENT:
             self._fell_silent[peer] = now
@@ -66,7 +69,7 @@ class Succession:
 
     @property
     def order(self) -> list[Candidate]:
-        """Everybody who may lead, first to last; before the first tip, whoever was found."""
+        """Every peer that may lead, first to last. Before the first tip these are the peers that discovery found."""
         named = [self._tip.leader, *self._tip.succession] if self._tip is not None else []
         rest = sorted([*self._others.values(), self._me], key=lambda candidate: candidate.peer)
         newest = {**self._others, self._me.peer: self._me}
@@ -75,15 +78,15 @@ class Succession:
 
     @property
     def acting(self) -> Candidate | None:
-        """The lead to follow now; None while nobody can be followed, or nobody has looked yet who is there.
+        """The leader to follow now; None if there is no candidate, or before discovery has answered.
 
-        When everybody is silent the suspicions are dropped and the order is tried from the top.
+        When all candidates are silent, the suspicions are dropped and the order starts from the top.
         """
         order = self.order
         if not self._looked or not order:
             return None
         if self._tip is not None and self._tip.epoch == 0 and self._tip.leader.peer not in {c.peer for c in order}:
-            return None  # the run's first leader has not been found yet: a commit names its leader's address, the genesis cannot
+            return None  # discovery has not found the run's first leader; the genesis, unlike a commit, has no address of it
         for candidate in order:
             if candidate.peer not in self._silent:
                 return candidate

@@ -1,6 +1,6 @@
-"""A snapshot in chunks: what each is called, which of them are here, and which donor fetches which (pure).
+"""The download of a snapshot in chunks: its manifest, the chunks that are here, and which donor sends which chunk (pure).
 
-Rule 1: nothing here touches a socket, a clock, a thread or a tensor. transport/fetching.py and the simulator do the fetching.
+Rule 1: nothing here touches a socket, a clock, a thread or a tensor. snapshot/fetch.py and the simulator do the fetching.
 """
 
 from __future__ import annotations
@@ -11,39 +11,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from protocols.errors import BadMessageError
+from protocols.messages import Manifest
 
-MAX_CHUNK_BYTES = 4 << 20
-# A donor is asked for at most so many chunks at a time.
+# The most chunks asked of a donor at a time.
 MAX_CHUNKS_A_RANGE = 64
-# At the end, when idle donors help out the slow ones, a chunk is on its way from at most so many.
+# The most donors that send the same chunk at the end, when idle donors help slow ones.
 MAX_FETCHERS = 2
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Names a snapshot by the SHA-256 of each of its chunks of `chunk_bytes` bytes (the last may be shorter)."""
-
-    epoch: int
-    lineage: str
-    total_bytes: int
-    chunk_bytes: int
-    chunk_sha256: tuple[bytes, ...]
-
-    def __post_init__(self) -> None:
-        if not 0 < self.chunk_bytes <= MAX_CHUNK_BYTES or self.total_bytes <= 0:
-            raise ValueError(f"a snapshot of {self.total_bytes} bytes in chunks of {self.chunk_bytes}")
-        if len(self.chunk_sha256) != -(-self.total_bytes // self.chunk_bytes):
-            raise ValueError(f"{len(self.chunk_sha256)} chunks for a snapshot of {self.total_bytes} bytes")
-        if any(len(digest) != 32 for digest in self.chunk_sha256):
-            raise ValueError("a chunk's digest is not of 32 bytes")
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(b"".join(self.chunk_sha256)).hexdigest()
-
-    def size_of(self, index: int) -> int:
-        """Bytes of chunk `index`."""
-        return min(self.chunk_bytes, self.total_bytes - index * self.chunk_bytes)
 
 
 @dataclass(frozen=True)
@@ -55,18 +28,19 @@ class Range:
 
 
 class Download:
-    """What of a snapshot is here and verified, what is missing, and who fetches which of it.
+    """One download: the chunks that are here and verified, those that are missing, and the donor that owes each.
 
-    Chunks are kept by their digests: those that a later target has too need not be fetched again. A donor that asks for
-    work gets a run of chunks that nobody fetches, long at first and shorter towards the end, so that donors end together;
-    when there is none, it is given the tail of what another donor still owes, so that a slow or silent one holds nothing up.
+    A donor owes the chunks that were asked of it and are on their way. Chunks are kept by their digests, so chunks that a later
+    target shares are not fetched again. A free donor gets a run of chunks that no donor owes. Runs are long at first and shorter
+    towards the end, so that donors finish together. If no such chunk is left, it gets the tail of what another donor still owes,
+    so that a slow or silent donor delays nothing.
     """
 
     def __init__(self) -> None:
         self.manifest: Manifest | None = None
-        self.verified_by: Counter[str] = Counter()  # donor -> chunks of this target that it was the first to bring
-        self._chunks: dict[bytes, bytes] = {}  # by SHA-256
-        self._places: dict[bytes, list[int]] = {}  # digest -> where the target has that chunk: zeros, say, come more than once
+        self.verified_by: Counter[str] = Counter()  # donor -> chunks of this target that it sent first
+        self._chunks: dict[bytes, bytes] = {}  # SHA-256 -> chunk
+        self._places: dict[bytes, list[int]] = {}  # SHA-256 -> indices of that chunk in the target; zeros may come often
         self._missing: dict[int, None] = {}  # chunk indices, ascending
         self._missing_bytes = 0
         self._owed: dict[str, list[int]] = {}  # donor -> chunks on their way from it, in order
@@ -74,7 +48,7 @@ class Download:
     # -- the target ------------------------------------------------------------------------------------------------------------
 
     def aim(self, manifest: Manifest) -> None:
-        """Fetch this snapshot. Chunks that it shares with the one before stay; the others go."""
+        """Make this snapshot the target. Chunks that it shares with the target before are kept, all others dropped."""
         if self.manifest is None or self.manifest.digest != manifest.digest:
             self.verified_by.clear()
         self.manifest = manifest
@@ -87,7 +61,7 @@ class Download:
         self._missing_bytes = sum(map(manifest.size_of, self._missing))
 
     def forget(self) -> None:
-        """Begin anew: what is here is of no use."""
+        """Drop the target and all chunks."""
         self.manifest = None
         self.verified_by.clear()
         self._chunks.clear()
@@ -98,6 +72,7 @@ class Download:
 
     @property
     def done(self) -> bool:
+        """Every chunk of the target is here."""
         return self.manifest is not None and not self._missing
 
     @property
@@ -105,35 +80,40 @@ class Download:
         return self.manifest.total_bytes - self._missing_bytes if self.manifest is not None else 0
 
     def snapshot(self) -> bytes:
+        """The target's bytes. Only when done."""
         assert self.manifest is not None and self.done
         return b"".join(self._chunks[digest] for digest in self.manifest.chunk_sha256)
 
     # -- donors ----------------------------------------------------------------------------------------------------------------
 
-    def join(self, kept_state: str) -> None:
-        """`donor` holds the target and will fetch."""
-        self._owed.setdefault(kept_state, [])
+    def join(self, donor: str) -> None:
+        """Add a donor that holds the target."""
+        self._owed.setdefault(donor, [])
 
-    def leave(self, kept_state: str) -> None:
-        """What `donor` owed is anybody's again."""
-        self._owed.pop(kept_state, None)
+    def leave(self, donor: str) -> None:
+        """Remove a donor. Any donor may now send what it owed."""
+        self._owed.pop(donor, None)
 
     @property
-    def sources(self) -> int:
+    def donors(self) -> int:
+        """The number of donors."""
         return len(self._owed)
 
-    def next(self, kept_state: str) -> Range | None:
-        """What `donor` fetches next; None when there is nothing for it to do now. What it still owed is anybody's again."""
-        self._owed[kept_state] = []
+    def next(self, donor: str) -> Range | None:
+        """The chunks to ask of `donor` next; None if there is nothing for it now. It no longer owes what it owed before."""
+        self._owed[donor] = []
         share = self._fresh() or self._help()
-        self._owed[kept_state] = share
+        self._owed[donor] = share
         return Range(share[0], len(share)) if share else None
 
-    def received(self, kept_state: str, index: int, data: bytes) -> bool:
-        """Whether this chunk was missing until now. Raises BadMessageError when `donor` does not owe it, or it is not what the
-        manifest promised. What `donor` owed before it, it has passed over, and owes no more."""
+    def received(self, donor: str, index: int, data: bytes) -> bool:
+        """Take in a chunk from `donor`. Returns whether it was missing until now.
+
+        Chunks come in order, so `donor` no longer owes those before it. Raises BadMessageError if `donor` does not owe the
+        chunk, or if its digest is not the manifest's.
+        """
         assert self.manifest is not None
-        owed = self._owed.get(kept_state, [])
+        owed = self._owed.get(donor, [])
         if index not in owed:
             raise BadMessageError(f"chunk {index} was not asked for")
         digest = self.manifest.chunk_sha256[index]
@@ -143,20 +123,20 @@ class Download:
         if digest in self._chunks:
             return False
         self._chunks[digest] = bytes(data)
-        self.verified_by[kept_state] += 1
+        self.verified_by[donor] += 1
         for place in self._places[digest]:
             del self._missing[place]
             self._missing_bytes -= self.manifest.size_of(place)
         return True
 
-    def owes(self, kept_state: str) -> bool:
-        """Whether anything that is still missing is on its way from `donor`."""
-        return any(index in self._missing for index in self._owed.get(kept_state, ()))
+    def owes(self, donor: str) -> bool:
+        """Whether `donor` owes a chunk that is still missing."""
+        return any(index in self._missing for index in self._owed.get(donor, ()))
 
     # -- sharing out -------------------------------------------------------------------------------------------------------------
 
     def _fresh(self) -> list[int]:
-        """The first run of chunks that are on their way from nobody."""
+        """The first run of missing chunks that no donor owes."""
         under_way = {index for owed in self._owed.values() for index in owed}
         free = [index for index in self._missing if index not in under_way]
         most = min(MAX_CHUNKS_A_RANGE, -(-len(free) // (2 * len(self._owed))))
@@ -168,7 +148,7 @@ class Download:
         return run
 
     def _help(self) -> list[int]:
-        """The later half of what the donor that owes most still owes, as far as few fetch it."""
+        """The second half of the missing chunks of the donor that owes most, without those that MAX_FETCHERS donors owe."""
         fetchers = Counter(index for owed in self._owed.values() for index in owed)
         best: list[int] = []
         for owed in self._owed.values():
@@ -184,10 +164,13 @@ class Download:
 
 
 def choose(offers: Mapping[str, Manifest], best: Collection[str], target: Manifest | None) -> Manifest:
-    """Which of the snapshots that donors offer to fetch: `target`, if it is among them. Else, of what the `best` donors
-    offer (of everything, if none of them does), what most donors share, the newest of such."""
+    """The snapshot to fetch, among those that donors offer (donor -> manifest).
+
+    It is `target`, if a donor offers it. Else it is the snapshot that most donors share, among the offers of the `best` donors
+    (all offers if no best donor makes one). At a tie the newest wins.
+    """
     sharers = Counter(offer.digest for offer in offers.values())
     if target is not None and target.digest in sharers:
         return target
-    eligible = [offer for kept_state, offer in offers.items() if kept_state in best] or list(offers.values())
+    eligible = [offer for donor, offer in offers.items() if donor in best] or list(offers.values())
     return max(eligible, key=lambda offer: (sharers[offer.digest], offer.epoch, offer.digest))

@@ -1,9 +1,8 @@
-"""A snapshot of the training state as bytes, and the manifest by which its chunks are checked.
+"""The format of a snapshot: the training state to bytes and back, and the manifest that its chunks are checked against.
 
-The bytes are one safetensors file: `parameters.<name>`, `optimizer.<name>.<slot>`, and a JSON header with what is no tensor
-(`StateHeader`). safetensors is read without executing anything, so a hostile donor can at worst send wrong numbers, and
-those are caught
-by shape, dtype and finiteness checks here and by the digests in the manifest.
+The bytes are one safetensors file. It has tensors `parameters.<name>` and `optimizer.<name>.<slot>`, and a JSON header with all
+that is no tensor (`StateHeader`). Reading safetensors executes nothing, so a hostile donor can at worst send wrong numbers. The
+checks of shape, dtype and finiteness here and the digests in the manifest catch those.
 """
 
 from __future__ import annotations
@@ -21,35 +20,35 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from protocols.errors import BadMessageError
-from protocols.snapshot.chunks import Manifest
+from protocols.messages import Manifest
 
 CHUNK_BYTES = 1 << 20
 
-# What changes in an optimizer's groups as it steps. All else there comes from the run spec and must be equal.
+# The values in an optimizer's groups that change as it steps. All others come from the run spec and must be equal.
 _MOVING_GROUP_KEYS = frozenset({"lr", "initial_lr", "step"})
 
 
 @dataclass(frozen=True)
 class StateHeader:
-    """What a snapshot says about itself. `commit` is the signed commit (hex of its wire bytes) that led to this state, '' at
-    genesis."""
+    """What a snapshot says about itself."""
 
     run_digest: str
     epoch: int
     lineage: str
-    samples: int
-    commit: str
+    samples: int  # of the lineage
+    commit: str  # the signed commit that led to this state, as the hex of its wire bytes; '' at genesis
     scheduler: dict[str, Any]
 
 
 def manifest_of(snapshot: bytes, header: StateHeader, chunk_bytes: int = CHUNK_BYTES) -> Manifest:
+    """The manifest of a snapshot that is cut into chunks of `chunk_bytes`."""
     view = memoryview(snapshot)
     digests = tuple(hashlib.sha256(view[at : at + chunk_bytes]).digest() for at in range(0, len(snapshot), chunk_bytes))
     return Manifest(header.epoch, header.lineage, len(snapshot), chunk_bytes, digests)
 
 
 def capture(model: torch.nn.Module, optimizer: torch.optim.Optimizer, header: StateHeader) -> bytes:
-    """Serialise parameters, buffers and optimizer slots as they stand. The caller sees to it that no step is under way."""
+    """Serialise parameters, buffers and optimizer slots to a snapshot. The caller must not step meanwhile."""
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in _unique_tensors(model).items():
         tensors[f"parameters.{name}"] = tensor.detach().to("cpu").contiguous()
@@ -67,18 +66,21 @@ def capture(model: torch.nn.Module, optimizer: torch.optim.Optimizer, header: St
 
 
 def read_header(snapshot: bytes) -> StateHeader:
-    """The header alone. Raises BadMessageError if these bytes are no snapshot."""
+    """Read the header alone. Raises BadMessageError if these bytes are no snapshot."""
     return StateHeader(**_document(snapshot)["header"])
 
 
 def read_parameters(snapshot: bytes) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, as `model.load_state_dict(..., strict=False)` takes them."""
+    """Read parameters and buffers by name, as `model.load_state_dict(..., strict=False)` takes them.
+
+    Raises BadMessageError if the snapshot is damaged.
+    """
     tensors = _load(snapshot)
     return {name.removeprefix("parameters."): tensor for name, tensor in tensors.items() if name.startswith("parameters.")}
 
 
 def parameters_sha256(snapshot: bytes) -> str:
-    """Digest of the parameters alone, whatever the rest of the snapshot: names, dtypes, shapes and values."""
+    """SHA-256 (hex) of the parameters and buffers alone: their names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(read_parameters(snapshot).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -87,10 +89,10 @@ def parameters_sha256(snapshot: bytes) -> str:
 
 
 def restore(snapshot: bytes, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> StateHeader:
-    """Load a snapshot into model and optimizer, all or nothing: every name, shape, dtype and value is checked before the
-    first write.
+    """Load a snapshot into model and optimizer, all or nothing.
 
-    Raises BadMessageError when the snapshot does not fit the model, is truncated, or holds a value that is not finite.
+    Every name, shape, dtype and value is checked before the first write. Raises BadMessageError if the snapshot does not fit the
+    model or the optimizer, is truncated, or holds a value that is not finite.
     """
     document = _document(snapshot)
     tensors = _load(snapshot)
@@ -120,7 +122,7 @@ def restore(snapshot: bytes, model: torch.nn.Module, optimizer: torch.optim.Opti
         optimizer.state[parameter] = values
     for group, saved in zip(optimizer.param_groups, document["optimizer_groups"], strict=True):
         for key in group.keys() & _MOVING_GROUP_KEYS - saved.keys():
-            del group[key]  # a counter that the snapshot's optimizer had not begun yet
+            del group[key]  # a counter that the snapshot's optimizer has not begun
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
     return StateHeader(**document["header"])
 
@@ -153,7 +155,7 @@ def _optimizer_slots(
 
 
 def _check_slots(slots: Sequence[tuple[torch.nn.Parameter, Mapping[str, Any]]], optimizer: torch.optim.Optimizer) -> None:
-    """A slot too few would only be noticed in the middle of the next step."""
+    """Raise BadMessageError unless all parameters have the same slots. A missing slot would only fail amid the next step."""
     kinds = {frozenset(values) for _, values in slots}
     kinds |= {frozenset(values) for values in optimizer.state.values() if values}
     if len(kinds) > 1:
@@ -165,6 +167,7 @@ def _check_slots(slots: Sequence[tuple[torch.nn.Parameter, Mapping[str, Any]]], 
 
 
 def _check_groups(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> None:
+    """Raise BadMessageError unless the saved groups equal our own in all but the values that change as it steps."""
     if len(saved) != len(own):
         raise BadMessageError("the snapshot is of another optimizer (its parameter groups differ)")
     for theirs, ours in zip(saved, own, strict=True):
@@ -182,7 +185,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _unique_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers, tied ones once (under their first name)."""
+    """Parameters and persistent buffers by name. Tied ones appear once, under their first name."""
     seen: set[int] = set()
     unique: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -201,7 +204,8 @@ def _load(snapshot: bytes) -> dict[str, torch.Tensor]:
 
 
 def _document(snapshot: bytes) -> dict[str, Any]:
-    # safetensors: 8 bytes little-endian length, that many bytes of JSON, then the tensors.
+    """Read and check the JSON document in a snapshot's header. Raises BadMessageError."""
+    # safetensors: a little-endian length of 8 bytes, that many bytes of JSON, then the tensors.
     size = int.from_bytes(snapshot[:8], "little")
     if len(snapshot) < 8 or size > len(snapshot) - 8:
         raise BadMessageError("the snapshot is truncated")

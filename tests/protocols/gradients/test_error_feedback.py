@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from protocols.gradients.codecs import CODECS, Codec
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.round.records import Contribution
+from tests.factories import contribution
 
 ELEMENTS = 300
 LOSSY = pytest.mark.parametrize("name", ["int8", "int4"])
@@ -19,10 +20,6 @@ LOSSY = pytest.mark.parametrize("name", ["int8", "int4"])
 
 def gradient(seed: int, scale: float = 1.0) -> torch.Tensor:
     return torch.from_numpy((np.random.default_rng(seed).standard_normal(ELEMENTS) * scale).astype(np.float32))
-
-
-def contribution(first: int, end: int, peer: str = "ann", incarnation: int = 1) -> Contribution:
-    return Contribution(peer, incarnation, first, end, "a" * 64, 1.0)
 
 
 @dataclass
@@ -56,7 +53,7 @@ def test_what_one_contribution_loses_the_next_ones_give_whatever_their_weights(n
         mean = gradient(seed + index)
         owed += mean.numpy().astype(np.float64) * count
         given_away += values_of(name, encode(error_feedback, CODECS[name], mean, first, end)) * count
-        error_feedback.settle([contribution(first, end)])
+        error_feedback.settle([contribution(first=first, end=end)])
     missing = values_of("fp32", encode(error_feedback, CODECS["fp32"], torch.zeros(ELEMENTS), end, end + 1))
     assert np.abs(given_away + missing - owed).max() <= 2.0**-7 * max(samples) * len(samples), "but for bfloat16's rounding"
 
@@ -69,7 +66,7 @@ def test_a_constant_gradient_gets_through_even_where_it_is_smaller_than_a_step_o
     assert not values_of(name, codec.encode(small.numpy()))[1:100].any(), "alone it would never arrive"
     for epoch in range(500):
         total += values_of(name, encode(error_feedback, codec, small.clone(), epoch, epoch + 1))
-        error_feedback.settle([contribution(epoch, epoch + 1)])
+        error_feedback.settle([contribution(first=epoch, end=epoch + 1)])
     assert total / 500 == pytest.approx(small.numpy(), rel=0.3)
 
 
@@ -78,9 +75,9 @@ def test_a_constant_gradient_gets_through_even_where_it_is_smaller_than_a_step_o
     "others",
     [
         pytest.param([], id="nobody's"),
-        pytest.param([contribution(0, 8, peer="bob")], id="another peer's"),
-        pytest.param([contribution(0, 8, incarnation=2)], id="another process's"),
-        pytest.param([contribution(0, 7)], id="of other samples"),
+        pytest.param([contribution(first=0, end=8, peer="bob")], id="another peer's"),
+        pytest.param([contribution(first=0, end=8, incarnation=2)], id="another process's"),
+        pytest.param([contribution(first=0, end=7)], id="of other samples"),
     ],
 )
 def test_a_commit_that_does_not_name_the_contribution_changes_nothing(name: str, others: list[Contribution]) -> None:
@@ -90,9 +87,9 @@ def test_a_commit_that_does_not_name_the_contribution_changes_nothing(name: str,
     assert encode(error_feedback, codec, gradient(2), 0, 8) == plain, "not before any commit either"
     encode(error_feedback, codec, gradient(1), 0, 8)
     error_feedback.settle(others)
-    error_feedback.settle([contribution(0, 8)])
+    error_feedback.settle([contribution(first=0, end=8)])
     assert encode(error_feedback, codec, gradient(2), 8, 16) == plain
-    error_feedback.settle([contribution(8, 16)])
+    error_feedback.settle([contribution(first=8, end=16)])
     assert encode(error_feedback, codec, gradient(2), 16, 24) != plain
 
 
@@ -101,10 +98,10 @@ def test_what_was_kept_outlives_epochs_that_commit_without_this_peer(name: str) 
     codec, twice, once = CODECS[name], ErrorFeedback("ann", 1), ErrorFeedback("ann", 1)
     for error_feedback in (twice, once):
         encode(error_feedback, codec, gradient(1), 0, 8)
-        error_feedback.settle([contribution(0, 8)])
+        error_feedback.settle([contribution(first=0, end=8)])
     encode(twice, codec, gradient(5), 8, 16)
     twice.settle([])
-    twice.settle([contribution(30, 40, peer="bob")])
+    twice.settle([contribution(first=30, end=40, peer="bob")])
     assert encode(twice, codec, gradient(2), 16, 24) == encode(once, codec, gradient(2), 16, 24)
 
 
@@ -112,10 +109,10 @@ def test_what_was_kept_outlives_epochs_that_commit_without_this_peer(name: str) 
 def test_what_is_forgotten_is_not_given(name: str) -> None:
     codec, error_feedback = CODECS[name], ErrorFeedback("ann", 1)
     encode(error_feedback, codec, gradient(1), 0, 8)
-    error_feedback.settle([contribution(0, 8)])
+    error_feedback.settle([contribution(first=0, end=8)])
     encode(error_feedback, codec, gradient(1), 8, 16)
     error_feedback.forget()
-    error_feedback.settle([contribution(8, 16)])
+    error_feedback.settle([contribution(first=8, end=16)])
     assert encode(error_feedback, codec, gradient(2), 16, 24) == codec.encode(gradient(2).numpy())
 
 
@@ -124,16 +121,16 @@ def test_codecs_without_feedback_keep_nothing(name: str) -> None:
     codec, error_feedback = CODECS[name], ErrorFeedback("ann", 1)
     for epoch in range(3):
         assert encode(error_feedback, codec, gradient(epoch), epoch, epoch + 1) == codec.encode(gradient(epoch).numpy())
-        error_feedback.settle([contribution(epoch, epoch + 1)])
+        error_feedback.settle([contribution(first=epoch, end=epoch + 1)])
 
 
 def test_after_a_change_to_a_codec_without_feedback_the_rest_goes_out_once() -> None:
     error_feedback = ErrorFeedback("ann", 1)
     given_away = values_of("int4", encode(error_feedback, CODECS["int4"], gradient(1), 0, 1))
-    error_feedback.settle([contribution(0, 1)])
+    error_feedback.settle([contribution(first=0, end=1)])
     rest = values_of("fp32", encode(error_feedback, CODECS["fp32"], torch.zeros(ELEMENTS), 1, 2))
     assert given_away + rest == pytest.approx(gradient(1).numpy().astype(np.float64), abs=2.0**-9)
-    error_feedback.settle([contribution(1, 2)])
+    error_feedback.settle([contribution(first=1, end=2)])
     assert not values_of("fp32", encode(error_feedback, CODECS["fp32"], torch.zeros(ELEMENTS), 2, 3)).any()
 
 
@@ -143,7 +140,7 @@ def test_a_residual_out_of_all_bounds_is_given_up() -> None:
     huge = gradient(1)
     huge[0] = 3e38
     encode(error_feedback, codec, huge, 0, 8)
-    error_feedback.settle([contribution(0, 8)])
+    error_feedback.settle([contribution(first=0, end=8)])
     assert encode(error_feedback, codec, gradient(2), 8, 16) == codec.encode(gradient(2).numpy())
 
 
@@ -152,5 +149,5 @@ def test_what_is_not_finite_is_not_given_and_leaves_nothing_behind() -> None:
     broken = gradient(1)
     broken[-1] = math.nan
     assert error_feedback.encode(codec, Given(broken, 0, 8)) is None
-    error_feedback.settle([contribution(0, 8)])
+    error_feedback.settle([contribution(first=0, end=8)])
     assert encode(error_feedback, codec, gradient(2), 8, 16) == codec.encode(gradient(2).numpy())

@@ -11,36 +11,28 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-import protocols.gradients.shard_average
 from protocols.errors import BadMessageError
 from protocols.gradients.aggregation import weighted_mean
 from protocols.gradients.codecs import CODECS, Codec
-from protocols.gradients.shard_average import ShardAverage, ShardRelay, chunk_elements_of, shard_average_of
+from protocols.gradients.shard_average import WINDOW_CHUNKS, Chunking, ShardAverage, ShardRelay, shard_average_of
 from protocols.round.planner import GRID
 from protocols.round.plans import Plan
 from protocols.round.records import Averages, Ballot, Contribution, Shard
+from tests import factories
 
-PARENT = "a" * 64
 WEIGHTS = {"ann": 1, "bob": 7, "cid": 100}
 ELEMENTS = 2 * GRID + 300  # three chunks, the last one shorter
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocols.gradients.shard_average, "CHUNK_ELEMENTS", GRID)
 
 
 def plan(*, codec: str = "fp32", start: int = 0) -> Plan:
     shards = (Shard("ann", "a:1", start, start + ELEMENTS),)
     if start:
         shards = (Shard("bob", "b:1", 0, start), *shards)
-    return Plan("ab" * 32, Ballot(1, PARENT, 1, "ann"), tuple(WEIGHTS), tuple(WEIGHTS), shards, codec, 4.0, 7)
+    return Plan("ab" * 32, Ballot(1, factories.PARENT, 1, "ann"), tuple(WEIGHTS), tuple(WEIGHTS), shards, codec, 4.0, 7)
 
 
 def contribution(peer: str, **change: Any) -> Contribution:
-    return Contribution(
-        **{"peer": peer, "incarnation": 1, "first": 5, "end": 5 + WEIGHTS.get(peer, 1), "base": PARENT, "loss": 1.0} | change
-    )
+    return factories.contribution(peer, **{"first": 5, "end": 5 + WEIGHTS.get(peer, 1), **change})
 
 
 def values(peer: str, seed: int = 0) -> np.ndarray:
@@ -53,7 +45,7 @@ def chunks(encoded: bytes, codec: Codec) -> list[bytes]:
 
 
 def reduction(codec: str = "fp32") -> ShardAverage:
-    return ShardAverage(plan(codec=codec), 0, CODECS[codec], weighted_mean)
+    return ShardAverage(plan(codec=codec), 0, CODECS[codec], weighted_mean, GRID)
 
 
 def opened(codec: str = "fp32") -> ShardAverage:
@@ -131,7 +123,7 @@ def test_the_result_names_the_bytes_and_their_squares() -> None:
 
 
 def test_a_shard_in_the_middle_of_the_vector_counts_offsets_from_its_own_start() -> None:
-    it = ShardAverage(plan(start=GRID), 1, CODECS["fp32"], weighted_mean)
+    it = ShardAverage(plan(start=GRID), 1, CODECS["fp32"], weighted_mean, GRID)
     for peer in WEIGHTS:
         it.open(peer, contribution(peer))
         for data in chunks(CODECS["fp32"].encode(values(peer)), CODECS["fp32"]):
@@ -219,10 +211,13 @@ def test_a_value_that_is_not_finite_is_blamed_on_its_sender_whoever_comes_last(o
     assert it.averaged == []
 
 
-def test_a_fast_contributor_has_no_room_until_the_slowest_comes_closer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocols.gradients.shard_average, "WINDOW_CHUNKS", 2)
-    it = opened()
-    for data in chunks(CODECS["fp32"].encode(values("ann")), CODECS["fp32"])[:2]:
+def test_a_fast_contributor_has_no_room_until_the_slowest_comes_closer() -> None:
+    elements = (WINDOW_CHUNKS + 1) * GRID
+    shards = (Shard("ann", "a:1", 0, elements),)
+    it = ShardAverage(dataclasses.replace(plan(), shards=shards), 0, CODECS["fp32"], weighted_mean, GRID)
+    for peer in WEIGHTS:
+        it.open(peer, contribution(peer))
+    for data in chunks(bytes(4 * elements), CODECS["fp32"])[:WINDOW_CHUNKS]:
         assert it.has_room("ann")
         it.feed("ann", data)
     assert not it.has_room("ann")
@@ -232,10 +227,12 @@ def test_a_fast_contributor_has_no_room_until_the_slowest_comes_closer(monkeypat
     assert it.has_room("ann")
 
 
-def test_a_shard_has_many_chunks_unless_they_would_be_tiny_or_huge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocols.gradients.shard_average, "CHUNK_ELEMENTS", 64 * GRID)
-    sizes = {elements: chunk_elements_of(Shard("ann", "a:1", 0, elements)) for elements in (1, 10**5, 10**6, 10**8)}
+def test_a_shard_has_many_chunks_unless_they_would_be_tiny_or_huge() -> None:
+    sizes = {elements: Chunking().elements(Shard("ann", "a:1", 0, elements)) for elements in (1, 10**5, 10**6, 10**8)}
     assert sizes == {1: 4 * GRID, 10**5: 4 * GRID, 10**6: 16 * GRID, 10**8: 64 * GRID}
+    small = Chunking(chunks_of_shard=2, max_elements=3 * GRID, min_elements=GRID)
+    sizes = {elements: small.elements(Shard("ann", "a:1", 0, elements)) for elements in (1, 4 * GRID, 100 * GRID)}
+    assert sizes == {1: GRID, 4 * GRID: 2 * GRID, 100 * GRID: 3 * GRID}
 
 
 def test_large_runs_of_random_chunk_orders_agree() -> None:
@@ -255,8 +252,8 @@ def finished(*, by: tuple[str, ...] = ()) -> tuple[ShardAverage, ShardRelay]:
     first = run(IN_TURN)
     assert first.contributions is not None and first.result is not None
     finishes = Averages(first.contributions, (first.result,))
-    second = dataclasses.replace(plan(), contributors=by, finishes=finishes, ballot=Ballot(1, PARENT, 2, "bob"))
-    relay = shard_average_of(second, 0, CODECS["fp32"], weighted_mean)
+    second = dataclasses.replace(plan(), contributors=by, finishes=finishes, ballot=Ballot(1, factories.PARENT, 2, "bob"))
+    relay = shard_average_of(second, 0, CODECS["fp32"], weighted_mean, GRID)
     assert isinstance(relay, ShardRelay)
     return first, relay
 

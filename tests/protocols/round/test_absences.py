@@ -1,4 +1,4 @@
-"""Invariant 7: whoever is not planned, and whatever is not committed, has a reason in the log."""
+"""Invariant 7: the log has a reason for each peer outside of a plan, and for each contribution outside of a commit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.protocols.round.test_member import TIP, commit_of, given, kinds, mine
 
 
 def silence(table: Table, peer: str) -> None:
-    """Everybody else goes on for longer than detection."""
+    """Let everybody else go on for longer than the detection time."""
     for _ in range(5):
         table.now += DETECTION_S / 4
         for other in table.leader.followers.keys() - {peer}:
@@ -81,7 +81,7 @@ def test_an_absence_is_told_in_the_next_plan_even_of_another_epoch_and_then_no_m
 def test_a_member_led_back_to_a_lineage_that_it_left_keeps_the_promise_that_it_gave_there() -> None:
     it = ready(plan(attempt=6))
     it.on_commit(commit_of(plan(attempt=6)))
-    it.apply_failed()  # and nobody else has that commit any more
+    it.apply_failed()  # and no other peer has that commit any more
     it.adopted(replace(TIP, epoch=TIP.epoch + 1, lineage="e" * 64))
     it.adopted(TIP)
     assert reason_of(it.on_plan(mine(plan(attempt=1)))) is Reason.PROMISED_HIGHER
@@ -91,10 +91,10 @@ def test_a_member_led_back_to_a_lineage_that_it_left_keeps_the_promise_that_it_g
 @pytest.mark.parametrize(
     ("epoch", "lineage", "reason"),
     [
-        (0, "", None),  # that commit's own
-        (0, "e" * 64, Reason.LOST_FORK),  # another of the same epoch won
-        (-1, "a" * 64, Reason.MISSED_RESULTS),  # nobody has it any more
-        (1, "e" * 64, None),  # further on: it may well be an ancestor
+        (0, "", None),  # the tip of that commit
+        (0, "e" * 64, Reason.LOST_FORK),  # another commit of the same epoch won
+        (-1, "a" * 64, Reason.MISSED_RESULTS),  # no peer has that commit any more
+        (1, "e" * 64, None),  # a later tip, which may build on that commit
     ],
 )
 def test_a_contribution_of_a_commit_that_is_lost_with_its_holders_is_given_up(
@@ -138,7 +138,7 @@ def test_a_commit_tells_of_everybody_who_gave_nothing_to_it_and_why() -> None:
 
 
 def test_whose_loss_ends_an_attempt_after_its_majority_is_named_by_the_plan_that_follows_at_once() -> None:
-    """It was ready, and its Accept was lost: the averages cannot be committed, and are finished without it."""
+    """The member was ready, but its Accept was lost. So its averages cannot be committed, and are finished without it."""
     table = Table("bob", "cid", "new")
     plan = the_plan(table.reports(new=2, lea=6, bob=6, cid=6))
     for peer in ("lea", "bob", "cid"):

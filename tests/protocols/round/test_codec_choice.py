@@ -89,7 +89,7 @@ TIP = Tip(1, "d" * 64, 100, Candidate("lea", address("lea")), "int8")
 
 
 def committed(tip: Tip, rate: float, codecs: tuple[str, ...] = AUTO) -> tuple[Plan, Commit]:
-    """The plan and the commit of three peers whose links carry `rate` bytes/s; at 15 samples/s a batch of 20 takes 1.33 s."""
+    """The plan and the commit of three peers with links of `rate` bytes/s. At 15 samples/s a batch of 20 takes 1.33 s."""
     table = Table("bob", "cid", tip=tip, codecs={name: CODECS[name].encoded_bytes(ELEMENTS) for name in codecs})
     for peer in ("bob", "cid", "lea"):
         actions = table.report(peer, 7, upload_bytes_s=rate, download_bytes_s=rate)

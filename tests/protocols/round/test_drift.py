@@ -1,4 +1,4 @@
-"""Whose state has drifted: the members say whose canonical values they refuse, more than half of them decide."""
+"""Which state has drifted: the members say whose canonical values they refuse, and more than half of them decide."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def contribution_of(peer: str) -> Contribution:
 
 
 def plan_of(members: str, leader: str, *, attempt: int = 1, finishes: Averages | None = None) -> Plan:
-    """A shard a member."""
+    """A plan in which each member reduces one shard."""
     shards = tuple(Shard(name, f"{name}:1", 1024 * at, 1024 * (at + 1)) for at, name in enumerate(members.split()))
     names = tuple(members.split())
     return Plan(RUN, Ballot(1, GENESIS.lineage, attempt, leader), names, names, shards, "fp32", 4.0, 1, finishes)
@@ -119,7 +119,7 @@ def test_a_minority_that_refuses_is_left_behind_by_the_commit() -> None:
     ready = Ready(averages_of(plan).result(plan.digest))
     assert leader.answer("cid", Drifted(plan.digest, ("ann", "bob")), 0.0) == []
     assert leader.answer("ann", ready, 0.0) == []
-    (announced,) = leader.answer("bob", ready, 0.0)  # at once: nobody else is going to be ready
+    (announced,) = leader.answer("bob", ready, 0.0)  # at once: all others have answered
     assert isinstance(announced, Announce)
 
 

@@ -1,4 +1,4 @@
-"""What somebody was ready for when an attempt ended is finished by the next."""
+"""Finishing: if a member was ready when an attempt ended, the next attempt carries its averages."""
 
 from __future__ import annotations
 

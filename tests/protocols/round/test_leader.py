@@ -155,7 +155,7 @@ def test_a_member_that_drops_out_after_the_majority_does_not_stop_the_commit() -
 
 @pytest.mark.parametrize("how", ["failed", "refused"])
 def test_a_straggler_that_fails_after_the_majority_does_not_stop_the_commit(how: str) -> None:
-    """More than half are ready: the epoch is decided. Whoever misses the results catches up."""
+    """More than half are ready, so the epoch is decided. A member without the results catches up."""
     table, plan = three()
     table.ready(threes_result(table, plan), "bob", "lea")
     answer: Failed | Refuse = Failed(plan.digest, Reason.REDUCER_LOST, "cid", "bob")
@@ -204,7 +204,7 @@ def test_an_attempt_in_which_a_contributor_moves_nothing_is_not_repeated_with_it
 def test_a_leader_that_stepped_down_after_its_commit_and_leads_again_plans_again() -> None:
     table, plan = three()
     table.ready(threes_result(table, plan), "bob", "cid", "lea")
-    table.leader.step_down()  # its own member dropped the commit for another leader's plan
+    table.leader.step_down()  # its own Member accepted another leader's plan and dropped the commit
     table.now += 1.0
     table.leader.take_over(table.now)
     for peer in ("lea", "bob", "cid"):
@@ -333,13 +333,13 @@ def test_who_did_not_even_accept_is_left_out_after_a_stall() -> None:
 def test_a_silent_peer_is_found_within_two_seconds_and_a_slow_one_is_not_taken_for_silent(late_s: float) -> None:
     table, plan = three(target=24)
     began = table.now
-    table.now += late_s  # where in the driver's tick the last byte fell
+    table.now += late_s  # the last byte may come anywhere within the driver's tick
     table.leader.heard("cid", table.now)
     failed: list[Any] = []
     while not failed and table.now < began + 60:
         table.now += TICK_S
         table.leader.heard("lea", table.now)
-        table.leader.heard("bob", table.now)  # no step forward, a life sign only
+        table.leader.heard("bob", table.now)  # a life sign, but no progress
         failed = of(NoteFailure, table.leader.tick(table.now))
     assert failed == [NoteFailure(plan.ballot, Reason.SILENT, "cid")]
     assert table.now - began - late_s <= 2.0
@@ -375,7 +375,7 @@ def test_a_plan_whose_bytes_flow_at_half_the_measured_rates_is_not_given_up_and_
         for peer in plan.members:
             table.accept(plan, peer, 20 if peer == "cid" else 0)
         assert plan.contributors == (contribution.peer,)
-        # cid gives two of three equal shards, and passes its own on to two: with 4/3 of 32 KiB at 1,000 bytes/s the longest way.
+        # The longest transfer is 4/3 of 32 KiB at 1,000 bytes/s: cid sends two of three equal shards, and its own to two members.
         failed: list[Any] = []
         for step in range(1, 41):
             table.now += 1.0
@@ -391,7 +391,7 @@ def test_a_plan_whose_bytes_flow_at_half_the_measured_rates_is_not_given_up_and_
 
 
 def test_what_takes_longer_than_the_links_is_expected_to_take_so_long_again() -> None:
-    """32 KiB at 1 MB/s are nothing; the round took 100 s for other reasons. So a trickle is no stall in the next epoch."""
+    """32 KiB at 1 MB/s take 0.03 s, but the round took 100 s for other reasons. So in the next epoch slow bytes are no stall."""
     table = Table("bob")
     rates = {"upload_bytes_s": 1e6, "download_bytes_s": 1e6}
     table.report("lea", 0, **rates)
@@ -410,7 +410,7 @@ def test_what_takes_longer_than_the_links_is_expected_to_take_so_long_again() ->
     (sent,) = of(SendPlan, table.report("bob", 20, **rates))
     attempt = table.leader.attempt
     assert attempt is not None and attempt.plan == sent.plan
-    paces = attempt.deadline._paces
+    paces = attempt.deadline._min_rates
     assert max(paces.values()) < 2 * 32 * 1024 / 100
 
 
@@ -523,7 +523,7 @@ def test_whatever_pairs_failed_no_plan_of_the_epoch_repeats_one(
     for pair in pairs:
         plans = of(SendPlan, actions)
         if not plans:
-            return  # nobody is left to plan with; reports make the leader try again
+            return  # there is nobody to plan with until new reports come
         for sent in plans:
             reducers = {shard.reducer for shard in sent.plan.shards}
             repeated = {(m, r) for m, r in failed if m in sent.plan.contributors and r in reducers}
@@ -537,7 +537,7 @@ def test_whatever_pairs_failed_no_plan_of_the_epoch_repeats_one(
 
 
 def test_a_pair_never_meets_again_even_when_every_reducer_failed_for_somebody() -> None:
-    """lea cannot reach bob, and cid (client mode) cannot reach lea: lea and bob can still average at lea."""
+    """lea cannot reach bob, and cid (client mode) cannot reach lea. lea and bob can still average at lea."""
     table = Table("bob", target=1)
     table.join("cid", client_mode=True)
     for peer, samples in (("bob", 9), ("cid", 9)):
@@ -561,7 +561,7 @@ def test_a_newer_process_of_a_peer_takes_its_seat() -> None:
 
 
 def test_an_older_process_of_a_peer_does_not_take_the_newer_ones_seat() -> None:
-    """The newest incarnation wins, whoever connects last."""
+    """The newest incarnation wins, even if an older one connects later."""
     table = Table("bob")
     table.join("cid", incarnation=5)
     table.report("cid", 3)
@@ -594,7 +594,7 @@ def test_a_leader_that_steps_down_ends_its_attempt_with_a_reason() -> None:
 
 
 def test_an_attempt_that_another_commit_overtakes_ends_with_a_reason() -> None:
-    """Invariant 7: no attempt drops out unlogged, and nobody is left reducing for it."""
+    """Invariant 7: every attempt that ends is logged, and every member stops reducing for it."""
     table, plan = three()
     elsewhere = Tip(1, "f" * 64, 50, Candidate("bob", address("bob")), "fp32")
     actions: list[Any] = table.leader.follow(elsewhere) or []
@@ -681,6 +681,6 @@ def test_no_ballot_of_an_epoch_is_used_twice_though_catching_up_found_nothing_fu
     table.report("lea", 8)
     table.report("bob", 8)
     (first,) = of(SendPlan, table.report("cid", 8))
-    table.leader.follow(table.tip)  # the leader's own member caught up, and is where it was
+    table.leader.follow(table.tip)  # the leader's own Member caught up, to the same tip
     (second,) = of(SendPlan, table.report("lea", 8))
     assert second.plan.ballot.attempt == first.plan.ballot.attempt + 1

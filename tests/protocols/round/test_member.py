@@ -79,7 +79,7 @@ def commit_of(planned: Plan, *contributions: Contribution, **change: Any) -> Sig
 
 
 def member(*, frozen: Contribution | None = None) -> Member:
-    """At TIP; with `frozen`, after an attempt 1 that was aborted."""
+    """A member at TIP. With `frozen`, an attempt 1 was aborted before."""
     it = Member("me", 1)
     it.adopted(TIP)
     if frozen is not None:
@@ -157,11 +157,11 @@ def test_a_plan_that_is_not_for_this_peer_at_this_tip_is_refused(planned: Plan, 
 
 
 def test_a_reducers_part_that_is_somebody_elses_is_refused() -> None:
-    """Whoever does not reduce cannot tell: it knows of the others only their digest."""
+    """A member that does not reduce cannot tell: it knows only the digests of the lists."""
     mine_too = Shard("me", "me:1", 0, 1024)
     without = plan(members=("bob", "lea"), contributors=("bob",))
     nobodys = replace(mine(plan()), shards=(mine_too,))
-    silent = replace(member_plan_of(plan(shards=(mine_too,)), "me"), gives=False)
+    silent = replace(member_plan_of(plan(shards=(mine_too,)), "me"), sends=False)
     for part in (member_plan_of(without, "lea"), nobodys, silent):
         it = member()
         assert reason_of(it.on_plan(part)) is Reason.NOT_A_MEMBER
@@ -195,7 +195,7 @@ def test_a_commit_of_other_contributors_than_planned_is_not_applied() -> None:
 
 
 def test_a_new_leader_hears_of_the_members_that_this_one_knows() -> None:
-    """Who does not reduce knows the leader and the reducers."""
+    """A member that does not reduce knows only the leader and the reducers."""
     it = member()
     it.on_plan(mine(plan(leader="bob", shards=(Shard("lea", "lea:1", 0, 1024),))))
     assert it.planned_with("lea") == ("bob", "lea")
@@ -250,7 +250,7 @@ def test_a_promise_survives_the_attempt_it_was_made_for() -> None:
 
 
 def test_a_promise_survives_catching_up_to_the_same_tip() -> None:
-    """Whoever finds nobody further on adopts its own tip again: still the same epoch, so it is still bound."""
+    """A member that finds nobody further adopts its own tip again. The epoch is the same, so the promise still binds it."""
     it = reducing(plan(attempt=3))
     it.catch_up(Reason.BEHIND)
     it.adopted(TIP)
@@ -362,7 +362,7 @@ def test_a_commit_whose_results_never_came_is_caught_up() -> None:
 
 
 def test_samples_that_a_commit_names_are_not_reported_as_given_up() -> None:
-    """This peer's samples are in the commit; only its copy of the averages is missing."""
+    """The commit names this peer's samples. Only its copy of the averages is missing."""
     planned = plan()
     it = reducing(planned)
     it.on_commit(commit_of(planned))
@@ -412,13 +412,13 @@ def test_a_commit_with_other_averages_than_are_here_is_never_applied() -> None:
 def test_a_commit_that_says_other_than_what_was_planned_and_averaged_is_never_applied(
     forge: Callable[[Plan], SignedCommit],
 ) -> None:
-    """Invariants 2 and 6. All of these are signed by an admitted peer; the averages' digests are right."""
+    """Invariants 2 and 6. An admitted peer has signed all of these commits, and the averages' digests are right."""
     planned = plan()
     it = ready(planned)
     try:
         signed = forge(planned)
     except ValueError:
-        return  # the record itself refuses it: as good
+        return  # the record itself refuses the value, which is as good
     assert Apply not in kinds(it.on_commit(signed))
     assert it.phase is not Phase.APPLYING
 
@@ -507,7 +507,7 @@ def test_a_freeze_that_ends_after_the_epoch_closed_is_dropped() -> None:
 
 
 def test_a_freeze_of_an_older_lineage_never_enters_a_newer_epoch() -> None:
-    """The freeze of the old epoch answers while that of the new one is awaited: its samples' base is another."""
+    """The freeze of the old epoch answers while the member waits for that of the new one. Its samples have another base."""
     it = member()
     it.on_plan(mine(plan()))
     it.catch_up(Reason.BEHIND)
@@ -520,7 +520,7 @@ def test_a_freeze_of_an_older_lineage_never_enters_a_newer_epoch() -> None:
 
 
 def finishing(planned: Plan, *contributions: Contribution, attempt: int = 2, leader: str = "bob") -> Plan:
-    """`lead` finishes what somebody was ready for of `planned`."""
+    """The plan of `leader` that finishes the averages that somebody was ready for in `planned`."""
     ballot = replace(planned.ballot, attempt=attempt, leader=leader)
     return replace(planned, ballot=ballot, contributors=(), finishes=averages(*contributions))
 
@@ -587,7 +587,7 @@ def test_only_another_leader_than_the_plans_own_is_told_with_whom_it_was_planned
 
 
 def test_whoever_gives_nothing_goes_on_drawing_and_gives_what_it_drew_to_the_next_attempt() -> None:
-    """Were it frozen with nothing, and everybody who gave died, nobody would have a sample for the next plan."""
+    """If it froze with nothing and all contributors died, no peer would have a sample for the next plan."""
     it = member()
     first = plan(contributors=("bob",))
     assert it.on_plan(mine(first)) == [Send("lea", Accept(first.digest, None)), Reduce(mine(first), None)]

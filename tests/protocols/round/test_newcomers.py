@@ -1,4 +1,4 @@
-"""A peer that catches up is never in the way of a round, whatever it does meanwhile."""
+"""A peer that catches up never delays a round, whatever it does meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that overlaps: e+1 accumulates while e is averaged, from the parameters of the freeze."""
+"""Overlap: epoch e+1 accumulates while e is averaged, at the parameters of the freeze."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def give(it: Member, contribution: Contribution) -> Plan:
 
 
 def commit(it: Member, planned: Plan, *named: Contribution) -> list[Any]:
-    """The plan comes to a commit that names these; what applied() leads to."""
+    """Commit the plan with these contributions; returns the actions of applied()."""
     it.reduced(planned.digest, Averages(named, RESULTS))
     signed = commit_on(it, planned, *named)
     assert it.on_commit(signed) == [Apply(signed)]
@@ -76,7 +76,7 @@ def test_a_contribution_that_its_epoch_missed_is_given_up_alone() -> None:
 
 
 def test_what_two_commits_have_left_behind_is_given_up() -> None:
-    """Drawn at the tip's parent, and not given to the epoch after it: its base is too old for the next."""
+    """The samples were drawn at the tip's parent and missed the epoch after it. Their base is too old for the next."""
     it, other = member(), given("bob")
     assert commit(it, give(it, given()), given()) == [Resume(keep=True)]
     without = next_plan(it.tip, contributors=("bob",)) if it.tip is not None else plan()
@@ -183,7 +183,7 @@ def test_averages_of_another_base_are_not_finished(base: str, sound: bool) -> No
 
 
 def committed(*, overlap: bool = True) -> tuple[Table, Tip]:
-    """bob and cid gave 12 each; the leader has applied the commit, and nobody else has yet."""
+    """bob and cid gave 12 samples each. Only the leader has applied the commit."""
     it = table(overlap=overlap)
     planned = the_plan(it.reports(bob=12, cid=12))
     given_by = [Contribution(peer, 1, 0, 12, it.tip.lineage, 1.0) for peer in ("bob", "cid")]

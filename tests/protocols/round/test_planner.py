@@ -18,8 +18,8 @@ from protocols.round.planner import (
     cut_shards,
     equal_fractions,
     fresh,
+    min_rates,
     planned_seconds,
-    slowest_paces,
     suppliers,
 )
 from protocols.round.plans import Plan, member_plan_of
@@ -78,7 +78,7 @@ def due(elements: int = LARGE, *, target: int = 1000, epoch: int = 1) -> Round:
 
 
 def line(up: float, down: float, *, samples: int = 100, **more: Any) -> Present:
-    """In Mbit/s; ten samples a second."""
+    """A peer with this line, in Mbit/s, that draws ten samples a second."""
     address = more.pop("address", "h:1")
     return Present(address, samples, up * MBIT, down * MBIT, samples_per_second=10.0 if samples else 0.0, **more)
 
@@ -229,9 +229,9 @@ def test_who_only_receives_holds_nobody_up() -> None:
 
 def test_a_plan_s_pace_is_its_bytes_in_its_time_and_none_for_what_has_no_bytes() -> None:
     part = member_plan_of(dataclasses.replace(plan(3), planned_s=4.0), "p001")
-    assert (part.pace(1000), part.pace(0)) == (250.0, None)
-    assert member_plan_of(plan(3), "p001").pace(1000) is None
-    assert member_plan_of(dataclasses.replace(plan(3), planned_s=0.1), "p001").pace(1000) is None, "too short to be paced"
+    assert (part.rate_of(1000), part.rate_of(0)) == (250.0, None)
+    assert member_plan_of(plan(3), "p001").rate_of(1000) is None
+    assert member_plan_of(dataclasses.replace(plan(3), planned_s=0.1), "p001").rate_of(1000) is None, "too short to be paced"
     for planned_s in (-1.0, 5e-324, 1e5, float("nan")):
         with pytest.raises(ValueError, match="takes its time"):
             dataclasses.replace(plan(3), planned_s=planned_s)
@@ -242,7 +242,7 @@ def test_the_slowest_pace_is_half_of_what_the_longest_share_takes_at_measured_ra
     present = {f"p{index:03d}": Present("x:1", 1, 1e6, 1e6) for index in range(3)} | {"p001": Present("x:1", 1, 4000.0, 1e6)}
     seconds = planned_seconds(plan(3), present, 12_000)
     assert seconds == pytest.approx(4.0)
-    paces = slowest_paces(plan(3), present, 12_000, seconds)
+    paces = min_rates(plan(3), present, 12_000, seconds)
     assert paces == {peer: pytest.approx(32_000 / 4.0 / 2) for peer in present}
 
 
@@ -251,7 +251,7 @@ def test_whoever_only_reduces_moves_the_vector_of_everybody_else() -> None:
     only = plan(1, contributors=("p001", "p002"))
     seconds = planned_seconds(only, present, 10_000)
     assert seconds == pytest.approx(20.0)
-    paces = slowest_paces(only, present, 10_000, seconds)
+    paces = min_rates(only, present, 10_000, seconds)
     assert paces["p000"] == pytest.approx(500.0 + 500.0), "20 kB each way in 20 s"
     assert paces["p001"] == pytest.approx(250.0 + 250.0), "10 kB each way in the same time"
 
@@ -259,13 +259,13 @@ def test_whoever_only_reduces_moves_the_vector_of_everybody_else() -> None:
 def test_without_everybodys_rates_no_pace_is_asked_for() -> None:
     present = {"p000": Present("x:1", 1, 1e6, 1e6), "p001": Present("x:1", 1), "p002": Present("x:1", 1, 1e6, 1e6)}
     assert planned_seconds(plan(3), present, 12_000) == 0
-    assert slowest_paces(plan(3), present, 12_000, 0.0) == {}
+    assert min_rates(plan(3), present, 12_000, 0.0) == {}
 
 
 def test_whoever_reduces_more_is_expected_to_move_more() -> None:
-    """Of three that give, one reduces three quarters of the vector and one a quarter."""
+    """Of three contributors one reduces three quarters of the vector, and another a quarter."""
     shards = (Shard("p000", "h:1", 0, 3 * GRID), Shard("p001", "h:1", 3 * GRID, 4 * GRID))
-    paces = slowest_paces(
+    paces = min_rates(
         dataclasses.replace(plan(1), shards=shards), dict.fromkeys(("p000", "p001", "p002"), line(1, 1)), 1000, 10.0
     )
     up_and_down = {"p000": 1.75 + 1.75, "p001": 1.25 + 1.25, "p002": 1 + 1}

@@ -20,7 +20,7 @@ def plan() -> Plan:
 def test_every_part_has_the_plans_digest_and_says_whether_its_member_gives(member: str) -> None:
     part = member_plan_of(plan(), member)
     assert part.digest == plan().digest
-    assert part.gives == (member in CONTRIBUTORS)
+    assert part.sends == (member in CONTRIBUTORS)
     assert part.is_for(member)
     assert (part.shards, part.ballot) == (plan().shards, plan().ballot)
 
@@ -52,4 +52,4 @@ def test_who_needs_nobody_to_bring_the_averages_is_told_so() -> None:
     passed_on = replace(plan(), contributors=(), finishes=averages)
     brought = replace(plan(), contributors=("bob",), finishes=averages)
     parts: list[MemberPlan] = [member_plan_of(it, "cid") for it in (passed_on, brought)]
-    assert [part.is_given_to for part in parts] == [False, True]
+    assert [part.has_senders for part in parts] == [False, True]

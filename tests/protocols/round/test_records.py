@@ -21,6 +21,7 @@ from protocols.round.records import (
     Tip,
     contributions_digest,
 )
+from tests import factories
 
 HEX = "c" * 64
 
@@ -30,7 +31,7 @@ def ballot(**change: Any) -> Ballot:
 
 
 def contribution(peer: str = "ann", **change: Any) -> Contribution:
-    return replace(Contribution(peer, incarnation=7, first=10, end=14, base=HEX, loss=2.0), **change)
+    return factories.contribution(peer, **{"incarnation": 7, "first": 10, "end": 14, "base": HEX, "loss": 2.0, **change})
 
 
 def plan(**change: Any) -> Plan:
@@ -39,19 +40,17 @@ def plan(**change: Any) -> Plan:
 
 
 def commit(**change: Any) -> Commit:
-    whole = Commit(
-        ballot=ballot(),
-        plan_digest=HEX,
-        contributions=(contribution("ann"), contribution("bob", first=0, end=12, loss=6.0)),
-        members=("ann", "bob", "cid"),
-        shards=(ShardResult(0, 1024, "d" * 64, 9.0), ShardResult(1024, 1500, "e" * 64, 16.0)),
-        codec="fp32",
-        next_codec="fp32",
-        total_samples=100,
-        leader=Candidate("ann", "a:1"),
-        succession=(Candidate("bob", "b:1"),),
-    )
-    return replace(whole, **change)
+    whole: dict[str, Any] = {
+        "ballot": ballot(),
+        "contributions": (contribution("ann"), contribution("bob", first=0, end=12, loss=6.0)),
+        "members": ("ann", "bob", "cid"),
+        "shards": (ShardResult(0, 1024, "d" * 64, 9.0), ShardResult(1024, 1500, "e" * 64, 16.0)),
+        "plan_digest": HEX,
+        "total_samples": 100,
+        "leader": Candidate("ann", "a:1"),
+        "succession": (Candidate("bob", "b:1"),),
+    }
+    return factories.commit(**{**whole, **change})
 
 
 def test_ballots_of_an_epoch_are_ordered_by_attempt_then_leader() -> None:
@@ -137,7 +136,7 @@ def test_a_commit_that_contradicts_itself_is_refused(change: dict[str, Any]) -> 
     ],
 )
 def test_a_commit_whose_contributions_cannot_be_of_one_plan_is_refused(contributions: tuple[Contribution, ...]) -> None:
-    """Invariants 2 and 6: a sample enters once."""
+    """Invariants 2 and 6: a sample enters a commit once."""
     with pytest.raises(ValueError, match="contribut"):
         commit(contributions=contributions)
 
@@ -272,7 +271,7 @@ def test_a_tip_leads_to_the_next_commit_with_the_right_weight_alone(epoch: int, 
 
 @pytest.mark.parametrize(("base", "leads"), [("c", (True, True)), ("b", (False, True)), ("a", (False, False))])
 def test_contributions_build_on_the_parent_or_with_overlap_on_that_ones_parent(base: str, leads: tuple[bool, bool]) -> None:
-    """Of ann at the parent c, bob at `base`; a is the lineage before b."""
+    """ann's base is the commit's parent c, bob's is `base`; lineage a comes before b, and b before c."""
     it = commit(
         ballot=ballot(parent="c" * 64), contributions=(contribution("ann", base="c" * 64), contribution("bob", base=base * 64))
     )

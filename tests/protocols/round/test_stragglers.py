@@ -1,4 +1,4 @@
-"""Whoever stands one commit behind a leader with a full batch is waited for now and then, never for long."""
+"""A leader with a full batch now and then waits for peers one commit behind, and never for long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ EPOCH_S = 3.0
 
 
 def at_epoch(epoch: int, *, overlap: bool = False, took_s: tuple[float, float] = (EPOCH_S, EPOCH_S)) -> tuple[Table, Tip]:
-    """The leader and bob have committed `epoch`; cid was not there. It and the one before `took_s`. The table, and cid's tip."""
+    """(table, cid's tip): the leader and bob have committed `epoch`, and cid stands one commit behind.
+
+    `took_s` has the durations of the last two epochs.
+    """
     before = replace(Table("bob").tip, epoch=epoch - 1, lineage="a" * 64, total_samples=100, members=("bob", "cid", "lea"))
     it = Table("bob", "cid", tip=replace(before, epoch=epoch - 2, lineage="c" * 64), overlap=overlap)
     it.reports(lea=0, bob=0, cid=0)
@@ -62,7 +65,7 @@ def test_who_fetches_the_last_commit_is_let_come_level_in_one_of_so_many_epochs(
 def test_who_never_comes_level_is_waited_for_as_long_as_an_epoch_took_that_was_no_pause(took_s: tuple[float, float]) -> None:
     it, before = at_epoch(2 * WAITS_EVERY - 1, took_s=took_s)
     fetches(it, before)
-    it.wait(2 * EPOCH_S)  # until the batch is full, nobody is waited for
+    it.wait(2 * EPOCH_S)  # before the batch is full, the leader waits for nobody
     assert not plans(it.report("bob", 30))
     assert not plans(it.wait(EPOCH_S - 0.5))
     (planned,) = plans(it.wait(1.0))
@@ -128,7 +131,7 @@ def test_a_leader_that_has_just_taken_over_waits_for_nobody() -> None:
 
 
 def waits_of(close_for_s: Callable[[int], float], epochs: int = 200, epoch_s: float = EPOCH_S) -> dict[int, float]:
-    """How long a leader waits before each epoch, when in every one somebody is one commit behind, for so long as told."""
+    """Epoch -> seconds that the leader waited before it. One peer is always one commit behind, for `close_for_s(epoch)`."""
     behind, tip, now = Stragglers(1.0, overlap=False), Table("bob").tip, 0.0
     behind.begin(now)
     waited = {}

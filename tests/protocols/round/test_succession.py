@@ -106,7 +106,7 @@ def test_peers_of_one_lineage_agree_on_the_order_that_the_commit_names() -> None
 
 
 def test_at_the_beginning_nobody_leads_before_the_first_leader_is_found() -> None:
-    """The genesis names a leader and no address: who takes its place because a look missed it would begin a second history."""
+    """The genesis names a leader without an address. If a peer missed it in discovery and led itself, it would begin a fork."""
     succession = Succession(Candidate("me", "me:1"))
     succession.follow(Tip.genesis("ab" * 32, "cd" * 32, Candidate("first", ""), "fp32"))
     succession.know([Candidate("bob", "bob:1")])
@@ -121,7 +121,8 @@ def test_a_successor_that_has_yet_to_find_the_leader_silent_is_waited_for_instea
     here.passed_over("mia", 10.0, Reason.SILENT, follows="", able=False)
     here.passed_over("zoe", 10.1, Reason.NOT_THE_LEADER, follows="mia", able=False)
     assert here.acting == Candidate("zoe", "zoe:1")
-    here.passed_over("zoe", 10.0 + DETECTION_S, Reason.NOT_THE_LEADER, follows="mia", able=False)  # it hears that leader, then
+    # zoe's time is up and it still follows mia, so mia counts as heard.
+    here.passed_over("zoe", 10.0 + DETECTION_S, Reason.NOT_THE_LEADER, follows="mia", able=False)
     assert here.acting == Candidate("mia", "mia:1")
 
 
