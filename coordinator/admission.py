@@ -13,7 +13,7 @@ from protocols.identity import Authority, Key, Ticket
 from protocols.reasons import Reason
 from protocols.round.records import Candidate
 from protocols.run_spec import RunSpec
-from protocols.tasks.registry import read_asset
+from protocols.tasks.assets import read_asset
 from protocols.transport.channels import PROTOCOL_VERSION, refuse
 from protocols.transport.discovery import Announcement, read_announcement
 from protocols.transport.enrolling import Genesis

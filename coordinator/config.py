@@ -15,7 +15,7 @@ class CoordinatorConfig:
     run_file: Path
     """The run spec, TOML."""
     directory: Path | None = None
-    """The run's folder: identity, tokenizer, history, checkpoints. None takes runs/<run.name>."""
+    """The run's folder: identity, the task's files, history, checkpoints. None takes runs/<run.name>."""
     host: str = "0.0.0.0"
     """IP address to listen on; `::` for all of IPv6."""
     announce: tuple[str, ...] = ()

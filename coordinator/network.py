@@ -12,6 +12,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Iterator
+from random import Random
 from typing import Any
 
 from coordinator.admission import EnrolmentService, make_ticket
@@ -24,10 +25,11 @@ from protocols.identity import Ticket
 from protocols.observations import Observation
 from protocols.snapshot.fetch import SnapshotFetch
 from protocols.transport import addresses
-from protocols.transport.channels import Channels, enrolment_server, listen
+from protocols.transport.channels import enrolment_server, listen
 from protocols.transport.discovery import Discovery, DiscoveryConfig
+from protocols.transport.network import NetworkTransport
 from protocols.transport.network_thread import NetworkThread
-from protocols.transport.state_transfer import ask_all
+from protocols.transport.whereabouts import ask_all
 from protocols.wire.dugnad_pb2_grpc import add_EnrolmentServicer_to_server
 
 PORTS = 4  # enrolment, discovery, and two of the auxiliary peer
@@ -46,7 +48,7 @@ class Network:
         self._config = config
         self._folder = folder
         self._thread = thread
-        self._channels = Channels(folder.credentials, folder.spec.digest)
+        self._transport = NetworkTransport(folder.credentials, folder.spec.digest)
         self._known = KnownPeers()
 
     @contextlib.contextmanager
@@ -79,7 +81,7 @@ class Network:
         """Pass all that the swarm's leader says to `tell`, on the network's thread. `epoch` and `lineage`: see `watch`."""
 
         async def forward() -> None:
-            async for observation in watch(self._channels, self._known.candidates, epoch, lineage):
+            async for observation in watch(self._transport, self._known.candidates, epoch, lineage):
                 tell(observation)
 
         forwarding = self._thread.start(forward())
@@ -113,7 +115,7 @@ class Network:
             folder.path / "discovery.log",
         )
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(self._channels.aclose)
+            stack.push_async_callback(self._transport.aclose)
             stack.push_async_callback(discovery.aclose)
             await discovery.start()
             service = EnrolmentService(
@@ -153,13 +155,13 @@ class Network:
 
     async def _fetch_newest(self) -> bytes:
         """From the peers that are furthest. Of these, auxiliary peers first: the others train."""
-        found = await ask_all(self._channels, self._known.candidates())
+        found = await ask_all(self._transport, self._known.candidates(), Random())
         if not found:
             raise UnreachableError("no peer answers that holds the run's state")
         newest = found[0].standing
         best = [there.peer for there in found if there.standing == newest]
         auxiliary = [peer for peer in best if self._known.is_auxiliary(peer.peer)]
-        fetch = SnapshotFetch(self._channels, MAX_SNAPSHOT_BYTES, lambda done, total: None, _donor_failed)
+        fetch = SnapshotFetch(self._transport, MAX_SNAPSHOT_BYTES, lambda done, total: None, _donor_failed)
         if auxiliary:
             with contextlib.suppress(RemoteError):  # _donor_failed logs it
                 return await fetch.run(auxiliary, at_least=newest)

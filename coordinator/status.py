@@ -10,8 +10,8 @@ from coordinator.sinks.swarm_table import render_view
 from coordinator.swarm_view import SwarmView
 from coordinator.watching import look_once
 from protocols.identity import Key, Ticket
-from protocols.transport.channels import Channels
 from protocols.transport.enrolling import enrol
+from protocols.transport.network import NetworkTransport
 from protocols.transport.network_thread import NetworkThread
 
 
@@ -29,8 +29,8 @@ def show_status(ticket_text: str, *, as_json: bool) -> None:
 
 async def _look(ticket: Ticket) -> SwarmView:
     enrolment = await enrol(ticket, Key.generate())  # the identity is used this once
-    channels = Channels(enrolment.credentials, enrolment.spec.digest)
+    transport = NetworkTransport(enrolment.credentials, enrolment.spec.digest)
     try:
-        return await look_once(channels, enrolment.peers, enrolment.spec)
+        return await look_once(transport, enrolment.peers, enrolment.spec)
     finally:
-        await channels.aclose()
+        await transport.aclose()

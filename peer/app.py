@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import functools
 import ipaddress
 import socket
 import time
@@ -16,11 +15,11 @@ from typing import Any
 import psutil
 import torch
 
+from peer.assembly import Peer
 from peer.config import PeerConfig, default_home
 from peer.console import PeerConsole, PeerStatus
+from peer.environment import Environment
 from peer.epoch.engine import Engine
-from peer.epoch.observers import Observers
-from peer.epoch.service import PeerService
 from peer.events import PeerEvents
 from peer.settings import RunSettings
 from peer.training.devices import describe, pick_device, pick_micro_batch
@@ -37,17 +36,16 @@ from protocols.identity import Key, Ticket, new_incarnation
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.round import program
 from protocols.round.records import Hello
-from protocols.signing import check_signed
+from protocols.signing import CertificateSigner
+from protocols.tasks.assets import write_asset
 from protocols.tasks.base import Batches, Task, to_device
-from protocols.tasks.registry import open_task, write_asset
+from protocols.tasks.registry import open_task
 from protocols.transport import addresses
 from protocols.transport.bandwidth import Bandwidth
-from protocols.transport.bulk import BulkConnections, BulkServer
-from protocols.transport.channels import Channels, listen, peer_server
-from protocols.transport.discovery import Discovery, DiscoveryConfig
+from protocols.transport.discovery import DiscoveryConfig
 from protocols.transport.enrolling import Enrolment, enrol, fetch_assets, missing_assets
+from protocols.transport.network import NetworkTransport, SwarmDirectory
 from protocols.transport.network_thread import NetworkThread
-from protocols.wire.dugnad_pb2_grpc import add_PeerServicer_to_server
 
 SCREEN_S = 0.25
 # After the last epoch a peer stays this long, so that slower ones can still fetch what it reduced.
@@ -141,11 +139,11 @@ class _Session:
         if not self._config.client_mode:
             program.prepare()  # it may come to lead
         jobs = JobQueue()
-        averaging: Engine | None = None
+        engine: Engine | None = None
 
         def progressed(first: int, end: int, samples_per_second: float, step_s: float) -> None:
-            if averaging is not None:
-                self._network.loop.call_soon_threadsafe(averaging.progressed, first, end, samples_per_second, step_s)
+            if engine is not None:
+                self._network.loop.call_soon_threadsafe(engine.progressed, first, end, samples_per_second, step_s)
 
         trainer = Trainer(work.replica, jobs, task=work.task, batches=work.batches, device=work.device, progressed=progressed)
         with contextlib.ExitStack() as stack:
@@ -153,13 +151,13 @@ class _Session:
                 stack.callback(work.batches.close)
             self._console.status("Joining the swarm")
             ready: concurrent.futures.Future[Engine] = concurrent.futures.Future()
-            swarm = self._network.start(self._take_part(trainer, jobs, ready))
+            swarm = self._network.start(self._take_part(trainer, ready))
             swarm.add_done_callback(lambda _: trainer.stop())
-            stack.enter_context(two_stage_interrupts(lambda: self._stop(averaging, swarm), self._console.close))
+            stack.enter_context(two_stage_interrupts(lambda: self._stop(engine, swarm), self._console.close))
             waiting: list[concurrent.futures.Future[Any]] = [ready, swarm]
             concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
             if ready.done():
-                averaging = ready.result()
+                engine = ready.result()
             try:
                 trainer.run()
             finally:
@@ -190,7 +188,7 @@ class _Session:
             build_strategy(self._settings, model, optimizer, build_scheduler(spec, optimizer)),
             self._settings,
             error_feedback=ErrorFeedback(enrolment.credentials.peer_id, self._incarnation),
-            verify=functools.partial(check_signed, authority=enrolment.credentials.authority),
+            verify=CertificateSigner(enrolment.credentials).verify,
         )
         if config.start_from is not None:
             try:
@@ -213,55 +211,41 @@ class _Session:
 
     # -- on the network's thread -----------------------------------------------------------------------------------------------
 
-    async def _take_part(self, trainer: Trainer, jobs: JobQueue, ready: concurrent.futures.Future[Engine]) -> None:
-        config, spec, credentials = self._config, self._spec, self._enrolment.credentials
+    async def _take_part(self, trainer: Trainer, ready: concurrent.futures.Future[Engine]) -> None:
+        config, credentials = self._config, self._enrolment.credentials
         listen_host, public_host = self._hosts()
-        bandwidth = Bandwidth(max_upload_bytes_s=_bytes_s(config.max_upload), max_download_bytes_s=_bytes_s(config.max_download))
-        channels, bulk = Channels(credentials, spec.digest, bandwidth), BulkConnections(credentials, spec.digest, bandwidth)
-        server, tls = peer_server(credentials)
-        bulk_server = BulkServer(credentials, spec.digest, bandwidth)
-        address = bulk_address = ""
-        if not config.client_mode:
-            port = listen(server, tls, listen_host, config.port)
-            bulk_port = bulk_server.listen(listen_host, config.port and config.port + 1)
-            address, bulk_address = _announced(config.announce or public_host, port, bulk_port)
-        discovery = Discovery(self._discovery_config(listen_host), credentials, self._home / "discovery.log")
+        limits = Bandwidth(max_upload_bytes_s=_bytes_s(config.max_upload), max_download_bytes_s=_bytes_s(config.max_download))
+        network = NetworkTransport(credentials, self._spec.digest, limits)
+        directory = SwarmDirectory(
+            self._discovery_config(listen_host), credentials, self._enrolment.coordinator, self._home / "discovery.log"
+        )
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(discovery.aclose)
-            stack.push_async_callback(channels.aclose)
-            stack.callback(bulk.close)
-            stack.push_async_callback(bulk_server.aclose)
-            await discovery.start()
+            stack.push_async_callback(directory.aclose)
+            stack.push_async_callback(network.aclose)
+            address = bulk_address = ""
+            if not config.client_mode:
+                address, bulk_address = _announced(config.announce or public_host, *network.listen(listen_host, config.port))
+            await directory.start()
             name = config.name or socket.gethostname()
             hello = Hello(self._incarnation, config.role == "auxiliary", address, bulk_address, name, _free_memory_bytes())
-            averaging = Engine(
-                hello=hello,
-                channels=channels,
-                bulk=bulk,
-                discovery=discovery,
-                bootstrap=self._enrolment.peers,
-                coordinator=self._enrolment.coordinator,
-                settings=self._settings,
-                training=trainer,
-                jobs=jobs,
+            environment = Environment(
+                credentials.peer_id,
+                network,
+                directory,
+                CertificateSigner(credentials),
                 events=self._events,
                 progress=lambda done, total: self._console.status("Downloading the state", done, total),
             )
-            observers = self._events.observers = Observers(averaging)
-            if not config.client_mode:
-                service = PeerService(averaging, observers)
-                add_PeerServicer_to_server(service, server)
-                await server.start()
-                bulk_server.start(service.bulk)
-                stack.push_async_callback(server.stop, 0.5)
-            screen = asyncio.create_task(self._show(averaging))
+            peer = Peer(hello, environment, self._settings, trainer, self._enrolment.peers)
+            await network.serve(peer.service)
+            screen = asyncio.create_task(self._show(peer.engine))
             stack.callback(screen.cancel)
-            ready.set_result(averaging)
-            await self._until_over(averaging)
+            ready.set_result(peer.engine)
+            await self._until_over(peer.engine)
 
-    async def _until_over(self, averaging: Engine) -> None:
-        running = asyncio.create_task(averaging.run())
-        finished = asyncio.create_task(averaging.finished.wait())
+    async def _until_over(self, engine: Engine) -> None:
+        running = asyncio.create_task(engine.run())
+        finished = asyncio.create_task(engine.finished.wait())
         try:
             await asyncio.wait([running, finished], return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
@@ -275,24 +259,25 @@ class _Session:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 
-    async def _show(self, averaging: Engine) -> None:
+    async def _show(self, engine: Engine) -> None:
         while True:
-            tip = averaging.member.tip
+            tip = engine.member.tip
+            beat = engine.beat
             if tip is not None:
                 self._console.update(
                     PeerStatus(
                         epoch=tip.epoch,
-                        my_samples=averaging.samples,
-                        swarm_samples=averaging.status.samples,
+                        my_samples=engine.samples,
+                        swarm_samples=beat.samples if beat is not None else 0,
                         target_batch_size=self._spec.training.target_batch_size,
-                        my_samples_per_second=averaging.samples_per_second,
-                        swarm_samples_per_second=averaging.status.samples_per_second,
+                        my_samples_per_second=engine.samples_per_second,
+                        swarm_samples_per_second=beat.samples_per_second if beat is not None else 0.0,
                         loss=self._events.loss,
-                        peers=averaging.status.peers,
-                        leader=averaging.following.peer if averaging.following is not None else "",
+                        peers=beat.peers if beat is not None else 0,
+                        leader=engine.following.peer if engine.following is not None else "",
                         contributions=self._events.contributions,
                         contributed_samples=self._events.contributed_samples,
-                        phase=averaging.doing,
+                        phase=engine.activity,
                     )
                 )
             await asyncio.sleep(SCREEN_S)
@@ -320,15 +305,15 @@ class _Session:
 
     # -- stopping --------------------------------------------------------------------------------------------------------------
 
-    def _stop(self, part: Engine | None, swarm: concurrent.futures.Future[None]) -> None:
+    def _stop(self, engine: Engine | None, swarm: concurrent.futures.Future[None]) -> None:
         self._leaving = True
-        if part is None:
+        if engine is None:
             swarm.cancel()
             return
         self._console.event("leaving: finishing the round under way (Ctrl-C again to stop at once)")
-        self._network.start(self._leave(part, swarm))
+        self._network.start(self._leave(engine, swarm))
 
     @staticmethod
-    async def _leave(part: Engine, swarm: concurrent.futures.Future[None]) -> None:
-        await part.leave()
+    async def _leave(engine: Engine, swarm: concurrent.futures.Future[None]) -> None:
+        await engine.leave()
         swarm.cancel()

@@ -32,8 +32,8 @@ class PeerConfig:
     """host, host:port or [IPv6 address]:port under which others reach this peer, when a router forwards that port and the
     next."""
     max_upload: float | None = None
-    """Mbit/s that rounds may send at most, and state likewise; None for no limit. At least 1: a chunk of state, 1 MiB, has to
-    arrive within the 10 s (`state_transfer.IDLE_S`) after which its donor counts as silent."""
+    """Mbit/s that this peer may send at most, for rounds and state together; None for no limit. At least 1: a chunk of state,
+    1 MiB, has to arrive within the 10 s (`snapshot.fetch.IDLE_S`) after which its donor counts as silent."""
     max_download: float | None = None
     """Mbit/s that rounds and state together may take at most; None for no limit."""
     name: str = ""

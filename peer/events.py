@@ -1,11 +1,10 @@
-"""Where a peer's events go: its log (every one, with its numbers), those who watch from outside, and the volunteer's screen."""
+"""Where a peer's events go: every one into its log, with its numbers, and some on the volunteer's screen."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from peer.console import PeerConsole
-from peer.epoch.observers import Observers
 from protocols.host.event_log import EventLog, commit_fields
 from protocols.reasons import Reason
 from protocols.round.records import Commit, SignedCommit
@@ -16,7 +15,6 @@ class PeerEvents:
         self._me = me
         self._log = log
         self._console = console
-        self.observers: Observers | None = None  # set once the network side stands
         self.contributions = 0
         self.contributed_samples = 0
         self.loss: float | None = None
@@ -25,8 +23,9 @@ class PeerEvents:
         fields = {name: value.value if isinstance(value, Reason) else value for name, value in fields.items()}
         if "absent" in fields:
             fields["absent"] = {peer: reason.value for peer, reason in fields["absent"]}
-        if self.observers is not None:
-            self.observers.happened(event, fields)
+        if "ballot" in fields:
+            ballot = fields.pop("ballot")
+            fields = {"epoch": ballot.epoch, "attempt": ballot.attempt, **fields}
         signed = fields.get("signed")
         if isinstance(signed, SignedCommit):
             rest = {name: value for name, value in fields.items() if name != "signed"}

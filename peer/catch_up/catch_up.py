@@ -1,81 +1,79 @@
-"""Getting to where the others are: ask who is furthest, replay their commits if they reach back to here, else take a
-snapshot first."""
+"""Catching up: ask who is furthest, replay their commits if those reach back to here, else fetch a snapshot first."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
 from peer.catch_up.kept_state import KeptState
 from peer.catch_up.pushed_snapshots import max_snapshot_bytes
 from peer.catch_up.sources import Sources
-from peer.training.job_queue import JobQueue
-from peer.training.replica import Replica
+from peer.environment import Environment
+from peer.training.side import TrainingSide
 from protocols.errors import BadMessageError, DriftError, RefusedError, RemoteError, UnreachableError
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, SignedCommit, Standing, Tip
 from protocols.round.vain_searches import VainSearches
-from protocols.signing import check_signed
+from protocols.snapshot.commits import fetch_commits
 from protocols.snapshot.fetch import SnapshotFetch
 from protocols.snapshot.format import read_header
-from protocols.transport.channels import Channels
-from protocols.transport.state_transfer import Progress, Whereabouts, ask_all, fetch_commits
+from protocols.transport.whereabouts import Whereabouts, ask_all
 
-# Given up after so many tries in vain, with a pause that doubles from the first to the longest: after about two minutes.
+# Given up after so many tries in vain. The pause between two doubles from the first to the longest: two minutes in all.
 TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 20, 0.25, 8.0
 REPLAYS_A_TRY = 3
 # A snapshot is fetched from at most so many donors at once.
 DONORS_A_TRY = 8
 
 _log = logging.getLogger(__name__)
-Advanced = Callable[[SignedCommit, Tip, bytes], None]
+Advanced = Callable[[SignedCommit, Tip, bytes], None]  # (a commit that was replayed, the tip after it, its round's result)
 
 
 class CatchUp:
+    """This peer's search for the heaviest lineage."""
+
     def __init__(
         self,
+        environment: Environment,
+        training: TrainingSide,
         kept_state: KeptState,
-        replica: Replica,
-        jobs: JobQueue,
-        channels: Channels,
         sources: Sources,
         events: Callable[..., None],
-        progress: Progress,
     ) -> None:
+        self._environment = environment
+        self._transport = environment.transport
+        self._replica = training.replica
+        self._jobs = training.jobs
         self._kept_state = kept_state
-        self._replica = replica
-        self._jobs = jobs
-        self._channels = channels
         self._sources = sources
         self._events = events
-        self._progress = progress
         self._vain_searches = VainSearches()
-        self.stranded = False  # state is looked for, and nobody who can be dialled has any
+        self.stranded = False  # it looks for state, and nobody who can be dialled has any
         self._distrusted: set[str] = set()  # peers that gave what does not fit together, in this search
 
     def worth(self, theirs: Standing) -> bool:
-        """Whether to look for this heavier lineage: not again at once after its holders were sought in vain."""
-        return self._vain_searches.worth(theirs, time.monotonic())
+        """Whether to look for this heavier lineage. A search in vain for its holders is not repeated at once."""
+        return self._vain_searches.worth(theirs, self._environment.clock())
 
     async def run(self, reason: Reason, advanced: Advanced) -> Tip:
-        """Bring the replica to the heaviest lineage among the peers known; its tip. `advanced` is told of each commit replayed.
+        """Bring the replica to the heaviest lineage among the peers known; its tip. `advanced` hears of each replayed commit.
 
-        With nobody further than this replica, that is its own tip. Raises UnreachableError, which names the last problem, after
+        If nobody is further than this replica, the tip is its own. Raises UnreachableError, which names the last problem, after
         TRIES tries in a row that brought nothing: no commit, and no chunk of a snapshot that was begun before.
         """
         self._events("catching_up", reason=reason)
         if reason is Reason.DRIFT:
             await self._forget()
-        fetch = SnapshotFetch(self._channels, max_snapshot_bytes(self._replica.elements), self._progress, self._failed)
+        max_bytes = max_snapshot_bytes(self._replica.elements)
+        fetch = SnapshotFetch(self._transport, max_bytes, self._environment.progress, self._failed)
         self._distrusted.clear()
         problem: RemoteError = UnreachableError("no peer answers that holds the run's state")
         vain, pause_s = 0, FIRST_PAUSE_S
         while vain < TRIES:
-            found = await ask_all(self._channels, self._sources.reachable())
+            found = await ask_all(self._transport, self._sources.reachable(), self._environment.random)
             self.stranded = not found
             before, target = self._replica.tip, (fetch.download.manifest, fetch.download.bytes_done)
             ahead = [there for there in found if before is None or there.standing.heavier_than(before.standing)]
@@ -101,7 +99,7 @@ class CatchUp:
         )
 
     def _got_on(self, before: Tip | None, target: tuple[Any, int], fetch: SnapshotFetch) -> bool:
-        """A new target alone is no progress: who is for ever begun anew must give up some time."""
+        """A new target alone is no progress: a download that begins anew for ever must be given up some time."""
         mine, (manifest, bytes_done) = self._replica.tip, target
         if mine is not None and (before is None or mine.standing.heavier_than(before.standing)):
             return True
@@ -109,7 +107,7 @@ class CatchUp:
 
     def _arrived(self, tip: Tip) -> None:
         self.stranded = False
-        vain = self._vain_searches.ended(tip.standing, time.monotonic())
+        vain = self._vain_searches.ended(tip.standing, self._environment.clock())
         if vain is not None:
             standing, rest_s = vain
             samples = standing.total_samples
@@ -124,7 +122,7 @@ class CatchUp:
     # -- ways to get on ----------------------------------------------------------------------------------------------------------
 
     async def _advance(self, ahead: list[Whereabouts], hidden: list[str], fetch: SnapshotFetch, advanced: Advanced) -> None:
-        """By replay, else from a snapshot, else from one that is brought. Raises RemoteError when nothing of it works."""
+        """By replay, else from a snapshot, else from one that is pushed. Raises RemoteError when nothing of it works."""
         problem: RemoteError = UnreachableError("nobody who is further gives its state")
         trusted = [there for there in ahead if there.peer.peer not in self._distrusted]
         if not trusted:  # whoever is left, then: a fault may pass
@@ -145,26 +143,26 @@ class CatchUp:
                 problem = error
         for peer in hidden:
             try:
-                await self._restore(await self._sources.brought_by(peer))
+                await self._restore(await self._sources.pushed_by(peer))
                 return
             except RemoteError as error:
                 problem = error
                 self._failed(peer, error)
         raise problem
 
-    async def _take_snapshot(self, sources: list[Whereabouts], fetch: SnapshotFetch) -> None:
-        furthest = {there.peer.peer for there in sources if there.standing == sources[0].standing}
+    async def _take_snapshot(self, donors: list[Whereabouts], fetch: SnapshotFetch) -> None:
+        furthest = {there.peer.peer for there in donors if there.standing == donors[0].standing}
         mine = self._replica.tip
-        began = time.monotonic()
+        began = self._environment.clock()
         snapshot = await fetch.run(
-            [there.peer for there in sources], best=furthest, at_least=mine.standing if mine is not None else None
+            [there.peer for there in donors], best=furthest, at_least=mine.standing if mine is not None else None
         )
         shares = dict(fetch.download.verified_by)
-        self._events("fetched", bytes=len(snapshot), chunks=shares, seconds=time.monotonic() - began)
+        self._events("fetched", bytes=len(snapshot), chunks=shares, seconds=self._environment.clock() - began)
         fetch.download.forget()
         try:
             await self._restore(snapshot)
-        except BadMessageError as error:  # every chunk is what the manifest promised: so whoever promised it is at fault
+        except BadMessageError as error:  # every chunk is what the manifest promised: so the peers that promised it are at fault
             for peer in shares:
                 self._failed(peer, error)
             raise
@@ -182,15 +180,15 @@ class CatchUp:
         await self._jobs.run(self._replica.forget)
         self._kept_state.forget()
 
-    async def _replay(self, kept_state: Candidate, advanced: Advanced) -> bool:
+    async def _replay(self, donor: Candidate, advanced: Advanced) -> bool:
         """False when the donor's commits do not reach back to this replica's tip."""
         assert self._replica.tip is not None
-        commits = fetch_commits(self._channels, kept_state, self._replica.tip.lineage, self._replica.layout)
+        commits = fetch_commits(self._transport, donor, self._replica.tip.lineage, self._replica.layout)
         try:
-            async for signed, averaged in commits:
-                check_signed(signed, self._channels.credentials.authority)
-                tip: Any = await self._jobs.run(functools.partial(self._replica.apply, signed, averaged))
-                advanced(signed, tip, averaged)
+            async for signed, result in commits:
+                self._environment.signer.verify(signed)
+                tip: Any = await self._jobs.run(functools.partial(self._replica.apply, signed, result))
+                advanced(signed, tip, result)
         except DriftError as error:
             _log.warning("%s; taking a snapshot instead", error)
             await self._forget()
@@ -199,6 +197,14 @@ class CatchUp:
             if error.reason == Reason.OTHER_LINEAGE.value:
                 return False
             raise
+        except RemoteError:
+            raise
+        except Exception:  # noqa: BLE001  whatever a failing device raises: the state is given up, and the cause is in the log
+            _log.exception("replaying a commit failed; taking a snapshot instead")
+            await self._forget()
+            return False
+        finally:
+            await commits.aclose()  # type: ignore[attr-defined]  # the call ends now, not when memory is collected
         return True
 
 

@@ -1,7 +1,8 @@
-"""What this peer gives to those who catch up: snapshots of its state, and the last commits with their averaged bytes.
+"""The state that this peer keeps to give to others: snapshots, and the last commits with their results.
 
-A snapshot is captured on the training thread, and served from memory by the network's thread. Who asks is offered one that is at
-hand, if the commits since are too; so that donors hold the same ones, those that were asked lately capture at the same epochs.
+A snapshot is captured on the training thread, and served from memory on the network's loop. A peer that asks is offered a
+snapshot that is at hand, if the commits since then are too. Donors that were asked lately capture at the same epochs, so that
+they hold the same snapshots.
 """
 
 from __future__ import annotations
@@ -9,27 +10,23 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from peer.training.job_queue import JobQueue
-from peer.training.replica import Replica
-from protocols.errors import BadMessageError, RemoteError
+from peer.environment import Environment
+from peer.training.side import TrainingSide
+from protocols.errors import BadMessageError
 from protocols.gradients.codecs import Bytes
-from protocols.round.records import Candidate, SignedCommit, Standing, Tip
-from protocols.snapshot.chunks import Manifest
+from protocols.messages import Manifest
+from protocols.round.records import SignedCommit, Standing, Tip
 from protocols.snapshot.format import StateHeader, manifest_of
-from protocols.transport.channels import Channels
-from protocols.transport.state_transfer import give_snapshot
 
-# Averaged vectors are kept for whoever misses a result or replays commits after a snapshot: so many, of so many bytes in
-# all; and, while a snapshot is at hand, those since, up to its own size: that is as many as come in during its download,
-# for all who can fetch commits as fast as they come, and others could never catch up.
-KEPT_COMMITS = 16
+# Results of commits are kept for peers that miss one, or replay commits after a snapshot: `Sizes.kept_commits` of them, of so
+# many bytes in all. While a snapshot is at hand, the commits since then are kept too, up to the size of the snapshot. A peer that
+# fetches commits as fast as they come needs that many after its download; slower peers could never catch up.
 KEPT_BYTES = 256 << 20
-# Who was asked within this time goes on capturing, and keeps what it captured.
+# A donor that was asked within this time goes on capturing, and keeps what it captured.
 WANTED_S = 120.0
 # A snapshot that was offered or fetched of within this time is in use.
 UNUSED_S = 30.0
@@ -42,7 +39,7 @@ _Captured = concurrent.futures.Future[tuple[bytes, StateHeader, Tip]]
 @dataclass(frozen=True)
 class KeptCommit:
     signed: SignedCommit
-    averaged: Bytes
+    result: Bytes
 
 
 @dataclass(eq=False)
@@ -56,10 +53,13 @@ class HeldSnapshot:
 
 
 class KeptState:
-    def __init__(self, replica: Replica, jobs: JobQueue, clock: Callable[[], float] = time.monotonic) -> None:
-        self._replica = replica
-        self._jobs = jobs
-        self._clock = clock
+    """What this peer can give to others that catch up."""
+
+    def __init__(self, training: TrainingSide, environment: Environment) -> None:
+        self._replica = training.replica
+        self._jobs = training.jobs
+        self._clock = environment.clock
+        self._sizes = environment.sizes
         self._held: list[HeldSnapshot] = []  # oldest first, at most two: for downloads under way, and for who comes next
         self._capturing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -72,9 +72,9 @@ class KeptState:
 
     # -- commits ---------------------------------------------------------------------------------------------------------------
 
-    def keep(self, signed: SignedCommit, averaged: Bytes) -> None:
+    def keep(self, signed: SignedCommit, result: Bytes) -> None:
         """The newest commit, just applied; older ones go when there are too many. At least the newest stays, however large."""
-        self._commits.append(KeptCommit(signed, averaged))
+        self._commits.append(KeptCommit(signed, result))
         while len(self._commits) > 1 and self._too_many():
             self._commits.popleft()
         now = self._clock()
@@ -91,8 +91,8 @@ class KeptState:
             task.add_done_callback(self._tasks.discard)
 
     def _too_many(self) -> bool:
-        total_bytes = sum(len(kept.averaged) for kept in self._commits)
-        if len(self._commits) <= KEPT_COMMITS and total_bytes <= KEPT_BYTES:
+        total_bytes = sum(len(kept.result) for kept in self._commits)
+        if len(self._commits) <= self._sizes.kept_commits and total_bytes <= KEPT_BYTES:
             return False
         oldest = self._commits[0].signed.commit.ballot.epoch
         return not any(held.manifest.epoch < oldest and total_bytes <= len(held.snapshot) for held in self._held)
@@ -172,23 +172,13 @@ class KeptState:
                 return held
         return None
 
-    async def give(self, channels: Channels, to: Candidate, at_least: Standing) -> None:
-        """Bring a snapshot, not lighter than `at_least`, to a peer that asked for it. What fails is asked for again."""
-        try:
-            manifest = await self.offer("", at_least)
-            found = self.fetched(to.peer, manifest.digest) if manifest is not None else None
-            if found is not None:
-                await give_snapshot(channels, to, found.manifest, found.snapshot)
-        except RemoteError as error:
-            _log.warning("state could not be given to %s: %s", to.peer[:8], error)
-
     # -- capturing ---------------------------------------------------------------------------------------------------------------
 
     def _capture(self) -> tuple[bytes, StateHeader, Tip]:
         """On the training thread."""
-        began = time.perf_counter()
+        began = self._clock()
         captured = self._replica.capture()
-        self._capture_s = time.perf_counter() - began
+        self._capture_s = self._clock() - began
         return captured
 
     async def _hold_in_turn(self, captured: _Captured) -> None:
@@ -202,7 +192,7 @@ class KeptState:
     async def _hold(self, captured: _Captured, moves: int) -> HeldSnapshot | None:
         """None when this peer has moved to another lineage meanwhile."""
         snapshot, header, tip = await asyncio.wrap_future(captured)
-        manifest = await asyncio.to_thread(manifest_of, snapshot, header)
+        manifest = await asyncio.to_thread(manifest_of, snapshot, header, self._sizes.snapshot_chunk_bytes)
         if moves != self._moves:
             return None
         for held in self._held:

@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from peer.catch_up.sources import Sources
+from peer.environment import Environment
 from protocols.errors import RemoteError
 from protocols.reasons import Reason
 from protocols.round.records import SignedCommit, Tip
-from protocols.transport.channels import Channels
-from protocols.transport.records import fetch_records
+from protocols.snapshot.commits import fetch_records
 
 # Forks are short: the whole record is asked for only when this many epochs do not reach back to where it began.
 FIRST_EPOCHS = 64
@@ -45,40 +45,57 @@ def chain_to(tip: Tip, records: Iterable[SignedCommit]) -> list[SignedCommit]:
 
 
 class LostForks:
+    """Tells what a fork cost, after this peer has moved to a heavier lineage."""
+
     def __init__(
-        self, me: str, commits: deque[SignedCommit], channels: Channels, sources: Sources, events: Callable[..., None]
+        self, environment: Environment, commits: deque[SignedCommit], sources: Sources, events: Callable[..., None]
     ) -> None:
-        """`commits`: those that this peer has on record, oldest first; kept to the lineage that it is on."""
-        self._me = me
+        """`commits`: those that this peer has on record, oldest first. They are kept to the lineage that it is on."""
+        self._environment = environment
         self._commits = commits
-        self._channels = channels
         self._sources = sources
         self._events = events
+        self._doubtful: list[SignedCommit] = []  # applied here, and perhaps not on this peer's lineage any more
+        self._moves = 0
+
+    def moving(self) -> None:
+        """This peer looks for a heavier lineage: `settle` is called when it has arrived, and answers for earlier moves too."""
+        self._moves += 1
 
     async def settle(self, tip: Tip) -> None:
-        """This peer's state is at `tip` now, which it may have come to from a lineage that lost: say what was given up."""
+        """This peer's state is at `tip` now, perhaps after it left a lineage that lost: say which commits are lost.
+
+        When this peer moves again while others are asked, nothing is said yet.
+        """
+        move = self._moves
         since = {signed.commit.digest for signed in chain_to(tip, self._commits)}  # replayed after a snapshot, or all of it
-        own = [signed for signed in self._commits if signed.commit.digest not in since]
+        self._doubtful += [signed for signed in self._commits if signed.commit.digest not in since]
+        own = sorted(self._doubtful, key=lambda signed: signed.commit.ballot.epoch)
         if not own:
             return
         replayed = [signed for signed in self._commits if signed.commit.digest in since]
         self._commits.clear()
-        self._commits.extend(replayed)  # what is applied while others are asked follows these
+        self._commits.extend(replayed)  # commits that are applied while others are asked follow these
         theirs = await self._chain(own, tip)
+        if move != self._moves:
+            return
+        self._doubtful = []
         lost = lost_commits(own, theirs, tip)
         gone = {signed.commit.digest for signed in lost}
         record = {signed.commit.digest: signed for signed in (*own, *theirs, *self._commits) if signed.commit.digest not in gone}
         self._commits.clear()
         self._commits.extend(sorted(record.values(), key=lambda signed: signed.commit.ballot.epoch))
-        if not lost:
-            return
+        if lost:
+            self._tell(lost, tip)
+
+    def _tell(self, lost: Sequence[SignedCommit], tip: Tip) -> None:
         lineage = lost[-1].commit.digest
         samples = sum(signed.commit.samples for signed in lost)
         epoch = lost[0].commit.ballot.epoch
         self._events(
             "fork_lost", reason=Reason.LOST_FORK, epoch=epoch, commits=len(lost), samples=samples, lineage=lineage, to=tip.lineage
         )
-        mine = sum(c.weight for signed in lost for c in signed.commit.contributions if c.peer == self._me)
+        mine = sum(c.weight for signed in lost for c in signed.commit.contributions if c.peer == self._environment.me)
         if mine:
             self._events("given_up", reason=Reason.LOST_FORK, samples=mine, lineage=lineage)
 
@@ -87,10 +104,13 @@ class LostForks:
         known = {signed.commit.digest for signed in own} | {own[0].commit.ballot.parent}
         first, last = own[0].commit.ballot.epoch, min(own[-1].commit.ballot.epoch, tip.epoch)
         longest: list[SignedCommit] = []
+        environment = self._environment
         for after in sorted({max(first - 1, last - FIRST_EPOCHS), first - 1}, reverse=True):
             for peer in self._sources.reachable():
                 try:
-                    chain = chain_to(tip, await fetch_records(self._channels, peer, after, tip.lineage))
+                    chain = chain_to(
+                        tip, await fetch_records(environment.transport, peer, environment.signer, after, tip.lineage)
+                    )
                 except RemoteError as error:
                     _log.info("no records from %s: %s", peer.peer[:8], error)
                     continue

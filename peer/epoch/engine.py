@@ -1,10 +1,12 @@
-"""Drives the round's state machines over the network: events in, actions out, on the network's thread.
+"""The engine: carries out what the round's state machines decide. The only driver of them, in production and in simulation.
 
-events come from                                      actions are carried out by
-- service.py: what members and observers send         - perform: one after another, in order
-- following.py: what this peer's lead sends           - handover: freeze, apply, restore on the training thread
-- neighbours.py: who else is there                    - exchanges.py: the bulk traffic of a plan
-- _ticks: time                                        - catch_up.py: state from donors
+Events come from                                      Actions are carried out by
+- service.py: what followers and observers send       - perform: one after another, in order
+- following.py: what this peer's leader sends         - the training thread: freeze, apply, restore, as jobs
+- neighbours.py: who else is there                    - round_traffic.py: the all-reduce of a plan
+- _ticks: time                                        - catch_up/: state from other peers
+
+Everything here runs on the network's event loop.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
@@ -22,20 +23,22 @@ from typing import Any
 from peer.catch_up.catch_up import CatchUp
 from peer.catch_up.kept_state import KeptState
 from peer.catch_up.lost_forks import LostForks
-from peer.catch_up.pushed_snapshots import PushedSnapshots, max_snapshot_bytes
+from peer.catch_up.pushed_snapshots import PushedSnapshots, max_snapshot_bytes, push_state
 from peer.catch_up.sources import Sources
+from peer.environment import Environment
 from peer.epoch.bandwidth_probe import BandwidthProbe
-from peer.epoch.follower_streams import FollowerStreams, SwarmStatus
+from peer.epoch.follower_streams import FollowerStreams
 from peer.epoch.following import Following
 from peer.epoch.neighbours import Neighbours
+from peer.epoch.observers import Observers
 from peer.epoch.round_traffic import DriftedError, RoundTraffic
 from peer.epoch.shard_server import AllReduceError
 from peer.settings import RunSettings
-from peer.training.job_queue import JobQueue
 from peer.training.side import TrainingSide
 from protocols.errors import BadMessageError, RemoteError
-from protocols.gradients.aggregation import rule_named
 from protocols.gradients.codecs import CODECS, Bytes
+from protocols.messages import Abort, Heartbeat, NeedState
+from protocols.observations import PeerView, Role, Swarm
 from protocols.reasons import Reason
 from protocols.round import leader_actions
 from protocols.round import member as member_actions
@@ -44,54 +47,34 @@ from protocols.round.member import Member, Phase
 from protocols.round.plans import MemberPlan, member_plan_of
 from protocols.round.records import Candidate, Contribution, Hello, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
-from protocols.signing import check_signed, sign_commit
-from protocols.transport.bulk import BulkConnections
-from protocols.transport.channels import Channels
-from protocols.transport.discovery import Discovery
 from protocols.transport.network_thread import cancel_all
-from protocols.transport.state_transfer import Progress, ask
-from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import answer_to_wire, from_wire, to_wire
+from protocols.transport.whereabouts import ask
 
 TICK_S = 0.25
-KEPT_RECORDS = 4096
 HEARTBEAT_S = 0.5
+LEAVE_S = 30.0  # a round under way is waited for at most so long
+KEPT_RECORDS = 4096
 _log = logging.getLogger(__name__)
-EventSink = Callable[..., None]  # (event name, **fields)
-
-
-def _reason(text: str) -> Reason:
-    try:
-        return Reason(text)
-    except ValueError as error:
-        raise BadMessageError(f"an unknown reason {text[:50]!r}") from error
 
 
 class Engine:
+    """One peer's part in the swarm: follows or leads, averages, applies, catches up."""
+
     def __init__(
         self,
-        *,
         hello: Hello,
-        channels: Channels,
-        bulk: BulkConnections,
-        discovery: Discovery,
-        bootstrap: tuple[Candidate, ...],
-        coordinator: str,
+        environment: Environment,
         settings: RunSettings,
         training: TrainingSide,
-        jobs: JobQueue,
-        events: EventSink,
-        progress: Progress = lambda done, total: None,
+        bootstrap: tuple[Candidate, ...] = (),
     ) -> None:
-        me = channels.credentials.peer_id
-        replica = training.replica
+        """`bootstrap`: reachable peers that are known from the start."""
+        me, replica, transport = environment.me, training.replica, environment.transport
         self.me = me
         self.hello = hello
-        self.channels = channels
+        self.environment = environment
         self.settings = settings
-        self.kept_state = KeptState(replica, jobs)
-        self.round_traffic = RoundTraffic(me, bulk, replica, jobs, rule_named(settings.rule))
-        self.bandwidth = bulk.bandwidth
+        self.bandwidth = transport.bandwidth
         self.member = Member(me, hello.incarnation, overlap=settings.overlap)
         candidate = Candidate(me, hello.address)
         self.succession = Succession(candidate)
@@ -104,26 +87,27 @@ class Engine:
             max_epochs=settings.max_epochs,
             overlap=settings.overlap,
         )
-        self.status = SwarmStatus(0, 0.0, 0)
-        self.desk = FollowerStreams()
+        self.followers = FollowerStreams()
+        self.beat: Heartbeat | None = None  # the newest, this peer's own if it leads
         self.commits: deque[SignedCommit] = deque(maxlen=KEPT_RECORDS)  # for observers that were away
         self.finished = asyncio.Event()  # the run's last epoch is committed here
+        self.kept_state = KeptState(training, environment)
+        self.round_traffic = RoundTraffic(environment, training, settings)
+        self.pushed_snapshots = PushedSnapshots(max_snapshot_bytes(replica.elements), environment)
+        self.observers = Observers(self.swarm, self.commits)
         self._training = training
         self._replica = replica
-        self._jobs = jobs
-        self.events = events
         self._bootstrap = bootstrap
         if bootstrap:
             self.succession.know(bootstrap)
-        self.pushed_snapshots = PushedSnapshots(max_snapshot_bytes(replica.elements), progress, bulk.bandwidth.down)
-        self._sources = Sources(me, bootstrap, self.succession, self.leader, self.desk, self.pushed_snapshots)
-        self._line = BandwidthProbe(channels, bulk, self._sources.reachable)
-        self._catching_up = CatchUp(self.kept_state, replica, jobs, channels, self._sources, events, progress)
-        self._lost_forks = LostForks(me, self.commits, channels, self._sources, events)
-        self._following = Following(self, self.succession)
-        self._neighbours = Neighbours(discovery, channels, hello, coordinator, found=self._found, heard=self.heard_standing)
+        self._sources = Sources(self, bootstrap)
+        self._probe = BandwidthProbe(environment, self._sources.reachable)
+        self._catching_up = CatchUp(environment, training, self.kept_state, self._sources, self.events)
+        self._lost_forks = LostForks(environment, self.commits, self._sources, self.events)
+        self._following = Following(me, self, self.succession, transport, hello, environment.clock)
+        self._neighbours = Neighbours(environment, hello, found=self._found, heard=self.heard_standing)
         self._encoded: Bytes = b""  # this epoch's contribution, as every attempt sends it
-        self._accumulating = (0, 0)  # counters of what is drawn and not frozen
+        self._accumulating = (0, 0)  # counters of the samples that are drawn and not frozen
         self.samples_per_second = self._step_s = 0.0
         self._queue: deque[Any] = deque()
         self._performing = False
@@ -131,71 +115,47 @@ class Engine:
         self._leaving = False
         self._failure: asyncio.Future[None] | None = None
 
-    # -- life ----------------------------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Take part until cancelled. Raises what ends a peer: RefusedError by its run, UnreachableError when no donor is left."""
+        """Take part until cancelled.
+
+        Raises RefusedError when the swarm is of another run, and UnreachableError when nobody is left who gives state.
+        """
         self._failure = asyncio.get_running_loop().create_future()
         self._spawn(self._catch_up(Reason.JOINED))
-        for loop in (self._ticks(), self._following.run(), self._neighbours.run(), self._line.watch()):
+        for loop in (self._ticks(), self._following.run(), self._neighbours.run(), self._probe.watch()):
             self._spawn(loop)
         try:
             await self._failure
         finally:
             await cancel_all(self._tasks)
 
-    def progressed(self, first: int, end: int, samples_per_second: float, step_s: float) -> None:
-        """The training thread finished a micro-batch; samples [first, end) are accumulated now. Call on the network's thread."""
-        if self.member.phase is not Phase.CATCHING_UP:
-            self._accumulates(first, end)
-        self.samples_per_second, self._step_s = samples_per_second, step_s
-        self.report()
-
-    def _accumulates(self, first: int, end: int) -> None:
-        """Counters only grow: what was told before samples were frozen or forgotten may come after that is known here."""
-        first = max(first, self._accumulating[0])
-        self._accumulating = (first, max(first, end, self._accumulating[1]))
-
-    def _forget_accumulated(self) -> None:
-        self._accumulating = (self._accumulating[1], self._accumulating[1])
-
-    @property
-    def accumulated(self) -> int:
-        """Samples drawn and not frozen."""
-        return self._accumulating[1] - self._accumulating[0]
-
-    @property
-    def samples(self) -> int:
-        """What this peer can give to the epoch that is averaged now or next."""
-        return self.member.samples(self.accumulated)
-
-    @property
-    def doing(self) -> str:
-        """For a person. In a run that overlaps, training stops for catching up alone."""
-        phase = self.member.phase
-        averages = phase not in (Phase.CATCHING_UP, Phase.TRAINING)
-        return "training and averaging" if averages and self.settings.overlap else phase.value
-
     async def leave(self) -> None:
-        """Finish the round under way, if any, and tell the leader."""
+        """Finish the round under way, if there is one, and tell the leader."""
         self._leaving = True
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._round_over(), timeout=30)
+            await asyncio.wait_for(self._round_over(), timeout=LEAVE_S)
         if self.accumulated and self.member.phase is not Phase.CATCHING_UP:
             self.events("given_up", reason=Reason.LEFT, samples=self.accumulated)
         await self._following.say_goodbye()
 
     @property
-    def over(self) -> bool:
-        """This peer leaves, or the run is complete: that a leader goes now is nobody's loss."""
+    def leaves(self) -> bool:
+        """This peer leaves, or the run is complete: a leader that goes now is no loss."""
         return self._leaving or self.finished.is_set()
+
+    def events(self, event: str, /, **fields: Any) -> None:
+        """Something happened that a log, a screen or an observer may want to know."""
+        self.observers.happened(event, fields)
+        self.environment.events(event, **fields)
 
     async def _round_over(self) -> None:
         while self.member.phase in (Phase.FROZEN, Phase.REDUCING, Phase.READY, Phase.APPLYING):  # noqa: ASYNC110
             await asyncio.sleep(TICK_S / 5)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -206,61 +166,150 @@ class Engine:
         if error is not None and self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
 
-    # -- time and discovery ----------------------------------------------------------------------------------------------------
-
     async def _ticks(self) -> None:
-        heartbeat_at = 0.0
+        clock, heartbeat_at = self.environment.clock, float("-inf")
         while True:
-            now = time.monotonic()
+            now = clock()
             self.perform(self.leader.tick(now))
             self.perform(self.member.tick(self.bandwidth.moved_bytes, now))
             if now >= heartbeat_at:
                 heartbeat_at = now + HEARTBEAT_S
                 self.report()
                 if self.leader.active:
-                    self.status = self.desk.heartbeat(self.leader) or self.status
+                    self.beat = self.followers.heartbeat(self.leader) or self.beat
             await asyncio.sleep(TICK_S)
 
-    def _found(self, others: Iterable[Candidate]) -> None:
-        """Discovery's newest look; peers known from enrolment stay known, since a look may miss somebody."""
-        self.succession.know({candidate.peer: candidate for candidate in (*self._bootstrap, *others)}.values())
-
-    # -- following a leader ------------------------------------------------------------------------------------------------------
+    # -- this peer, for a person and for observers -----------------------------------------------------------------------------
 
     @property
-    def able_to_lead(self) -> bool:
-        """Also without state, when nobody who can be dialled has any: client-mode peers can bring theirs to a leader alone."""
-        caught_up = self.member.phase is not Phase.CATCHING_UP
-        return bool(self.hello.address) and (caught_up or self._catching_up.stranded) and not self.over
+    def accumulated(self) -> int:
+        """Samples drawn and not frozen."""
+        return self._accumulating[1] - self._accumulating[0]
+
+    @property
+    def samples(self) -> int:
+        """Samples that this peer can contribute to the epoch that is averaged now or next."""
+        return self.member.samples(self.accumulated)
+
+    @property
+    def activity(self) -> str:
+        """What this peer does, in words for a person. In a run that overlaps, only catching up stops training."""
+        phase = self.member.phase
+        averages = phase not in (Phase.CATCHING_UP, Phase.TRAINING)
+        return "training and averaging" if averages and self.settings.overlap else phase.value
 
     @property
     def following(self) -> Candidate | None:
         return self._following.leader
 
-    def from_leader(self, leader: Candidate, message: pb.LeaderMessage) -> None:
-        kind = message.WhichOneof("kind")
-        if kind == "heartbeat":
-            beat = message.heartbeat
-            self.status = SwarmStatus(beat.samples, beat.samples_per_second, beat.peers)
-            self.heard_standing(from_wire(Standing, beat.standing))
-        elif kind == "member_plan":
-            plan = from_wire(MemberPlan, message.member_plan)
-            ours = (self.settings.run_digest, self._replica.elements)
-            if (plan.run_digest, plan.elements) != ours or plan.codec not in self.settings.codecs:
-                raise BadMessageError("a plan of another run")
-            self.perform(self.member.on_plan(plan))
-        elif kind == "abort":
-            self.perform(self.member.on_abort(message.abort.plan_digest, _reason(message.abort.reason)))
-        elif kind == "need_state":
-            if self.member.tip is not None:
-                self._spawn(self.kept_state.give(self.channels, leader, self.member.tip.standing))
-        elif kind == "signed_commit":
-            signed = check_signed(from_wire(SignedCommit, message.signed_commit), self.channels.credentials.authority)
-            if signed.commit.next_codec not in self.settings.codecs:
-                raise BadMessageError("a commit that names a codec of another run")
-            self.perform(self.member.on_commit(signed))
+    def swarm(self) -> Swarm:
+        """How the swarm stands, as this peer sees it."""
+        views = []
+        for peer, follower in self.leader.followers.items():
+            hello, report = follower.hello, follower.report
+            role: Role = "auxiliary" if hello.auxiliary else "contributor"
+            epoch, samples, speed, state = (0, 0, 0.0, "joining")
+            if report is not None:
+                epoch, samples = report.standing.epoch, report.samples
+                speed, state = report.samples_per_second, report.phase
+            views.append(PeerView(peer, hello.name, role, hello.reachable, epoch, samples, speed, state, peer == self.me))
+        tip = self.member.tip
+        return Swarm(
+            standing=tip.standing if tip is not None else None,
+            samples=self.beat.samples if self.beat is not None else 0,
+            phase=self.member.phase.value,
+            peers=tuple(views),
+            follows=self.following,
+        )
+
+    # -- training --------------------------------------------------------------------------------------------------------------
+
+    def progressed(self, first: int, end: int, samples_per_second: float, step_s: float) -> None:
+        """The training thread finished a micro-batch: samples [first, end) are accumulated now. Call on the network's loop."""
+        if self.member.phase is not Phase.CATCHING_UP:
+            self._accumulates(first, end)
+        self.samples_per_second, self._step_s = samples_per_second, step_s
+        self.report()
+
+    def _accumulates(self, first: int, end: int) -> None:
+        """Counters only grow: a range told before a freeze may arrive after the freeze is known here."""
+        first = max(first, self._accumulating[0])
+        self._accumulating = (first, max(first, end, self._accumulating[1]))
+
+    def _forget_accumulated(self) -> None:
+        self._accumulating = (self._accumulating[1], self._accumulating[1])
+
+    def report(self) -> None:
+        """Tell the leader, which may be this peer itself, how far this peer is."""
+        bandwidth = self.bandwidth
+        report = self.member.report(
+            self._leader_id,
+            accumulated=self.accumulated,
+            samples_per_second=self.samples_per_second,
+            step_s=self._step_s,
+            moved_bytes=bandwidth.moved_bytes,
+            upload_bytes_s=bandwidth.up.bytes_s,
+            download_bytes_s=bandwidth.down.bytes_s,
+        )
+        if report is None:
+            return
+        if self._leaving:
+            report = dataclasses.replace(report, caught_up=False)  # no leader is to plan the next epoch with this peer
+        if self.leader.active:
+            self.perform(self.leader.reported(self.me, report, self.environment.clock()))
+        else:
+            self._following.send(report)
+
+    # -- leading or following --------------------------------------------------------------------------------------------------
+
+    @property
+    def has_state(self) -> bool:
+        return self.member.tip is not None
+
+    @property
+    def able_to_lead(self) -> bool:
+        """Also without state, when nobody who can be dialled has any: client-mode peers can push theirs to a leader only."""
+        caught_up = self.member.phase is not Phase.CATCHING_UP
+        return bool(self.hello.address) and (caught_up or self._catching_up.stranded) and not self.leaves
+
+    def take_over(self) -> None:
+        if self.leader.active:
+            return
+        now = self.environment.clock()
+        self.events("leading", epoch=self.member.tip.epoch if self.member.tip else 0)
+        self.perform([*self.leader.take_over(now), *self.leader.joined(self.me, self.hello, now)])
+        self.report()
+
+    def step_down(self) -> None:
+        if self.leader.active:
+            self.perform(self.leader.step_down())
+        self.followers.close_all()
+
+    def told(self, leader: Candidate, record: Any) -> None:
+        match record:
+            case Heartbeat():
+                self.beat = record
+                self.heard_standing(record.standing)
+            case MemberPlan():
+                ours = (self.settings.run_digest, self._replica.elements)
+                if (record.run_digest, record.elements) != ours or record.codec not in self.settings.codecs:
+                    raise BadMessageError("a plan of another run")
+                self.perform(self.member.on_plan(record))
+            case Abort(plan_digest, reason):
+                self.perform(self.member.on_abort(plan_digest, reason))
+            case NeedState():
+                if self.member.tip is not None:
+                    self._spawn(push_state(self.environment, self.kept_state, leader, self.member.tip.standing))
+            case SignedCommit():
+                signed = self.environment.signer.verify(record)
+                if signed.commit.next_codec not in self.settings.codecs:
+                    raise BadMessageError("a commit that names a codec of another run")
+                self.perform(self.member.on_commit(signed))
+            case _:
+                raise BadMessageError(f"a leader sends no {type(record).__name__}")
 
     def heard_standing(self, theirs: Standing) -> None:
+        """Somebody stands there: go there if that lineage is heavier and its holders were not sought in vain just now."""
         if self.member.is_behind(theirs, self._leader_id) and self._catching_up.worth(theirs):
             self.perform(self.member.catch_up(Reason.BEHIND))
 
@@ -268,29 +317,14 @@ class Engine:
     def _leader_id(self) -> str:
         return self.following.peer if self.following is not None else ""
 
-    def report(self) -> None:
-        report = self.member.report(
-            self._leader_id,
-            accumulated=self.accumulated,
-            samples_per_second=self.samples_per_second,
-            step_s=self._step_s,
-            moved_bytes=self.bandwidth.moved_bytes,
-            upload_bytes_s=self.bandwidth.up.bytes_s,
-            download_bytes_s=self.bandwidth.down.bytes_s,
-        )
-        if report is None:
-            return
-        if self._leaving:
-            report = dataclasses.replace(report, caught_up=False)  # no leader is to plan the next epoch with this peer
-        if self.leader.active:
-            self.perform(self.leader.reported(self.me, report, time.monotonic()))
-        else:
-            self._following.send(pb.MemberMessage(report=to_wire(report)))
+    def _found(self, others: Iterable[Candidate]) -> None:
+        """Discovery's newest look. A look may miss peers, so those known from the start stay known."""
+        self.succession.know({candidate.peer: candidate for candidate in (*self._bootstrap, *others)}.values())
 
     # -- actions ---------------------------------------------------------------------------------------------------------------
 
     def perform(self, actions: list[Any]) -> None:
-        """Carry out actions in order; those that come of them follow behind."""
+        """Carry out actions in order; those that result from them follow behind."""
         self._queue.extend(actions)
         if self._performing:
             return
@@ -316,16 +350,16 @@ class Engine:
             case member_actions.Resume(keep):
                 if not keep:
                     self._forget_accumulated()
-                    self._jobs.put(self._training.resume)
+                    self._training.jobs.put(self._training.resume)
                 self.report()
             case member_actions.GiveUp(reason, contribution):
                 samples = contribution.weight if contribution is not None else self.accumulated
                 if samples:
                     self.events("given_up", reason=reason, samples=samples)
             case member_actions.CatchUp(reason):
-                self._jobs.put(self._training.pause)
+                self._training.jobs.put(self._training.pause)
                 self._forget_accumulated()
-                self.report()  # a leader, this one included, must not plan with what was reported before
+                self.report()  # a leader, which may be this peer, must not plan with what was reported before
                 self._spawn(self._catch_up(reason))
             case leader_actions.Ask(peers):
                 for peer in peers:
@@ -335,52 +369,45 @@ class Engine:
                 self.events("planned", epoch=ballot.epoch, attempt=ballot.attempt, members=list(plan.members), absent=absent)
                 for peer in to:
                     part = member_plan_of(plan, peer)
-                    self._to_members(
-                        (peer,), pb.LeaderMessage(member_plan=to_wire(part)), functools.partial(self.member.on_plan, part)
-                    )
+                    self._to_members((peer,), part, functools.partial(self.member.on_plan, part))
             case leader_actions.SendAbort(to, plan_digest, reason):
-                message = pb.LeaderMessage(abort=pb.Abort(plan_digest=plan_digest, reason=reason.value))
-                self._to_members(to, message, lambda: self.member.on_abort(plan_digest, reason))
+                self._to_members(to, Abort(plan_digest, reason), lambda: self.member.on_abort(plan_digest, reason))
             case leader_actions.Announce(commit, seconds, attempts, absent):
-                signed = sign_commit(commit, self.channels.credentials)
+                signed = self.environment.signer.sign(commit)
                 self.events("announced", signed=signed, seconds=seconds, attempts=attempts, absent=absent)
-                everybody = (*self.desk.peers, self.me)
-                self._to_members(
-                    everybody, pb.LeaderMessage(signed_commit=to_wire(signed)), lambda: self.member.on_commit(signed)
-                )
+                self._to_members((*self.followers.peers, self.me), signed, lambda: self.member.on_commit(signed))
             case leader_actions.Reannounce(to):
                 if self._replica.commit is not None:
-                    self.desk.send(to, pb.LeaderMessage(signed_commit=to_wire(self._replica.commit)))
+                    self.followers.send(to, self._replica.commit)
             case leader_actions.NoteFailure(ballot, reason, peer):
-                named = {"epoch": ballot.epoch, "parent": ballot.parent, "attempt": ballot.attempt}
-                self.events("attempt_failed", **named, reason=reason, peer=peer)
+                self.events("attempt_failed", ballot=ballot, reason=reason, peer=peer)
             case leader_actions.Yield(_):
                 self.succession.silent(self.me)
             case _:
                 raise AssertionError(f"unknown action {action}")
 
-    def _to_members(self, to: tuple[str, ...], message: pb.LeaderMessage, here: Callable[[], list[Any]]) -> None:
-        self.desk.send(to, message)
+    def _to_members(self, to: tuple[str, ...], record: Any, here: Callable[[], list[Any]]) -> None:
+        self.followers.send(to, record)
         if self.me in to:
             self.perform(here())
 
     def _answer(self, to: str, answer: member_actions.Answer) -> None:
         if isinstance(answer, member_actions.Accept):
-            self.report()  # the leader checks the weight against it
+            self.report()  # the leader checks the contribution's weight against it
         if to == self.me:
-            self.perform(self.leader.answer(self.me, answer, time.monotonic()))
+            self.perform(self.leader.answer(self.me, answer, self.environment.clock()))
         else:
-            self._following.send(answer_to_wire(answer), to)
+            self._following.send(answer, to)
 
     async def _ask(self, peer: str) -> None:
-        """A member that cannot be dialled (client mode) is not answered for: the leader waits for it until detection."""
+        """Ask a member of the last commit where it stands. The leader waits for the report of one that nobody can dial."""
         address = next((candidate.address for candidate in self.succession.order if candidate.peer == peer), "")
         if not address:
             return
         try:
-            answer = await ask(self.channels, Candidate(peer, address))
+            answer = await ask(self.environment.transport, Candidate(peer, address))
         except RemoteError:
-            self.perform(self.leader.unreachable(peer, time.monotonic()))
+            self.perform(self.leader.unreachable(peer, self.environment.clock()))
         else:
             self.heard_standing(answer.standing)
             self.perform(self.leader.answered(peer, answer.follows.peer, answer.followers))
@@ -389,7 +416,7 @@ class Engine:
 
     async def _freeze(self) -> None:
         first = self._accumulating[0]
-        frozen = await self._jobs.run(self._training.freeze)
+        frozen = await self._training.jobs.run(self._training.freeze)
         contribution, end = None, self._replica.strategy.first
         if frozen is not None:
             contribution = Contribution(self.me, self.hello.incarnation, frozen.first, frozen.end, frozen.base, frozen.loss)
@@ -404,8 +431,8 @@ class Engine:
             averages = await self.round_traffic.run(plan, contribution, self._encoded if contribution is not None else b"")
         except AllReduceError as error:
             self.perform(self.member.reduce_failed(plan.digest, error.reason, error.member, error.reducer))
-        except (ValueError, ArithmeticError):  # somebody sent what no check foresaw: that ends the attempt, not this peer
-            _log.exception("the exchange of epoch %d failed", plan.ballot.epoch)
+        except (ValueError, ArithmeticError):  # somebody sent bytes that no check foresaw: that ends the attempt, not this peer
+            _log.exception("the all-reduce of epoch %d failed", plan.ballot.epoch)
             self.perform(self.member.reduce_failed(plan.digest, Reason.BAD_CHUNK, self.me, plan.shards[0].reducer))
         except DriftedError as error:
             _log.warning("epoch %d: this peer's state is %s", plan.ballot.epoch, error)
@@ -415,19 +442,19 @@ class Engine:
 
     async def _apply(self, signed: SignedCommit) -> None:
         try:
-            averaged = self.round_traffic.averaged(signed.commit.averages)
-            tip = await self._jobs.run(functools.partial(self._replica.apply, signed, averaged))
+            result = self.round_traffic.result(signed.commit.averages)
+            tip = await self._training.jobs.run(functools.partial(self._replica.apply, signed, result))
         except Exception:  # noqa: BLE001  whatever a failing device raises: the state is given up, and the cause is in the log
             _log.exception("applying epoch %d failed", signed.commit.ballot.epoch)
             self.perform(self.member.apply_failed())
             return
-        self._advanced(signed, tip, averaged)
+        self._advanced(signed, tip, result)
         self.perform(self.member.applied())
 
-    def _advanced(self, signed: SignedCommit, tip: Tip, averaged: Bytes) -> None:
+    def _advanced(self, signed: SignedCommit, tip: Tip, result: Bytes) -> None:
         commit = signed.commit
         self.round_traffic.committed(commit.plan_digest)
-        self.kept_state.keep(signed, averaged)
+        self.kept_state.keep(signed, result)
         self.commits.append(signed)
         self.perform(self.leader.follow(tip, commit))
         self.succession.follow(tip)
@@ -437,9 +464,10 @@ class Engine:
         self._finish_at(tip)
 
     async def _catch_up(self, reason: Reason) -> None:
+        self._lost_forks.moving()
         tip = await self._catching_up.run(reason, self._advanced)
         if reason is Reason.JOINED:
-            self._spawn(self._line.measure())  # nobody waits for it: whoever is asked may be gone
+            self._spawn(self._probe.measure())  # nobody waits for it: the peers that are asked may be gone
         self._spawn(self._lost_forks.settle(tip))
         self.perform(self.leader.follow(tip))
         self.succession.follow(tip)

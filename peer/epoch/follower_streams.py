@@ -1,69 +1,68 @@
-"""The control streams of those who follow this peer, while it leads."""
+"""The streams of this peer's followers, while it leads."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Any
 
+from protocols.messages import Heartbeat
 from protocols.round.leader import Leader
-from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import to_wire
-
-Outbox = asyncio.Queue[pb.LeaderMessage | None]  # None ends the stream
+from protocols.transport.interface import Stream
 
 
-@dataclass(frozen=True)
-class SwarmStatus:
-    """What the leader's heartbeat tells of the swarm."""
+class FollowerStream:
+    """One follower's stream; `closed` is set when the leader ends it."""
 
-    samples: int
-    samples_per_second: float
-    peers: int
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.closed = asyncio.Event()
 
 
 class FollowerStreams:
+    """The open streams by peer, at most one for each."""
+
     def __init__(self) -> None:
-        self._outboxes: dict[str, Outbox] = {}
+        self._streams: dict[str, FollowerStream] = {}
 
     def __len__(self) -> int:
-        return len(self._outboxes)
+        return len(self._streams)
 
     @property
     def peers(self) -> tuple[str, ...]:
-        return tuple(self._outboxes)
+        return tuple(self._streams)
 
-    def open(self, peer: str) -> Outbox:
-        """The outbox of a new stream; an earlier one of the same peer ends."""
-        self.close(peer)
-        outbox = self._outboxes[peer] = asyncio.Queue()
-        return outbox
+    def open(self, stream: Stream) -> FollowerStream:
+        """A follower came. An earlier stream of the same peer is closed."""
+        self.close(stream.peer)
+        self._streams[stream.peer] = follower = FollowerStream(stream)
+        return follower
 
-    def gone(self, peer: str, outbox: Outbox) -> bool:
-        """The stream has ended; False when a newer one took its place, or all were closed."""
-        if self._outboxes.get(peer) is not outbox:
+    def gone(self, follower: FollowerStream) -> bool:
+        """This stream has ended. False when a newer one had taken its place, or this peer had closed it."""
+        if self._streams.get(follower.stream.peer) is not follower:
             return False
-        del self._outboxes[peer]
+        del self._streams[follower.stream.peer]
         return True
 
     def close(self, peer: str) -> None:
-        outbox = self._outboxes.pop(peer, None)
-        if outbox is not None:
-            outbox.put_nowait(None)
+        follower = self._streams.pop(peer, None)
+        if follower is not None:
+            follower.closed.set()
 
     def close_all(self) -> None:
         for peer in self.peers:
             self.close(peer)
 
-    def send(self, to: Iterable[str], message: pb.LeaderMessage) -> None:
+    def send(self, to: Iterable[str], record: Any) -> None:
         for peer in to:
-            if peer in self._outboxes:
-                self._outboxes[peer].put_nowait(message)
+            if peer in self._streams:
+                self._streams[peer].stream.post(record)
 
-    def heartbeat(self, leader: Leader) -> SwarmStatus | None:
-        """Tell everybody how the swarm stands; what they were told.
+    def heartbeat(self, leader: Leader) -> Heartbeat | None:
+        """Tell every follower how the swarm stands; what they were told.
 
-        Whoever was taken for dead has no seat: its stream ends, so that it comes again if it lives.
+        The stream of a peer that the leader took for dead ends, so that it comes again if it lives.
         """
         for peer in self.peers:
             if peer not in leader.followers:
@@ -71,12 +70,7 @@ class FollowerStreams:
         if leader.tip is None:
             return None
         reports = [follower.report for follower in leader.followers.values() if follower.report is not None]
-        status = SwarmStatus(leader.gathered_samples, sum(report.samples_per_second for report in reports), len(reports))
-        beat = pb.Heartbeat(
-            standing=to_wire(leader.tip.standing),
-            samples=status.samples,
-            samples_per_second=status.samples_per_second,
-            peers=status.peers,
-        )
-        self.send(self.peers, pb.LeaderMessage(heartbeat=beat))
-        return status
+        speed = sum(report.samples_per_second for report in reports)
+        beat = Heartbeat(leader.tip.standing, leader.gathered_samples, speed, len(reports))
+        self.send(self.peers, beat)
+        return beat

@@ -1,93 +1,118 @@
-"""Which lead this peer follows, this peer itself perhaps, and the loop that finds it."""
+"""Which leader this peer follows, which may be this peer itself, and the loop that finds it."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from peer.epoch.leader_link import LeaderLink
 from protocols.reasons import Reason
-from protocols.round.records import Candidate
+from protocols.round.records import Candidate, Hello
 from protocols.round.succession import Succession
-from protocols.wire import dugnad_pb2 as pb
-
-if TYPE_CHECKING:
-    from peer.epoch.engine import Engine
+from protocols.transport.interface import Transport
 
 LOOK_AGAIN_S = 0.05
-PAUSE_S = 0.25  # between two leads that are tried
+PAUSE_S = 0.25  # between two leaders that are tried
+
+
+class Participant(Protocol):
+    """What the loop needs of the peer that it finds a leader for."""
+
+    @property
+    def has_state(self) -> bool:
+        """It has held a state of the run."""
+
+    @property
+    def able_to_lead(self) -> bool: ...
+
+    @property
+    def leaves(self) -> bool:
+        """It leaves, or the run is complete: a leader that goes now is no loss."""
+
+    def take_over(self) -> None:
+        """Lead from now on, unless it leads already."""
+
+    def step_down(self) -> None:
+        """Lead no more, if it leads."""
+
+    def told(self, leader: Candidate, record: Any) -> None:
+        """The leader sent this record. Raises BadMessageError."""
+
+    def report(self) -> None:
+        """Tell the leader how far this peer is."""
+
+    def events(self, event: str, /, **fields: Any) -> None: ...
 
 
 class Following:
-    def __init__(self, averaging: Engine, succession: Succession) -> None:
-        self.leader: Candidate | None = None  # whose stream is open, or this peer itself
-        self.succession = succession
-        self._engine = averaging
-        self._link = LeaderLink(averaging.channels, averaging.hello, self._receive)
+    """`leader` is the peer whose stream is open, or this peer itself; None while there is none."""
+
+    def __init__(
+        self,
+        me: str,
+        participant: Participant,
+        succession: Succession,
+        transport: Transport,
+        hello: Hello,
+        clock: Callable[[], float],
+    ) -> None:
+        self.leader: Candidate | None = None
+        self._me = me
+        self._participant = participant
+        self._succession = succession
+        self._clock = clock
+        self._link = LeaderLink(transport, hello, self._receive)
 
     async def run(self) -> None:
-        """For ever: follow whoever is to lead now, or lead."""
-        averaging, vain = self._engine, 0  # leads dialled in vain since one was found
+        """For ever: follow the peer that is to lead now, or lead."""
+        participant, vain = self._participant, 0  # leaders dialled in vain since one was found
         while True:
-            acting = self.succession.acting
-            if acting is None or averaging.member.tip is None:
+            acting = self._succession.acting
+            if acting is None or not participant.has_state:
                 await asyncio.sleep(LOOK_AGAIN_S)
-            elif acting.peer != averaging.me:
+            elif acting.peer != self._me:
                 self._step_down()
-                vain = 0 if await self._sit_at(acting) else vain + 1
-                if vain == len(self.succession.order) + 1:
-                    averaging.events("paused", reason=Reason.NO_REACHABLE_PEER)
+                vain = 0 if await self._follow(acting) else vain + 1
+                if vain == len(self._succession.order) + 1:
+                    participant.events("paused", reason=Reason.NO_REACHABLE_PEER)
             else:
-                if averaging.able_to_lead:
-                    self._take_over(acting)
+                if participant.able_to_lead:
+                    self.leader = acting
+                    participant.take_over()
                 await asyncio.sleep(LOOK_AGAIN_S)
 
-    def send(self, message: pb.MemberMessage, to: str = "") -> None:
-        """To the leader at the other end; dropped if there is none, or if it is not `to`."""
-        self._link.send(message, to)
+    def send(self, record: Any, to: str = "") -> None:
+        """To the leader at the other end. Dropped if there is none, or if it is not `to`."""
+        self._link.send(record, to)
 
     async def say_goodbye(self) -> None:
         await self._link.say_goodbye()
 
-    def _receive(self, leader: Candidate, message: pb.LeaderMessage) -> None:
+    def _receive(self, leader: Candidate, record: Any) -> None:
         self.leader = leader
-        self.succession.led()
-        self._engine.from_leader(leader, message)
-
-    def _take_over(self, me: Candidate) -> None:
-        averaging = self._engine
-        if averaging.leader.active:
-            return
-        now = time.monotonic()
-        self.leader = me
-        averaging.events("leading", epoch=averaging.member.tip.epoch if averaging.member.tip else 0)
-        averaging.perform([*averaging.leader.take_over(now), *averaging.leader.joined(averaging.me, averaging.hello, now)])
-        averaging.report()
+        self._succession.led()
+        self._participant.told(leader, record)
 
     def _step_down(self) -> None:
-        averaging = self._engine
-        if averaging.leader.active:
-            averaging.perform(averaging.leader.step_down())
-        if self.leader is not None and self.leader.peer == averaging.me:
+        self._participant.step_down()
+        if self.leader is not None and self.leader.peer == self._me:
             self.leader = None
-        averaging.desk.close_all()
 
-    async def _sit_at(self, leader: Candidate) -> bool:
-        """Follow `lead` until its stream ends or somebody else leads; whether it did lead."""
+    async def _follow(self, leader: Candidate) -> bool:
+        """Follow `leader` until its stream ends or somebody else leads; whether it did lead."""
 
         def goes_on() -> bool:
-            acting = self.succession.acting
+            acting = self._succession.acting
             return acting is not None and acting.peer == leader.peer
 
-        averaging = self._engine
-        departure = await self._link.follow(leader, averaging.report, goes_on)
+        departure = await self._link.follow(leader, self._participant.report, goes_on)
         self.leader = None
         if departure is None:
             return True
         follows, able = departure.follows, departure.able
-        self.succession.passed_over(leader.peer, time.monotonic(), departure.reason, follows=follows, able=able)
-        if departure.led and not averaging.over:
-            averaging.events("leader_lost", peer=leader.peer, reason=departure.reason)
+        self._succession.passed_over(leader.peer, self._clock(), departure.reason, follows=follows, able=able)
+        if departure.led and not self._participant.leaves:
+            self._participant.events("leader_lost", peer=leader.peer, reason=departure.reason)
         await asyncio.sleep(PAUSE_S)
         return departure.led

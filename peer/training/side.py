@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from peer.training.job_queue import JobQueue
 from peer.training.replica import Frozen, Replica
 
 
@@ -11,6 +12,7 @@ class TrainingSide(Protocol):
     """The training thread as the engine sees it. The engine calls these methods as jobs, so that they run on that thread."""
 
     replica: Replica
+    jobs: JobQueue
 
     def freeze(self) -> Frozen | None:
         """The contribution, or None when there is nothing to give. Stops drawing samples, unless the run overlaps."""

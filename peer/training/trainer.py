@@ -42,7 +42,7 @@ class Trainer:
     ) -> None:
         """`clock`, in seconds, measures speed alone: no result depends on it."""
         self.replica = replica
-        self._jobs = jobs
+        self.jobs = jobs
         self._task = task
         self._batches = batches
         self._device = device
@@ -55,7 +55,7 @@ class Trainer:
     def run(self) -> None:
         """Train until stop(). Raises what the model or the data raise: a peer that cannot train must say so."""
         while not self._stopped:
-            job = self._jobs.next(wait_s=0.0 if self._drawing else IDLE_WAIT_S)
+            job = self.jobs.next(wait_s=0.0 if self._drawing else IDLE_WAIT_S)
             if job is not None:
                 job.run()
             elif self._drawing:

@@ -1,40 +1,43 @@
-"""What this machine's bulk traffic comes to: bytes moved, rates estimated from them, and the limits that a volunteer set."""
+"""What this machine's line carries: bytes moved, rates estimated from them, and the limits that its owner set.
+
+Everything that a peer sends or receives in bulk goes through one `Bandwidth`: shards of rounds, snapshots, commits, probes. So a
+limit holds for their sum.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Callable
 
-# A rate is taken over windows of this length at least: shorter ones show the system's buffers rather than the line.
+from protocols.transport.rate_limit import RateLimiter
+
+# A rate is taken over windows of at least this length: shorter ones show the system's buffers rather than the line.
 WINDOW_S = 1.0
-# A transfer that went faster than the estimate moves it by this share of the difference; one that took too long, by that.
+# A transfer above the estimate moves the estimate by this share of the difference; one that took too long, by the other.
 RISE_SHARE, FALL_SHARE = 0.5, 0.1
-# Shorter transfers say little: waiting for each other is most of them.
+# Shorter transfers say little: most of their time is waiting.
 TELLING_S = 1.0
 LATE = 1.25  # times as long as planned
-# What a limit lets pass at once after a pause.
-BURST_S = 0.05
 
 
 class Direction:
-    """One direction."""
+    """One direction of the line: up or down."""
 
     def __init__(self, max_bytes_s: float | None, clock: Callable[[], float]) -> None:
-        """`most_bytes_s`: what the volunteer allows; None for no limit."""
+        """`max_bytes_s`: what the owner allows; None for no limit."""
         self.moved_bytes = 0  # since the start
         self.max_bytes_s = max_bytes_s
         self._clock = clock
+        self._limit = RateLimiter(max_bytes_s, clock) if max_bytes_s is not None else None
         self._estimate = 0.0
         self._began: tuple[float, int] | None = None  # of the transfer under way: when, and moved_bytes then
         self._window = (0.0, 0)
         self._peak = 0.0
-        self._free_at = -math.inf
 
     @property
     def began_at(self) -> float | None:
-        """Of the transfer under way."""
+        """When the transfer under way began; None if there is none."""
         return self._began[0] if self._began is not None else None
 
     @property
@@ -43,19 +46,22 @@ class Direction:
         return min(self._estimate, self.max_bytes_s or math.inf)
 
     def moved(self, size: int) -> None:
+        """`size` bytes of a round have passed."""
         self.moved_bytes += size
         if self._began is not None and (now := self._clock()) - self._window[0] >= WINDOW_S:
             self._close(now)
 
     def begin(self) -> None:
-        """A transfer begins for which this direction is busy as long as it can be."""
+        """A transfer begins, for which this direction is as busy as it can be."""
         now = self._clock()
         self._began = self._window = (now, self.moved_bytes)
         self._peak = 0.0
 
     def end(self, planned_s: float = 0.0) -> None:
-        """The transfer was completed. One that took as long as planned (0: nobody knew) says nothing against a line that could
-        carry more: it was not asked to."""
+        """The transfer is complete; it was planned to take `planned_s` seconds (0: nobody knew).
+
+        A transfer that took as long as planned does not lower the estimate: nobody asked more of the line.
+        """
         if self._began is None:
             return
         now, (began_at, began_bytes) = self._clock(), self._began
@@ -72,20 +78,17 @@ class Direction:
             self._estimate += FALL_SHARE * (newest - self._estimate)
 
     def give_up(self) -> None:
+        """The transfer was not completed: it says nothing."""
         self._began = None
 
     def measured(self, bytes_s: float) -> None:
-        """A probe found this rate: what was estimated before is forgotten."""
+        """A probe found this rate, which replaces the estimate."""
         self._estimate = bytes_s
 
     async def turn(self, size: int) -> None:
         """Returns when `size` more bytes may pass."""
-        if self.max_bytes_s is None:
-            return
-        now = self._clock()
-        self._free_at = max(self._free_at, now - BURST_S) + size / self.max_bytes_s
-        if self._free_at > now:
-            await asyncio.sleep(self._free_at - now)
+        if self._limit is not None:
+            await self._limit.turn(size)
 
     def _close(self, now: float) -> None:
         at, moved_bytes = self._window
@@ -103,31 +106,31 @@ class Bandwidth:
         max_download_bytes_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
-        self.is_late = False  # the last transfer that tells was: somebody's rates are not what was planned with
+        self.clock = clock
+        self.is_late = False  # the last round that tells took longer than planned: somebody's rates have changed
         self.up = Direction(max_upload_bytes_s, clock)
         self.down = Direction(max_download_bytes_s, clock)
 
     def begin(self) -> None:
-        """A transfer begins for which the line is busy as long as it can be."""
+        """A round's transfer begins, for which the line is as busy as it can be."""
         self.up.begin()
         self.down.begin()
 
     def give_up(self) -> None:
-        """What was not completed says nothing."""
+        """The transfer was not completed: it says nothing."""
         self.up.give_up()
         self.down.give_up()
 
     def end(self, planned_s: float = 0.0, *, sends: bool = True) -> None:
-        """It was completed. `sends`: it had much to send, and not requests only."""
+        """The transfer is complete. `sends`: it sent shards, and not only requests."""
         began_at = self.up.began_at
         if sends:
             self.up.end(planned_s)
         self.down.end(planned_s)
         if began_at is not None and planned_s >= TELLING_S:
-            self.is_late = self._clock() - began_at > LATE * planned_s
+            self.is_late = self.clock() - began_at > LATE * planned_s
 
     @property
     def moved_bytes(self) -> int:
-        """A round is alive while this grows."""
+        """Bytes of rounds, both ways. A round is alive while this grows."""
         return self.up.moved_bytes + self.down.moved_bytes

@@ -1,8 +1,7 @@
-"""Bulk traffic beside gRPC: frames over mutual TLS sockets, which the network thread's loop reads into place and writes from it.
+"""Bulk connections in production: mutual TLS over TCP sockets, driven by the network thread's loop without threads of their own.
 
-A frame is a kind (1 byte), a length (4 bytes, little-endian) and as many bytes. A connection opens with HELLO and is kept for the
-next request. What is large travels as views: between a vector and its socket only TLS copies, a record at a time. One stream of
-this moves two to three times what one of grpc.aio's does (benchmarks/README.md).
+Large data travels as views: between a vector and its socket only TLS copies, one record at a time. One stream moves two to three
+times what a stream of grpc.aio moves (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -11,61 +10,44 @@ import asyncio
 import contextlib
 import logging
 import socket
-import struct
 import sys
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from enum import IntEnum
 from typing import TypeVar
 
-from google.protobuf.message import DecodeError, Message
 from OpenSSL import SSL
 
 from protocols.errors import BadMessageError, PortInUseError, RefusedError, RemoteError, UnreachableError
 from protocols.identity import Credentials
+from protocols.messages import BulkHello
 from protocols.reasons import Reason
 from protocols.transport import tls
 from protocols.transport.addresses import EVERYWHERE, family_of, joined
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.channels import PROTOCOL_VERSION
+from protocols.transport.frames import RECORD_BYTES, FrameStream, Kind, refuse
 from protocols.transport.network_thread import cancel_all
-from protocols.wire import dugnad_pb2 as pb
 
 # What is read or written between two looks at limits and at progress; only so much as a slow line takes in this time, too.
 BURST_BYTES = 128 << 10
 QUICK_S = 0.25
 # What one stream moves before the loop's other work gets its turn.
 TURN_BYTES = 512 << 10
-RECORD_BYTES = 16 << 10  # TLS's own unit
 DIAL_S = 10.0
 # A refused caller is listened to for so long, since closing at once would take the refusal back from it.
 DRAIN_S = 5.0
-MAX_RECORD_BYTES = 8 << 20
 # One peer needs a connection for each shard that it gives to this one.
 MAX_CONNECTIONS_OF_PEER = 128
-_HEADER = struct.Struct("<BI")
 SO_MAX_PACING_RATE = 47 if sys.platform == "linux" else 0  # Python has no name for it
 UNPACED = (1 << 64) - 1
 # Once the kernel has put off a packet, no later change of pace hastens it.
 MIN_PACE_BYTES_S = 16 << 10
 _log = logging.getLogger(__name__)
-M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 
 
-class Kind(IntEnum):
-    HELLO = 1  # first on every connection, once
-    OPEN = 2  # a request, with the contribution's chunks behind it unframed; its answer is AVERAGED, CHUNK..., DONE
-    CHUNK = 3
-    AVERAGED = 4
-    DONE = 5
-    REFUSED = 6  # instead of anything else; then the connection ends
-    PROBE = 7  # a request: how fast is the line?
-
-
-class BulkStream:
-    """One connection. One task may send while another receives. Raises UnreachableError when it breaks, BadMessageError when the
-    other side breaks the protocol, RefusedError when it says no."""
+class TlsStream(FrameStream):
+    """One bulk connection over TLS."""
 
     def __init__(self, connection: SSL.Connection, peer: str, bandwidth: Bandwidth) -> None:
         self.peer = peer
@@ -101,7 +83,7 @@ class BulkStream:
         self._connection.close()
         _wake([*self._readers, *self._writers])  # to hear that it is closed
 
-    def pace(self, bytes_s: float | None) -> None:
+    def set_rate(self, bytes_s: float | None) -> None:
         """Send no faster than this from now on (None: without a limit), where the system can: evenly, instead of in bursts that
         fill the receiver's line and are dropped before it."""
         if SO_MAX_PACING_RATE:
@@ -112,52 +94,6 @@ class BulkStream:
     async def handshake(self) -> None:
         await self._until_done(self._connection.do_handshake)
 
-    async def send(self, kind: Kind, payload: bytes | bytearray | memoryview = b"") -> None:
-        """One frame. Its header rides in one TLS record with the payload's beginning."""
-        view = memoryview(payload).cast("B")
-        first = RECORD_BYTES - _HEADER.size
-        await self.write(memoryview(_HEADER.pack(kind, len(view)) + view[:first]))
-        if len(view) > first:
-            await self.write(view[first:])
-
-    async def send_record(self, kind: Kind, record: Message) -> None:
-        await self.send(kind, record.SerializeToString())
-
-    async def header(self) -> tuple[Kind, int]:
-        """The next frame's kind and length. Raises RefusedError for a refusal."""
-        header = bytearray(_HEADER.size)
-        await self.receive_into(memoryview(header))
-        number, length = _HEADER.unpack(header)
-        try:
-            kind = Kind(number)
-        except ValueError as error:
-            raise BadMessageError(f"a frame of an unknown kind {number}") from error
-        if kind is Kind.REFUSED:
-            refused = await self.record(pb.Refused, length)
-            raise RefusedError(f"{self.peer[:8]} refused: {refused.sentence}", reason=refused.reason, sentence=refused.sentence)
-        return kind, length
-
-    async def record(self, kind: type[M], length: int) -> M:
-        if length > MAX_RECORD_BYTES:
-            raise BadMessageError(f"a record of {length} bytes")
-        data = bytearray(length)
-        await self.receive_into(memoryview(data))
-        try:
-            return kind.FromString(bytes(data))
-        except DecodeError as error:
-            raise BadMessageError(f"a {kind.__name__} cannot be decoded") from error
-
-    async def expect(self, expected: Kind, record: type[M]) -> M:
-        kind, length = await self.header()
-        if kind is not expected:
-            raise BadMessageError(f"{kind.name} where {expected.name} belongs")
-        return await self.record(record, length)
-
-    async def receive_into(self, view: memoryview) -> None:
-        """Fills `view`."""
-        while view:
-            view = view[await self._read_into(view) :]
-
     async def drain(self) -> None:
         """Read and forget until the other side closes."""
         with contextlib.suppress(RemoteError, asyncio.TimeoutError):
@@ -166,16 +102,16 @@ class BulkStream:
     async def _forget_all(self) -> None:
         scratch = memoryview(bytearray(BURST_BYTES))
         while True:
-            await self._read_into(scratch)
+            await self.read_some(scratch)
 
-    async def _read_into(self, view: memoryview) -> int:
-        size = await self._until_done(lambda: self._read_some(view[:BURST_BYTES]))
+    async def read_some(self, view: memoryview) -> int:
+        size = await self._until_done(lambda: self._recv(view[:BURST_BYTES]))
         self._bandwidth.down.moved(size)
         await self._bandwidth.down.turn(size)
         await self._moved(size)
         return size
 
-    def _read_some(self, view: memoryview) -> int:
+    def _recv(self, view: memoryview) -> int:
         """What is there of `view`, which comes a TLS record at a time. Raises WantReadError when nothing is."""
         at = 0
         while at < len(view):
@@ -252,15 +188,15 @@ class BulkConnections:
     def __init__(self, credentials: Credentials, run_digest: str, bandwidth: Bandwidth) -> None:
         self.bandwidth = bandwidth
         self._tls = tls.context(credentials)
-        self._hello = pb.BulkHello(protocol=PROTOCOL_VERSION, run_digest=run_digest)
-        self._idle: dict[tuple[str, str], list[BulkStream]] = defaultdict(list)
+        self._hello = BulkHello(PROTOCOL_VERSION, run_digest)
+        self._idle: dict[tuple[str, str], list[TlsStream]] = defaultdict(list)
 
     @contextlib.asynccontextmanager
-    async def to(self, peer: str, address: str) -> AsyncIterator[BulkStream]:
+    async def to(self, peer: str, address: str) -> AsyncIterator[TlsStream]:
         """A connection of one's own, to whoever holds the certificate of `peer` at `address`. It is kept for the next request
         when the block ends well, and closed when it does not. Raises UnreachableError."""
         stream = await self._stream(peer, address)
-        stream.pace(None)
+        stream.set_rate(None)
         try:
             yield stream
         except BaseException:
@@ -268,7 +204,7 @@ class BulkConnections:
             raise
         self._idle[peer, address].append(stream)
 
-    async def _stream(self, peer: str, address: str) -> BulkStream:
+    async def _stream(self, peer: str, address: str) -> TlsStream:
         idle = self._idle[peer, address]
         while idle:
             stream = idle.pop()
@@ -280,12 +216,12 @@ class BulkConnections:
         except asyncio.TimeoutError as error:
             raise UnreachableError(f"{peer[:8]} at {address} does not answer within {DIAL_S:g} s") from error
 
-    async def _dial(self, peer: str, address: str) -> BulkStream:
+    async def _dial(self, peer: str, address: str) -> TlsStream:
         self._forget_broken()
         plain = await tls.connected_to(peer, address)
         connection = SSL.Connection(self._tls, plain)
         connection.set_connect_state()
-        stream = BulkStream(connection, peer, self.bandwidth)
+        stream = TlsStream(connection, peer, self.bandwidth)
         try:
             await stream.handshake()
             if (answers := tls.peer_of(connection)) != peer:
@@ -314,7 +250,7 @@ class BulkConnections:
         self._idle.clear()
 
 
-Serve = Callable[[BulkStream, Kind, int], Awaitable[None]]  # (stream, request's kind, its length)
+Serve = Callable[[FrameStream, Kind, int], Awaitable[None]]  # (stream, request's kind, its length)
 
 
 class BulkServer:
@@ -378,7 +314,7 @@ class BulkServer:
             return
         connection = SSL.Connection(self._tls, plain)
         connection.set_accept_state()
-        stream = BulkStream(connection, "", self._bandwidth)
+        stream = TlsStream(connection, "", self._bandwidth)
         try:
             await asyncio.wait_for(self._greeted(stream, connection), DIAL_S)
             with self._counted(stream.peer) as count:
@@ -386,7 +322,7 @@ class BulkServer:
                     await refuse(stream, Reason.BUSY, "too many connections")
                 while True:
                     kind, length = await stream.header()
-                    stream.pace(None)
+                    stream.set_rate(None)
                     await serve(stream, kind, length)
         except RefusedError:
             pass  # refusals are answers: callers make none
@@ -407,18 +343,11 @@ class BulkServer:
             self._connections[peer] -= 1
             self._connections += Counter()  # forgets those who have none
 
-    async def _greeted(self, stream: BulkStream, connection: SSL.Connection) -> None:
+    async def _greeted(self, stream: TlsStream, connection: SSL.Connection) -> None:
         await stream.handshake()
         stream.peer = tls.peer_of(connection)
-        hello = await stream.expect(Kind.HELLO, pb.BulkHello)
+        hello = await stream.expect(Kind.HELLO, BulkHello)
         if hello.protocol != PROTOCOL_VERSION:
             await refuse(stream, Reason.OTHER_VERSION, f"this peer speaks protocol {PROTOCOL_VERSION}")
         if hello.run_digest != self._run_digest:
             await refuse(stream, Reason.OTHER_RUN, f"this peer trains run {self._run_digest[:12]}, not {hello.run_digest[:12]}")
-
-
-async def refuse(stream: BulkStream, reason: Reason, sentence: str) -> None:
-    """Say no, and end the connection once the other side has heard. Raises UnreachableError always."""
-    await stream.send_record(Kind.REFUSED, pb.Refused(reason=reason.value, sentence=sentence))
-    await stream.drain()
-    raise UnreachableError(f"{stream.peer[:8]} was refused: {sentence}")

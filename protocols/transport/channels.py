@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import grpc
@@ -16,10 +16,8 @@ from protocols.errors import PortInUseError, RefusedError, RemoteError, Unreacha
 from protocols.identity import COORDINATOR_NAME, Credentials, peer_id_of, server_name
 from protocols.reasons import Reason
 from protocols.transport.addresses import joined
-from protocols.transport.bandwidth import Bandwidth
 
-PROTOCOL_VERSION = 1
-END: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # what read() returns when the other side is done
+PROTOCOL_VERSION = 2
 MAX_MESSAGE_BYTES = 8 << 20
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -41,10 +39,7 @@ _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 class Channels:
     """This process's channels to other peers, one each, opened when first used."""
 
-    def __init__(self, credentials: Credentials, run_digest: str, bandwidth: Bandwidth | None = None) -> None:
-        """`traffic`: has the limits that hold for state, as they do for rounds; without, there are none."""
-        self.credentials = credentials
-        self.bandwidth = bandwidth or Bandwidth()
+    def __init__(self, credentials: Credentials, run_digest: str) -> None:
         self.metadata = (("dugnad-protocol", str(PROTOCOL_VERSION)), ("dugnad-run", run_digest))
         self._tls = grpc.ssl_channel_credentials(
             root_certificates=credentials.authority, private_key=credentials.key.pem, certificate_chain=credentials.certificate
@@ -133,10 +128,3 @@ def translated(whom: str) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise translate(error, whom) from error
-
-
-async def parts(call: AsyncIterator[Any], whom: str) -> AsyncIterator[Any]:
-    """The messages of a stream, with failures translated."""
-    with translated(whom):
-        async for part in call:
-            yield part

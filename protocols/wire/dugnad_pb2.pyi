@@ -77,7 +77,7 @@ class Standing(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., lineage: _Optional[str] = ..., total_samples: _Optional[int] = ...) -> None: ...
 
 class MemberPlan(_message.Message):
-    __slots__ = ("run_digest", "ballot", "contributors", "members", "shards", "codec", "patience_s", "incarnation", "finishes", "contributors_digest", "members_digest", "planned_s", "gives")
+    __slots__ = ("run_digest", "ballot", "contributors", "members", "shards", "codec", "patience_s", "incarnation", "finishes", "contributors_digest", "members_digest", "planned_s", "sends")
     RUN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BALLOT_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
@@ -90,7 +90,7 @@ class MemberPlan(_message.Message):
     CONTRIBUTORS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PLANNED_S_FIELD_NUMBER: _ClassVar[int]
-    GIVES_FIELD_NUMBER: _ClassVar[int]
+    SENDS_FIELD_NUMBER: _ClassVar[int]
     run_digest: str
     ballot: Ballot
     contributors: _containers.RepeatedScalarFieldContainer[str]
@@ -103,8 +103,8 @@ class MemberPlan(_message.Message):
     contributors_digest: str
     members_digest: str
     planned_s: float
-    gives: bool
-    def __init__(self, run_digest: _Optional[str] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., contributors: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., codec: _Optional[str] = ..., patience_s: _Optional[float] = ..., incarnation: _Optional[int] = ..., finishes: _Optional[_Union[Averages, _Mapping]] = ..., contributors_digest: _Optional[str] = ..., members_digest: _Optional[str] = ..., planned_s: _Optional[float] = ..., gives: _Optional[bool] = ...) -> None: ...
+    sends: bool
+    def __init__(self, run_digest: _Optional[str] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., contributors: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., codec: _Optional[str] = ..., patience_s: _Optional[float] = ..., incarnation: _Optional[int] = ..., finishes: _Optional[_Union[Averages, _Mapping]] = ..., contributors_digest: _Optional[str] = ..., members_digest: _Optional[str] = ..., planned_s: _Optional[float] = ..., sends: _Optional[bool] = ...) -> None: ...
 
 class Averages(_message.Message):
     __slots__ = ("contributions", "shards")
@@ -438,7 +438,7 @@ class SnapshotPart(_message.Message):
     chunk: Chunk
     def __init__(self, manifest: _Optional[_Union[Manifest, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
-class GiveReply(_message.Message):
+class PushReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PeerStub:
-    """On every reachable peer. Mutual TLS.
+    """Served by every reachable peer, over mutual TLS.
     """
 
     def __init__(self, channel):
@@ -60,10 +60,10 @@ class PeerStub:
                 request_serializer=dugnad__pb2.CommitsRequest.SerializeToString,
                 response_deserializer=dugnad__pb2.CommitPart.FromString,
                 _registered_method=True)
-        self.Give = channel.stream_unary(
-                '/dugnad.v1.Peer/Give',
+        self.Push = channel.stream_unary(
+                '/dugnad.v1.Peer/Push',
                 request_serializer=dugnad__pb2.SnapshotPart.SerializeToString,
-                response_deserializer=dugnad__pb2.GiveReply.FromString,
+                response_deserializer=dugnad__pb2.PushReply.FromString,
                 _registered_method=True)
         self.Observe = channel.unary_stream(
                 '/dugnad.v1.Peer/Observe',
@@ -73,53 +73,53 @@ class PeerStub:
 
 
 class PeerServicer:
-    """On every reachable peer. Mutual TLS.
+    """Served by every reachable peer, over mutual TLS.
     """
 
     def Control(self, request_iterator, context):
-        """Opened by a member to its leader; stays open. Reports and answers go up, plans and commits come down.
+        """A member opens it to its leader, and it stays open. Reports and answers go up; plans and commits come down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Ask(self, request, context):
-        """Where does this peer stand, and whom does it follow?
+        """Asks where this peer stands and whom it follows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Offer(self, request, context):
-        """Which snapshot does this peer give? It keeps what it offered for a while, so that others who join get the same one.
+        """Asks which snapshot this peer gives. The peer keeps an offered snapshot for a while, so that other joiners get the same one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """Chunks of a snapshot that was offered, in order.
+        """Fetches chunks of an offered snapshot, in order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Commits(self, request, context):
-        """The commits after a lineage, each with its averaged shards, as far back as this peer keeps them.
+        """Fetches the commits after a lineage, each with its averaged shards, as far back as this peer keeps them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Give(self, request_iterator, context):
-        """The sender's newest snapshot, sent because this peer asked for it with need_state: from a client-mode peer, which nobody can dial.
+    def Push(self, request_iterator, context):
+        """A client-mode peer, which nobody can dial, sends its newest snapshot here after this peer asked for it with need_state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Observe(self, request, context):
-        """For the coordinator and `dugnad status`: how the swarm stands, and what happened.
+        """Tells the coordinator and `dugnad status` how the swarm stands and what happens.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,10 +153,10 @@ def add_PeerServicer_to_server(servicer, server):
                     request_deserializer=dugnad__pb2.CommitsRequest.FromString,
                     response_serializer=dugnad__pb2.CommitPart.SerializeToString,
             ),
-            'Give': grpc.stream_unary_rpc_method_handler(
-                    servicer.Give,
+            'Push': grpc.stream_unary_rpc_method_handler(
+                    servicer.Push,
                     request_deserializer=dugnad__pb2.SnapshotPart.FromString,
-                    response_serializer=dugnad__pb2.GiveReply.SerializeToString,
+                    response_serializer=dugnad__pb2.PushReply.SerializeToString,
             ),
             'Observe': grpc.unary_stream_rpc_method_handler(
                     servicer.Observe,
@@ -172,7 +172,7 @@ def add_PeerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Peer:
-    """On every reachable peer. Mutual TLS.
+    """Served by every reachable peer, over mutual TLS.
     """
 
     @staticmethod
@@ -311,7 +311,7 @@ class Peer:
             _registered_method=True)
 
     @staticmethod
-    def Give(request_iterator,
+    def Push(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -324,9 +324,9 @@ class Peer:
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/dugnad.v1.Peer/Give',
+            '/dugnad.v1.Peer/Push',
             dugnad__pb2.SnapshotPart.SerializeToString,
-            dugnad__pb2.GiveReply.FromString,
+            dugnad__pb2.PushReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -366,7 +366,8 @@ class Peer:
 
 
 class EnrolmentStub:
-    """On the coordinator. TLS with the authority's own certificate, whose fingerprint the ticket pins; the newcomer has no certificate yet.
+    """Served by the coordinator, over TLS with the authority's own certificate. The ticket pins the fingerprint of that certificate. A
+    newcomer has no certificate yet.
     """
 
     def __init__(self, channel):
@@ -393,25 +394,27 @@ class EnrolmentStub:
 
 
 class EnrolmentServicer:
-    """On the coordinator. TLS with the authority's own certificate, whose fingerprint the ticket pins; the newcomer has no certificate yet.
+    """Served by the coordinator, over TLS with the authority's own certificate. The ticket pins the fingerprint of that certificate. A
+    newcomer has no certificate yet.
     """
 
     def Enrol(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Exchanges a ticket's secret for a certificate and the run spec.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Asset(self, request, context):
-        """One file of the run (tokenizer, held-out text), in pieces.
+        """Fetches one file of the run (tokenizer, held-out text), in pieces.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Announce(self, request, context):
-        """A peer says where it is (with an empty address: nowhere), now and then, and learns where others are: so a coordinator that starts
-        again finds the swarm that went on without it, and is found by it.
+        """A peer says now and then where it listens (an empty address: nowhere), and learns where others listen. So a coordinator that
+        starts again finds the swarm, and the swarm finds it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -444,7 +447,8 @@ def add_EnrolmentServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Enrolment:
-    """On the coordinator. TLS with the authority's own certificate, whose fingerprint the ticket pins; the newcomer has no certificate yet.
+    """Served by the coordinator, over TLS with the authority's own certificate. The ticket pins the fingerprint of that certificate. A
+    newcomer has no certificate yet.
     """
 
     @staticmethod

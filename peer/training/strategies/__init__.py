@@ -8,7 +8,7 @@ from peer.settings import RunSettings
 from peer.training.strategies.accumulate import Accumulate
 from peer.training.strategies.base import Strategy
 from protocols.optimization import Schedule
-from protocols.run_spec import unknown_name
+from protocols.sections import unknown_name
 
 STRATEGIES: dict[str, type[Strategy]] = {"accumulate": Accumulate}
 

@@ -1,0 +1,93 @@
+"""The real network: gRPC for calls, TLS sockets for bulk, the DHT and the coordinator as a directory."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from protocols.errors import RemoteError
+from protocols.identity import Credentials
+from protocols.round.records import Candidate, Hello
+from protocols.transport.bandwidth import Bandwidth
+from protocols.transport.bulk import BulkConnections, BulkServer
+from protocols.transport.channels import Channels
+from protocols.transport.discovery import Announcement, Discovery, DiscoveryConfig, sign_announcement
+from protocols.transport.enrolling import announce_to
+from protocols.transport.frames import FrameStream
+from protocols.transport.grpc_streams import PeerServer, opened
+from protocols.transport.interface import Service, Stream
+
+STOP_S = 0.5
+
+
+class NetworkTransport:
+    """This process's way to other peers, and theirs to it once it listens and serves."""
+
+    def __init__(self, credentials: Credentials, run_digest: str, bandwidth: Bandwidth | None = None) -> None:
+        """`bandwidth`: has the limits that the machine's owner set; without one there are none."""
+        self.bandwidth = bandwidth or Bandwidth()
+        self._channels = Channels(credentials, run_digest)
+        self._connections = BulkConnections(credentials, run_digest, self.bandwidth)
+        self._credentials = credentials
+        self._run_digest = run_digest
+        self._server: PeerServer | None = None
+        self._bulk_server: BulkServer | None = None
+
+    def open(self, peer: Candidate, opening: Any) -> AbstractAsyncContextManager[Stream]:
+        return opened(self._channels, peer, opening)
+
+    def bulk(self, peer: str, address: str) -> AbstractAsyncContextManager[FrameStream]:
+        return self._connections.to(peer, address)
+
+    def listen(self, host: str, port: int) -> tuple[int, int]:
+        """(port for calls, port for bulk): `port` and the next, or free ones if it is 0. Raises PortInUseError."""
+        self._server = PeerServer(self._credentials, self._run_digest)
+        self._bulk_server = BulkServer(self._credentials, self._run_digest, self.bandwidth)
+        return self._server.listen(host, port), self._bulk_server.listen(host, port and port + 1)
+
+    async def serve(self, service: Service) -> None:
+        """Answer on the ports of `listen` from here on; without those, nobody is answered."""
+        if self._server is not None and self._bulk_server is not None:
+            await self._server.start(service)
+            self._bulk_server.start(service.serve_bulk)
+
+    async def aclose(self) -> None:
+        if self._server is not None:
+            await self._server.stop(STOP_S)
+        if self._bulk_server is not None:
+            await self._bulk_server.aclose()
+        self._connections.close()
+        await self._channels.aclose()
+
+
+class SwarmDirectory:
+    """Peers found in the DHT, and through the coordinator while that is there."""
+
+    def __init__(self, config: DiscoveryConfig, credentials: Credentials, coordinator: str, log_file: Path) -> None:
+        """`coordinator`: host:port of its enrolment endpoint."""
+        self._discovery = Discovery(config, credentials, log_file)
+        self._credentials = credentials
+        self._coordinator = coordinator
+
+    async def start(self) -> None:
+        """Raises UnreachableError when no DHT node answers, PortInUseError when the port is taken."""
+        await self._discovery.start()
+
+    async def aclose(self) -> None:
+        await self._discovery.aclose()
+
+    async def announce(self, hello: Hello) -> list[Candidate]:
+        """Tell the coordinator where this peer is, and the DHT if it can be reached; the peers that the coordinator names."""
+        me = self._credentials.peer_id
+        announcement = Announcement(me, hello.incarnation, hello.address, hello.name, hello.auxiliary, self._discovery.addresses)
+        signed = sign_announcement(announcement, self._credentials)
+        if hello.reachable:
+            await self._discovery.announce(me, signed)
+        with contextlib.suppress(RemoteError):  # the coordinator is away; training does not need it
+            return await announce_to(self._coordinator, self._credentials.authority, signed)
+        return []
+
+    async def peers(self) -> list[Candidate]:
+        return [Candidate(item.peer, item.address) for item in await self._discovery.peers()]
