@@ -1,12 +1,20 @@
-"""`dugnad simulate`: seeded fault schedules against the protocol's own state machines, checked by an observer.
+"""`dugnad simulate`: production's peers in virtual time, under seeded faults, checked by an observer.
 
-What is checked, by name: 1 order, 1 bytes, 1 state; 2 once, 2 base, 2 given, 2 mean, 2 weight, 2 frozen once; 3 whole,
-3 ready, 3 promises, 3 ballots, 3 asks; 4 heavier, 4 liveness; 5 one kill; 7 attempts, 7 contributions, 7 peers.
+The checks, by name:
 
-Not simulated: signatures. "3 asks" checks that a new leader asked or heard every member, not that it adopted all that it could
-have reached. "4 liveness" demands what docs/PROTOCOL.md promises ("Behind"), where whoever is level can bring a commit to all the
-others in about the time of an epoch. "7 contributions" lets pass what a commit names that its own peer could not fetch, once
-that peer stands further on: it cannot tell whether the commit is an ancestor.
+    1 order, bytes, state                      one history
+    2 once, base, given, mean, weight, frozen once   honest sums
+    3 whole, ready, promises, ballots, asks    whole commits only
+    4 heavier, liveness                        forks heal
+    5 one kill, end                            no single point; a run ends with its last epoch
+    7 attempts, contributions, peers, forks    every absence has a reason
+    0 crash                                    no process ends by an error that nobody foresaw
+
+Signatures are simulated: cheap, and nobody else's. "3 asks" checks that a new leader asked or heard every member, but not
+that it adopted all that it could have reached. "4 liveness" demands what docs/PROTOCOL.md promises under "Stragglers". "7
+contributions" passes a contribution that a commit names but its own peer could not fetch, once that peer stands further on: the
+peer cannot tell whether the commit is an ancestor. A state that drifted while its peer was cut off may win: "1 state" then
+follows it.
 """
 
 from __future__ import annotations
@@ -49,15 +57,15 @@ def simulate(
 ) -> None:
     """Run the round's state machines under seeded faults in virtual time and check the invariants; exit code 1 on a violation."""
     chosen = seeds_of(seeds)
-    from peer.simulation.sweep import Summary, outcomes  # torch takes seconds: a wrong option should not wait for it
+    from peer.simulation.sweep import Summary, seed_results  # torch takes seconds: a wrong option should not wait for it
 
     summary, began = Summary(), time.perf_counter()
     columns = (TextColumn("seeds"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("", total=len(chosen))
-        for outcome in outcomes(chosen, peers, min(workers, len(chosen))):
-            summary.add(outcome)
+        for seed_result in seed_results(chosen, peers, min(workers, len(chosen))):
+            summary.add(seed_result)
             progress.update(bar, advance=1, description=f"{summary.commits} commits, {len(summary.violations)} violations")
     wall_s = time.perf_counter() - began
     summary.shrink_violations(peers)
@@ -79,14 +87,16 @@ def _print(summary: Summary, wall_s: float, peers: int) -> None:
     codecs = ", ".join(f"{count} in {codec}" for codec, count in sorted(summary.codecs.items()))
     print(f"codecs      {codecs}; {summary.codec_changes} commits name another for the next")
     print(f"overtaken   {summary.overtaken} messages, by later ones on other connections")
+    print(f"forks       {summary.forks_lost} times a peer told what it lost with a lineage that it left")
+    print(f"donors      {summary.donors_failed} failed or lied to a peer that was catching up")
     print(f"longest     {summary.longest_after_kill_s:.1f} s from a single kill to a commit")
     print(f"            {summary.longest_recovery_s:.1f} s from the last fault to one lineage and two commits")
     print(f"trace       {summary.trace_digest}")
     print(f"violations  {len(summary.violations)}")
-    for outcome in summary.violations:
-        print(f"\nseed {outcome.seed} violates invariant {outcome.violated}: {outcome.what}", file=sys.stderr)
-        print("its faults, shrunken as far as possible:" if outcome.schedule else "without any fault", file=sys.stderr)
-        print("\n".join(f"  {fault}" for fault in outcome.schedule), file=sys.stderr)
+    for seed_result in summary.violations:
+        print(f"\nseed {seed_result.seed} violates invariant {seed_result.violated}: {seed_result.what}", file=sys.stderr)
+        print("its faults, shrunken as far as possible:" if seed_result.schedule else "without any fault", file=sys.stderr)
+        print("\n".join(f"  {fault}" for fault in seed_result.schedule), file=sys.stderr)
         print("what happened last:", file=sys.stderr)
-        print("\n".join(f"  {line}" for line in outcome.trace), file=sys.stderr)
-        print(f"again: dugnad simulate --seeds {outcome.seed}:{outcome.seed + 1} --peers {peers}", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in seed_result.trace), file=sys.stderr)
+        print(f"again: dugnad simulate --seeds {seed_result.seed}:{seed_result.seed + 1} --peers {peers}", file=sys.stderr)

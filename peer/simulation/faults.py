@@ -15,6 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from peer.simulation.world import World
+from protocols.messages import Chunk
 
 if TYPE_CHECKING:
     from peer.simulation.process import SimulatedPeer
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 # A process dies (its machine tells the others); its machine loses power (nobody is told); SIGSTOP; a disk or device that is slow;
 # a step that fails midway; a volunteer who leaves; links of one machine that break; a split of the swarm; a line that carries one
-# way only; a clock that runs at up to twice or down to half its rate.
+# way only; a clock that runs at up to twice or down to half its rate; a state that drifts; a donor whose snapshots and
+# commits are damaged.
 DEATHS = ("crash", "power cut")
 KINDS = (
     *DEATHS,
@@ -34,6 +36,8 @@ KINDS = (
     "partition",
     "one-way partition",
     "clock skew",
+    "drift",
+    "lying donor",
 )
 # What a leader does. A chain of faults follows the leader's office: whoever takes over from one that was struck is struck too.
 LEADING = ("planning", "majority", "announcing")
@@ -48,6 +52,8 @@ PATIENCE_S = 9.0
 # It strikes within this time of the phase's beginning: before the first message of the phase, or between two.
 SPREAD_S = 0.06
 LONGEST_S = 8.5  # that a fault lasts
+# A state drifts only while so many others have one: two peers cannot tell whose is off.
+MIN_OTHERS = 4
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ class Injector:
         alive = [process for process in self._swarm.alive if fault.target in ("", process.name)]
         if alive:
             process = random.choice(alive)
-            self._strike(fault, process, process.member.phase.value, random)
+            self._strike(fault, process, process.engine.member.phase.value, random)
 
     def _strike(self, fault: Fault, process: SimulatedPeer, phase: str, random: Random) -> None:
         for following in self._chained.pop(fault.number, []):
@@ -162,13 +168,12 @@ class Injector:
             case "freeze":
                 process.stopped_until = self._world.now + random.choice((0.5, 1.5, 3.0, 6.0, 7.0)) * random.uniform(0.8, 1.2)
             case "slow disk":
-                process.trainer.slowness = 60.0
-                self._world.at(random.uniform(2, 6), process, lambda: setattr(process.trainer, "slowness", 1.0))
+                process.thread.slowness = 60.0
+                self._world.at(random.uniform(2, 6), process, lambda: setattr(process.thread, "slowness", 1.0))
             case "device error":
-                process.replica.fails_next_step = True
+                process.device.fails_next_step = True
             case "leave":
-                process.link.leave()
-                self._world.at(0.1, process, lambda: swarm.kill(process, tell=True))
+                self._world.at(0.0, process, lambda: process.leave(lambda: swarm.kill(process, tell=True)))
             case "connection loss":
                 for stream in swarm.network.streams_of(process.name):
                     if random.random() < 0.6:
@@ -182,6 +187,29 @@ class Injector:
                 others = [name for name in swarm.names if name != process.name and random.random() < 0.6]
                 ways = [(process.name, other) for other in others]
                 swarm.block(ways, both=False, seconds=random.uniform(1, LONGEST_S))
+            case "drift":
+                sound = [other for other in swarm.alive if other.replica.tip is not None and other is not process]
+                tip, last = process.replica.tip, swarm.settings.max_epochs
+                goes_on = tip is not None and tip.epoch != last  # without another round nobody would notice
+                if goes_on and len(sound) >= MIN_OTHERS:
+                    with process.replica.strategy.at_tip():
+                        process.device.drift(random.uniform(1e-3, 1e-1))
+                    swarm.observer.drifted(process)
+            case "lying donor":
+                process.transport.tamper = damaged
+                self._world.at(random.uniform(2, LONGEST_S), process, lambda: setattr(process.transport, "tamper", _true))
             case "clock skew":
                 process.machine.clock.run_at(math.exp2(random.uniform(-1, 1)))
                 self._world.at(random.uniform(2, LONGEST_S), None, lambda: process.machine.clock.run_at(1.0))
+
+
+def damaged(record: Any) -> Any:
+    """The record, with a byte of its data changed if it has data."""
+    if not isinstance(record, Chunk):
+        return record
+    at = len(record.data) // 2
+    return Chunk(record.offset, record.data[:at] + bytes([record.data[at] ^ 1]) + record.data[at + 1 :])
+
+
+def _true(record: Any) -> Any:
+    return record

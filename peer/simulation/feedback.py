@@ -7,12 +7,12 @@ applied, and is given up with the lineage that a snapshot takes the place of; no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from peer.simulation.messages import Vector
-from peer.simulation.replica import ELEMENTS, sample_gradient
+from peer.simulation.problem import Problem, Vector
 from peer.simulation.world import World
 from protocols.gradients.codecs import Codec
 from protocols.round.records import Commit, Contribution
@@ -29,15 +29,17 @@ class Given:
     codec: Codec
     values: Vector  # the mean gradient, as everybody decodes it
     lost: Vector  # of the gradient sum
+    sound: bool  # it is known at which parameters the samples were drawn
 
 
 @dataclass
 class _Owed:
     """By one process."""
 
-    vector: Vector = field(default_factory=lambda: np.zeros(ELEMENTS))
-    rounding: Vector = field(default_factory=lambda: np.zeros(ELEMENTS))  # how far off the process may be by now
+    vector: Vector
+    rounding: Vector  # how far off the process may be by now
     given: Given | None = None  # since the last commit or snapshot
+    sound: bool = True  # it is known what is owed
 
 
 def allowed(codec: Codec, values: Vector, size: Vector) -> Vector:
@@ -47,10 +49,18 @@ def allowed(codec: Codec, values: Vector, size: Vector) -> Vector:
 
 
 class Feedback:
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, problem: Problem) -> None:
         self._world = world
+        self._elements, self._gradient = problem.elements, problem.gradient
         self._owed: dict[tuple[str, int], _Owed] = {}
         self._given: dict[Contribution, Given] = {}
+        self.weights_at: Callable[[str], Vector] = lambda lineage: self._zeros()  # lineage -> its parameters
+
+    def _zeros(self) -> Vector:
+        return np.zeros(self._elements)
+
+    def _nothing(self) -> _Owed:
+        return _Owed(self._zeros(), self._zeros())
 
     def given(self, contribution: Contribution) -> Given:
         found = self._given.get(contribution)
@@ -58,44 +68,48 @@ class Feedback:
             self._world.violated("2 given", f"{named(contribution)} were never frozen")
         return found
 
-    def froze(self, contribution: Contribution, encoded: bytes, codec: Codec) -> None:
-        drawn, size = np.zeros(ELEMENTS), np.zeros(ELEMENTS)
-        c = contribution
-        for counter in range(c.first, c.end):
-            gradient = sample_gradient(c.peer, c.incarnation, counter, c.base)
-            drawn += gradient
-            size += np.abs(gradient)
-        owed = self._owed.setdefault((c.peer, c.incarnation), _Owed())
+    def froze(self, contribution: Contribution, encoded: bytes, codec: Codec, *, sound: bool = True) -> None:
+        """Checked where the problem tells each sample's gradient. `sound`: not by a process whose state had drifted."""
+        drawn, size = self._zeros(), self._zeros()
+        c, weights = contribution, self.weights_at(contribution.base)
+        gradient_of = self._gradient
+        if gradient_of is not None:
+            for counter in range(c.first, c.end):
+                gradient = gradient_of(c.peer, c.incarnation, counter, weights)
+                drawn += gradient
+                size += np.abs(gradient)
+        owed = self._owed.setdefault((c.peer, c.incarnation), self._nothing())
         exact = drawn + owed.vector
         size += np.abs(owed.vector)
-        values = codec.decode(encoded, ELEMENTS).astype(np.float64)
+        values = codec.decode(encoded, self._elements).astype(np.float64)
         off, unknown = np.abs(values - exact / c.weight), owed.rounding / c.weight
-        if bool((off > unknown + allowed(codec, np.abs(exact / c.weight) + unknown, size / c.weight)).any()):
+        sound = sound and owed.sound and gradient_of is not None
+        if sound and bool((off > unknown + allowed(codec, np.abs(exact / c.weight) + unknown, size / c.weight)).any()):
             what = f"{named(c)} come to other gradients than theirs and what was lost before, by up to {off.max():.3g}"
             self._world.violated("2 given", what)
-        lost = exact - values * c.weight if codec.error_feedback else np.zeros(ELEMENTS)
-        owed.given = self._given[c] = Given(c, codec, values, lost)
+        lost = exact - values * c.weight if codec.error_feedback else self._zeros()
+        owed.given = self._given[c] = Given(c, codec, values, lost, sound)
 
     def applied(self, peer: str, incarnation: int, commit: Commit) -> None:
-        owed = self._owed.setdefault((peer, incarnation), _Owed())
+        owed = self._owed.setdefault((peer, incarnation), self._nothing())
         given, owed.given = owed.given, None
         if given is not None and given.contribution in commit.contributions:
-            owed.vector = given.lost
+            owed.vector, owed.sound = given.lost, given.sound
             kept = given.codec.error_feedback
-            owed.rounding = owed.rounding + KEPT_ERROR * np.abs(given.lost) if kept else np.zeros(ELEMENTS)
+            owed.rounding = owed.rounding + KEPT_ERROR * np.abs(given.lost) if kept else self._zeros()
 
     def restored(self, peer: str, incarnation: int) -> None:
-        self._owed[peer, incarnation] = _Owed()
+        self._owed[peer, incarnation] = self._nothing()
 
     def check_mean(self, commit: Commit, codec: Codec, averaged: bytes) -> None:
         """The commit's averages are those of what the contributors that it names gave, weighted as it says."""
-        mean, size = np.zeros(ELEMENTS), np.zeros(ELEMENTS)
+        mean, size = self._zeros(), self._zeros()
         for contribution in commit.contributions:
             given = self.given(contribution)
             part = given.values * (contribution.weight / commit.samples)
             mean += part
             size += np.abs(part)
-        got = codec.decode(averaged, ELEMENTS).astype(np.float64)
+        got = codec.decode(averaged, self._elements).astype(np.float64)
         if bool((np.abs(got - mean) > allowed(codec, mean, size)).any()):
             self._world.violated("2 mean", f"{commit.digest[:8]} is not the mean of the contributions that it names")
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from peer.simulation.feedback import Feedback
-from peer.simulation.messages import Vector
-from peer.simulation.replica import genesis_state, layout, stepped
+from peer.simulation.problem import Problem, State
 from peer.simulation.world import World
 from protocols.gradients.codecs import CODECS
 from protocols.round.records import Commit, Contribution
@@ -22,19 +21,20 @@ class Lineage:
     digest: str
     epoch: int
     weight: int
-    state: Vector
+    state: State
     samples: dict[Sample, tuple[tuple[int, int], ...]]
     parent: str = ""
-    came_to_sha256: str = ""
+    result_sha256: str = ""
 
     def holds(self, c: Contribution) -> bool:
         return (c.first, c.end) in self.samples.get((c.peer, c.incarnation), ())
 
 
 class Lineages:
-    def __init__(self, world: World, genesis: str, feedback: Feedback, *, overlap: bool) -> None:
-        self._world, self._feedback, self._overlap = world, feedback, overlap
-        self._known = {genesis: Lineage(genesis, 0, 0, genesis_state(), {})}
+    def __init__(self, world: World, genesis: str, feedback: Feedback, problem: Problem, *, overlap: bool) -> None:
+        self._world, self._feedback, self._problem, self._overlap = world, feedback, problem, overlap
+        feedback.weights_at = lambda lineage: self._known[lineage].state.weights
+        self._known = {genesis: Lineage(genesis, 0, 0, State.of(problem.device()), {})}
         self.times: dict[str, float] = {}  # when each was first applied by anybody
 
     def __contains__(self, digest: str) -> bool:
@@ -43,16 +43,25 @@ class Lineages:
     def __getitem__(self, digest: str) -> Lineage:
         return self._known[digest]
 
-    def applied(self, who: str, commit: Commit, result: bytes) -> None:
-        """Somebody stepped by these bytes: the first time the lineage is worked out from them, later they must be the same."""
+    def is_ancestor(self, digest: str, of: str) -> bool:
+        """Whether `digest` is on the lineage `of`, or is it."""
+        while of in self._known and of != digest:
+            of = self._known[of].parent
+        return of == digest
+
+    def applied(self, who: str, commit: Commit, result: bytes, held: State | None = None) -> None:
+        """Somebody stepped by these bytes: the first time the lineage is worked out from them, later they must be the same.
+
+        `held`: the state that counts instead, because the members of the commit had drifted, or nobody else can work it out.
+        """
         lineage = self._known.get(commit.digest)
         if lineage is None:
-            self._known[commit.digest] = self._first_applied(commit, result)
+            self._known[commit.digest] = self._first_applied(commit, result, held)
             self.times[commit.digest] = self._world.now
-        elif hashlib.sha256(result).hexdigest() != lineage.came_to_sha256:
+        elif hashlib.sha256(result).hexdigest() != lineage.result_sha256:
             self._world.violated("1 bytes", f"{who} applies other bytes for {commit.digest[:8]} than others did")
 
-    def _first_applied(self, commit: Commit, result: bytes) -> Lineage:
+    def _first_applied(self, commit: Commit, result: bytes, held: State | None) -> Lineage:
         parent = self._known[commit.ballot.parent]
         samples = dict(parent.samples)
         bases = {parent.digest, parent.parent} if self._overlap else {parent.digest}
@@ -70,18 +79,21 @@ class Lineages:
         weight = parent.weight + commit.samples
         if commit.total_samples != weight:
             self._world.violated("2 weight", f"{commit.digest[:8]} claims {commit.total_samples} samples, and has {weight}")
-        state = stepped(parent.state, averaged, CODECS[commit.codec])
+        state = held
+        if state is None:
+            assert self._problem.stepped is not None
+            state = self._problem.stepped(parent.state, commit, averaged, CODECS[commit.codec])
         sha256 = hashlib.sha256(result).hexdigest()
         return Lineage(commit.digest, parent.epoch + 1, weight, state, samples, parent.digest, sha256)
 
     def _checked_bytes(self, commit: Commit, result: bytes) -> bytes:
         """The averaged vector alone."""
-        outcome = layout(commit.ballot.epoch, CODECS[commit.codec])
+        lies = self._problem.layout(commit.ballot.epoch, CODECS[commit.codec])
         for shard in commit.shards:
-            averaged, canonical = outcome.parts(shard.start, shard.stop)
+            averaged, canonical = lies.parts(shard.start, shard.stop)
             if blake3(result[averaged] + result[canonical]).hexdigest() != shard.digest:
                 self._world.violated("1 bytes", f"the bytes of {commit.digest[:8]} are not those that it names")
-        return result[: outcome.averaged_bytes]
+        return result[: lies.averaged_bytes]
 
 
 def range_of(contribution: Contribution) -> str:

@@ -42,10 +42,14 @@ class Machine:
 
 
 class Process(Protocol):
+    """What runs on a machine."""
+
     machine: Machine
     alive: bool
     stopped_until: float
     died_at: float | None
+
+    def run_ready(self) -> None: ...
 
     def accept(self, stream: Stream, opening: Any) -> None: ...
 
@@ -66,6 +70,7 @@ class _Queued:
     size: float
     left: float  # of it
     from_grave: bool
+    departed: Callable[[], None] | None
 
 
 @dataclass(eq=False)
@@ -90,14 +95,14 @@ class Stream:
         self.client = client
         self.up = _Way(client, None)
         self.down: _Way | None = None  # once the connection stands
-        self._outbox: list[tuple[Any, float]] = []
+        self._outbox: list[tuple[Any, float, Callable[[], None] | None]] = []
         self.open = True
 
     def connected(self, server: Process) -> None:
         self.up.target = server
         self.down = _Way(server, self.client, self.down_receive, self.down_ended)
-        for message, size in self._outbox:
-            self.network.transmit(self, self.up, message, size)
+        for message, size, departed in self._outbox:
+            self.network.transmit(self, self.up, message, size, departed=departed)
         self._outbox.clear()
 
     down_receive: Receive | None = None
@@ -107,16 +112,17 @@ class Stream:
         """Called by the server for what comes after the opening."""
         self.up.receive, self.up.ended = receive, ended
 
-    def send(self, sender: Process, message: Any, size: float = SMALL_BYTES) -> None:
+    def send(self, sender: Process, message: Any, size: float = SMALL_BYTES, departed: Callable[[], None] | None = None) -> None:
+        """`departed` is called once the message has left the sender's machine, unless the stream ends before."""
         if not self.open:
             return
         if sender is self.client:
             if self.down is None:
-                self._outbox.append((message, size))
+                self._outbox.append((message, size, departed))
             else:
-                self.network.transmit(self, self.up, message, size)
+                self.network.transmit(self, self.up, message, size, departed=departed)
         elif self.down is not None:
-            self.network.transmit(self, self.down, message, size)
+            self.network.transmit(self, self.down, message, size, departed=departed)
 
     def close(self, sender: Process) -> None:
         """The other end learns of it behind what was sent; this end hears nothing more. A client that closes gives up what it has
@@ -219,14 +225,25 @@ class Network:
 
     # -- messages --------------------------------------------------------------------------------------------------------------
 
-    def transmit(self, stream: Stream, way: _Way, message: Any, size: float, *, from_grave: bool = False) -> None:
+    def transmit(
+        self,
+        stream: Stream,
+        way: _Way,
+        message: Any,
+        size: float,
+        *,
+        from_grave: bool = False,
+        departed: Callable[[], None] | None = None,
+    ) -> None:
         machine = way.source.machine
         if way.target is None or not (way.source.alive or from_grave):
             return
         if size <= PACKET_BYTES and not way.queue:
             self._depart(stream, way, message, size, size / machine.up_bytes_s)
+            if departed is not None:
+                departed()
             return
-        way.queue.append(_Queued(stream, message, size, size, from_grave))
+        way.queue.append(_Queued(stream, message, size, size, from_grave, departed))
         if len(way.queue) == 1:
             machine.waiting.append(way)
         if not machine.uploading:
@@ -249,6 +266,8 @@ class Network:
             if item.left <= 0:
                 way.queue.popleft()
                 self._depart(item.stream, way, item.message, item.size, 0.0)
+                if item.departed is not None and way.source.alive:
+                    self.world.at(0.0, way.source, item.departed)
             if way.queue:
                 machine.waiting.append(way)
         self._upload_next(machine)

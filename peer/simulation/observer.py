@@ -1,20 +1,18 @@
-"""Checks DESIGN.md's invariants from a log of its own: what processes sent, received, wrote, applied and restored, never what
-machines believe. Of a process itself it reads who it is, and nothing else.
+"""Checks DESIGN.md's invariants from a log of its own: what processes sent, received, wrote, applied and restored.
 
-A check is named by the number of its invariant and a word. The first violation ends the seed.
+It never reads what the state machines believe. Of a process it reads who it is, and its training state. A check is named by the
+number of its invariant and a word. The first violation ends the seed.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 from peer.simulation.feedback import Feedback
 from peer.simulation.lineages import Lineages, Sample, range_of
-from peer.simulation.messages import Vector
+from peer.simulation.problem import REGRESSION, Device, Problem, State
 from peer.simulation.world import World
 from protocols.gradients.codecs import Codec
 from protocols.reasons import Reason
@@ -31,6 +29,10 @@ class Source(Protocol):
     def name(self) -> str: ...
     @property
     def incarnation(self) -> int: ...
+    @property
+    def device(self) -> Device: ...
+    @property
+    def state(self) -> State: ...
 
 
 @dataclass
@@ -39,7 +41,8 @@ class _Seen:
 
     lineage: str = ""  # where its state stands; '' before the first, and after a step that failed
     heaviest: tuple[int, str] | None = None  # (weight, lineage) that it was at last
-    written: list[Vector | None] = field(default_factory=list)  # states that no commit and no snapshot explains yet
+    version: int = 0  # of the training state's memory, as the last commit or snapshot left it
+    drifted: bool = False  # by a fault, or by a snapshot of such a process
     catches_up: Reason | None = None  # the last reason that it gave for leaving the round, until it is back
     promised: dict[str, tuple[int, str]] = field(default_factory=dict)  # parent -> rank of the highest plan accepted
     late: Commit | None = None  # the message that it acts on now, if that is a commit of a ballot below its promise
@@ -50,15 +53,27 @@ class _Seen:
 
 
 class Observer:
-    def __init__(self, world: World, genesis: str, *, overlap: bool = False) -> None:
+    def __init__(
+        self,
+        world: World,
+        genesis: str,
+        problem: Problem = REGRESSION,
+        *,
+        overlap: bool = False,
+        max_epochs: int | None = None,
+    ) -> None:
         self.world = world
-        self.feedback = Feedback(world)
-        self.lineages = Lineages(world, genesis, self.feedback, overlap=overlap)
+        self._problem = problem
+        self._max_epochs = max_epochs
+        self.feedback = Feedback(world, problem)
+        self.lineages = Lineages(world, genesis, self.feedback, problem, overlap=overlap)
         self.members: dict[str, tuple[str, ...]] = {}  # lineage -> members of the commit that led there
         self.commits: dict[str, Commit] = {}  # all that a leader announced
         self.retries = 0
+        self.forks_told = self.donors_failed = 0
         self.moves = 0  # how often anybody started, ended, or came to stand elsewhere
         self._seen: dict[Source, _Seen] = {}
+        self._tainted: set[str] = set()  # lineages of which snapshots of a drifted state may be about
         self._ready: dict[str, set[str]] = {}  # plan digest -> who said that it is ready
         self._plans: dict[str, Plan] = {}
         self._ranks: dict[tuple[str, tuple[int, str]], str] = {}  # (parent, rank) -> the leader that planned under it
@@ -66,10 +81,10 @@ class Observer:
 
     # -- of processes ----------------------------------------------------------------------------------------------------------
 
-    def started(self, process: Source, from_disk: Tip | None) -> None:
-        self._seen[process] = _Seen()
+    def started(self, process: Source, *, on_disk: bool) -> None:
+        self._seen[process] = _Seen(version=process.device.version)
         self.moves += 1
-        self._note(process, f"starts as {process.incarnation}" + (f" with {from_disk.lineage[:8]} on disk" if from_disk else ""))
+        self._note(process, f"starts as {process.incarnation}" + (" with a snapshot on disk" if on_disk else ""))
 
     def ended(self, process: Source, reason: str) -> None:
         self._note(process, f"ends: {reason}")
@@ -80,7 +95,7 @@ class Observer:
         seen = self._seen.get(process)
         if seen is None:
             return
-        if seen.written:
+        if process.device.version != seen.version:
             self._violated("3 whole", f"{process.name}'s state changed outside any commit and any snapshot")
         seen.late = None
 
@@ -102,11 +117,13 @@ class Observer:
         else:
             self._violated("7 contributions", f"{process.name}'s {range_of(pending)} vanished without a reason")
 
-    def seated(self, leader: Source, peer: str) -> None:
-        self.world.trace(f"{leader.name} seats {peer}")
+    def followed(self, leader: Source, peer: str) -> None:
+        self.world.trace(f"{leader.name} is followed by {peer}")
         self._seen[leader].present.pop(peer, None)
 
     def left(self, leader: Source, peer: str, reason: Reason) -> None:
+        if reason is Reason.SILENT:
+            return  # so the leader believes: it must give a reason for planning without that peer
         self._note(leader, f"loses {peer}: {reason.value}")
         self._seen[leader].present.pop(peer, None)
 
@@ -170,7 +187,8 @@ class Observer:
             ):
                 self._violated("2 frozen once", f"{process.name} freezes {range_of(earlier)} and then {range_of(contribution)}")
         given.append((contribution, sha256))
-        self.feedback.froze(contribution, encoded, codec)
+        sound = not self._seen[process].drifted and contribution.base not in self._tainted
+        self.feedback.froze(contribution, encoded, codec, sound=sound)
 
     def gave_up(self, process: Source, reason: Reason, contribution: Contribution | None, samples: int) -> None:
         """`samples`: those drawn and not frozen, when there is no contribution yet."""
@@ -204,6 +222,8 @@ class Observer:
         self._note(
             leader, f"commits {commit.ballot.epoch}.{commit.ballot.attempt} as {commit.digest[:8]}, {commit.samples} samples"
         )
+        if self._max_epochs is not None and commit.ballot.epoch > self._max_epochs:
+            self._violated("5 end", f"{leader.name} commits an epoch after the run's last")
         ready = self._ready.get(commit.plan_digest, set())
         if 2 * len(ready & set(commit.members)) <= len(commit.members):
             self._violated("3 ready", f"{leader.name} commits with {len(ready)} of {len(commit.members)} members ready")
@@ -227,10 +247,6 @@ class Observer:
 
     # -- of state --------------------------------------------------------------------------------------------------------------
 
-    def wrote(self, process: Source, state: Vector | None) -> None:
-        """The training state's memory: each time that it is written, and with what (None: nothing that is of any use)."""
-        self._seen[process].written.append(state)
-
     def applied(self, process: Source, signed: SignedCommit, averaged: bytes, *, by_round: bool) -> None:
         commit, seen = signed.commit, self._seen[process]
         self._note(process, f"applies {commit.digest[:8]}" + ("" if by_round else " (replayed)"))
@@ -240,18 +256,59 @@ class Observer:
             self._violated("3 promises", f"{process.name} applies {_rank(commit)} after {seen.promised[commit.ballot.parent]}")
         if not by_round and seen.catches_up is None:
             self._violated("7 peers", f"{process.name} applies {commit.digest[:8]} outside the round, and gave no reason")
-        self.lineages.applied(process.name, commit, averaged)
+        held = process.state if self._problem.stepped is None or self._drift_decides(commit) else None
+        self.lineages.applied(process.name, commit, averaged, held)
         self.feedback.applied(process.name, process.incarnation, commit)
         self.members[commit.digest] = commit.members
         self._stands_at(process, seen, commit.digest)
 
-    def apply_failed(self, process: Source) -> None:
+    def apply_failed(self, process: Source, *, lost: bool) -> None:
+        """`lost`: midway, so that the state belongs to no lineage."""
         self._note(process, "fails to apply")
+        if lost:
+            self._stands_nowhere(process)
+
+    def forgot(self, process: Source) -> None:
+        """It gave its state up, because that is off the others'."""
+        self._note(process, "forgets its state")
+        self._stands_nowhere(process)
+
+    def _stands_nowhere(self, process: Source) -> None:
+        """The lineage that it takes next is no move to a lighter one."""
         seen = self._seen[process]
-        if seen.written and seen.written[-1] is None:  # midway: whatever it takes next is no move to a lighter lineage
-            seen.written.clear()
-            seen.lineage, seen.heaviest = "", None
-            self.moves += 1
+        seen.version = process.device.version
+        seen.lineage, seen.heaviest = "", None
+        self.moves += 1
+
+    def drifted(self, process: Source) -> None:
+        """A fault changed its state."""
+        seen = self._seen[process]
+        seen.version, seen.drifted = process.device.version, True
+        self._tainted.add(seen.lineage)
+        self._note(process, "drifts")
+
+    def is_drifted(self, process: Source) -> bool:
+        return self._seen[process].drifted
+
+    def fork_lost(self, process: Source, fields: dict[str, Any]) -> None:
+        """It says which commits it gave up with a lineage that it left."""
+        seen = self._seen[process]
+        here = seen.lineage or fields["to"]  # it may have gone on since it came there
+        self._note(process, f"lost a fork of {fields['commits']} commits, {fields['samples']} samples")
+        lost, digest = [], fields["lineage"]
+        while digest in self.commits and not self.lineages.is_ancestor(digest, here):
+            lost.append(digest)
+            digest = self.commits[digest].ballot.parent
+        told = lost[: fields["commits"]]  # on record it has those that it applied, and perhaps some before a snapshot
+        samples = sum(self.commits[digest].samples for digest in told)
+        if len(told) != fields["commits"] or samples != fields["samples"]:
+            what = f"{process.name} lost {len(lost)} commits, the last {len(told)} with {samples} samples, and says otherwise"
+            self._violated("7 forks", what)
+        self.forks_told += 1
+
+    def distrusted(self, process: Source, donor: str, problem: str) -> None:
+        self._note(process, f"is not served by {donor}: {problem}")
+        self.donors_failed += 1
 
     def downloaded(self, process: Source, chunks: dict[str, int]) -> None:
         self._note(process, f"has a snapshot, {', '.join(f'{count} chunks of {donor}' for donor, count in chunks.items())}")
@@ -266,12 +323,12 @@ class Observer:
 
     def _stands_at(self, process: Source, seen: _Seen, digest: str) -> None:
         lineage = self.lineages[digest]
-        state = seen.written[-1] if seen.written else None
-        if state is None or not np.array_equal(state, lineage.state):
+        is_right = process.state.equals(lineage.state)
+        if not is_right and not (seen.drifted or digest in self._tainted or self._anybody_drifted()):
             self._violated("1 state", f"{process.name}'s state at {digest[:8]} is not that of this lineage")
-        if len(seen.written) > 1:
-            self._violated("3 whole", f"{process.name} wrote its state {len(seen.written)} times to come to {digest[:8]}")
-        seen.written.clear()
+        seen.version, seen.drifted = process.device.version, not is_right
+        if seen.drifted:
+            self._tainted.add(digest)
         if seen.heaviest is not None and digest != seen.heaviest[1]:
             weight, tip = seen.heaviest
             if (lineage.weight, tip) < (weight, digest):  # at equal weights the smaller digest wins
@@ -282,6 +339,19 @@ class Observer:
             seen.pending = None
         seen.lineage, seen.heaviest = digest, (lineage.weight, digest)
         self.moves += 1
+
+    def _drift_decides(self, commit: Commit) -> bool:
+        """Most members of this commit have drifted, so what they hold becomes its state.
+
+        The protocol cannot tell: a peer whose memory is damaged and that is cut off from all others commits alone.
+        """
+        drifted = {process.name for process, seen in self._seen.items() if seen.drifted} & set(commit.members)
+        if 2 * len(drifted) == len(commit.members):
+            return commit.leader.peer in drifted
+        return 2 * len(drifted) > len(commit.members)
+
+    def _anybody_drifted(self) -> bool:
+        return any(seen.drifted for seen in self._seen.values())
 
     # -- for the scenario ------------------------------------------------------------------------------------------------------
 

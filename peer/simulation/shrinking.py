@@ -6,44 +6,44 @@ from collections.abc import Callable
 
 from peer.simulation.faults import Schedule
 from peer.simulation.process import SimulatedPeer
-from peer.simulation.scenario import Make, Outcome, simulate
+from peer.simulation.scenario import Make, SeedResult, simulate
 
 MAX_RUNS = 60
 
 
-def shrink(outcome: Outcome, peers: int, *, make: Make = SimulatedPeer, max_runs: int = MAX_RUNS) -> Outcome:
-    """The outcome of the same seed with a part of the faults of `outcome`, violating the same invariant.
+def shrink(seed_result: SeedResult, peers: int, *, make: Make = SimulatedPeer, max_runs: int = MAX_RUNS) -> SeedResult:
+    """The seed_result of the same seed with a part of the faults of `seed_result`, violating the same invariant.
 
     Leaving out any single one of those faults, it does not, unless `most_runs` simulations did not get that far.
     """
     runs = 0
 
-    def again(schedule: Schedule) -> Outcome | None:
+    def again(schedule: Schedule) -> SeedResult | None:
         nonlocal runs
         runs += 1
-        shrunken = simulate(outcome.seed, peers, schedule=schedule, make=make)
-        return shrunken if shrunken.violated == outcome.violated else None
+        shrunken = simulate(seed_result.seed, peers, schedule=schedule, make=make)
+        return shrunken if shrunken.violated == seed_result.violated else None
 
-    if not outcome.schedule:
-        return outcome
+    if not seed_result.schedule:
+        return seed_result
     without_any = again(())
     if without_any is not None:
         return without_any
     parts = 2
-    while len(outcome.schedule) > 1 and runs < max_runs:
-        found = _with_less(outcome.schedule, parts, again, lambda: runs < max_runs)
+    while len(seed_result.schedule) > 1 and runs < max_runs:
+        found = _with_less(seed_result.schedule, parts, again, lambda: runs < max_runs)
         if found is not None:
-            outcome, parts = found, max(parts - 1, 2)
-        elif parts >= len(outcome.schedule):
+            seed_result, parts = found, max(parts - 1, 2)
+        elif parts >= len(seed_result.schedule):
             break
         else:
-            parts = min(2 * parts, len(outcome.schedule))
-    return outcome
+            parts = min(2 * parts, len(seed_result.schedule))
+    return seed_result
 
 
 def _with_less(
-    schedule: Schedule, parts: int, again: Callable[[Schedule], Outcome | None], more: Callable[[], bool]
-) -> Outcome | None:
+    schedule: Schedule, parts: int, again: Callable[[Schedule], SeedResult | None], more: Callable[[], bool]
+) -> SeedResult | None:
     """The first that still violates: of one of `parts` pieces left out."""
     for part in range(parts):
         if not more():

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
+from peer.settings import RunSettings
 from peer.simulation.clock import Clock
 from peer.simulation.faults import Injector
-from peer.simulation.messages import Snapshot
 from peer.simulation.network import Machine, Network
 from peer.simulation.observer import Observer
-from peer.simulation.process import RUN, SimulatedPeer
-from peer.simulation.replica import genesis_state
+from peer.simulation.problem import MAX_NORM, REGRESSION, Problem
+from peer.simulation.process import Hooks, Program, SimulatedPeer
 from peer.simulation.world import World
+from peer.training.strategies import build_strategy
 from protocols.round.planner import WINDOW_BYTES
 from protocols.round.records import Candidate, Tip
 from protocols.run_spec import AveragingSpec
+from protocols.snapshot.format import StateHeader, capture, parameters_sha256
 
 # A batch takes the swarm about this long to draw.
 EPOCH_S = 2.0
+RUN = "ab" * 32
 # Discovery misses a peer in one of so many looks.
 MISSED_LOOKS = 10
 # Of the machines after the first two: how many of them accept connections.
@@ -30,8 +34,14 @@ CODEC_CHOICES = ("fp64", "fp64", "fp32", "fp16", "bf16", "int8", "int4", "int4",
 SAVE_EVERY = 2  # commits between two snapshots on disk
 
 
+T = TypeVar("T", bound="Swarm")
+
+
 class Swarm:
-    """The first machine is the coordinator's: its process is auxiliary and reachable, starts the run, and keeps its disk."""
+    """The first machine is the coordinator's: its process is auxiliary and reachable, starts the run, and keeps its disk.
+
+    Leave it (it is a context manager) when the simulation is over.
+    """
 
     def __init__(
         self,
@@ -39,12 +49,14 @@ class Swarm:
         peers: int,
         make: Callable[..., SimulatedPeer] = SimulatedPeer,
         *,
+        problem: Problem = REGRESSION,
         overlap: bool = False,
         codec: str = "",
+        max_epochs: int | None = None,
     ) -> None:
         """`codec`: as a run spec names it, or fp64; '' for one drawn from the seed."""
         random = world.random
-        self.world, self._make = world, make
+        self.world, self.problem, self._make = world, problem, make
         share = random.choice(REACHABLE)
         machines = [self._machine(index, index < 2 or random.random() < share) for index in range(peers)]
         self.names = [machine.name for machine in machines]
@@ -53,19 +65,32 @@ class Swarm:
         averaging = AveragingSpec(codec="auto") if self.codec == "auto" else None
         self.codecs = averaging.codecs if averaging is not None else (self.codec,)
         first_codec = averaging.first_codec if averaging is not None else self.codec
-        self.overlap = overlap
         self.speeds = {name: (random.randint(1, 3), random.uniform(0.2, 0.8)) for name in self.names}
         first = self.names[0]
         self.speeds[first] = (0, 0.2)
         drawn_s = sum(count / step_s for count, step_s in self.speeds.values())
-        self.target_batch_size = max(4, round(drawn_s * EPOCH_S))
-        self.genesis = Tip.genesis(RUN, "00" * 32, Candidate(first, f"{first}:1"), first_codec)
-        self.observer = Observer(world, self.genesis.lineage, overlap=overlap)
+        device = problem.device()
+        header = StateHeader(RUN, epoch=0, lineage="", samples=0, commit="", scheduler={})
+        parameters = parameters_sha256(capture(device.model, device.optimizer, header))
+        genesis = Tip.genesis(RUN, parameters, Candidate(first, f"{first}:1"), first_codec)
+        self.settings = RunSettings(
+            run_digest=RUN,
+            target_batch_size=max(4, round(drawn_s * EPOCH_S)),
+            max_epochs=max_epochs,
+            codecs=self.codecs,
+            genesis=genesis,
+            genesis_sha256=parameters,
+            overlap=overlap,
+            max_grad_norm=MAX_NORM,
+        )
+        self.observer = Observer(world, genesis.lineage, problem, overlap=overlap, max_epochs=max_epochs)
         self.injector = Injector(world, self)
         self.processes: dict[str, SimulatedPeer] = {}
-        self.disks: dict[str, Snapshot] = {first: Snapshot(self.genesis, None, genesis_state())}
+        self.disks: dict[str, bytes] = {first: genesis_snapshot(problem, self.settings)}  # the newest snapshot of each machine
         self.restarts = True
         self._incarnation = 0
+        self._ever: list[SimulatedPeer] = []
+        self._hooks = Hooks(self._look, self._applied, self._gave_up, self.injector.entered)
         self._phases: dict[SimulatedPeer, str] = {}
         world.after = self._after
 
@@ -96,38 +121,26 @@ class Swarm:
             self._reset(earlier)
         self._incarnation += 1
         known = tuple(process.candidate for process in self.alive if process.machine.reachable)
-        first = self.genesis.leader
+        first = self.settings.genesis.leader
         micro_batch, step_s = self.speeds[name]
-        process = self._make(
-            self.network,
-            self.observer,
-            machine,
-            self._incarnation,
-            genesis=self.genesis,
-            codecs=self.codecs,
-            overlap=self.overlap,
-            target_batch_size=self.target_batch_size,
-            micro_batch=micro_batch,
-            step_s=step_s,
-            bootstrap=tuple({candidate.peer: candidate for candidate in (first, *known) if candidate.peer != name}.values()),
-        )
-        process.at_phase = self.injector.entered
-        process.look, process.save, process.give_up = self._look, self._save, self._gave_up
+        bootstrap = {candidate.peer: candidate for candidate in (first, *known) if candidate.peer != name}
+        program = Program(self.settings, micro_batch, step_s, tuple(bootstrap.values()), self.problem)
+        process = self._make(self.network, self.observer, machine, self._incarnation, program, self._hooks)
+        self._ever.append(process)
         self.processes[name] = self.network.processes[name] = process
         disk = self.disks.get(name) if memory else None
-        self.observer.started(process, disk.tip if disk is not None else None)
+        self.observer.started(process, on_disk=disk is not None)
         if disk is not None:
             process.replica.restore(disk)
-            self.observer.restored(process, disk.tip)
         process.begin()
 
-    def kill(self, process: SimulatedPeer, *, tell: bool) -> None:
+    def kill(self, process: SimulatedPeer, *, tell: bool, reason: str = "") -> None:
         """`tell`: the operating system lives on and closes the process's connections."""
         if not process.alive:
             return
         process.alive, process.died_at = False, self.world.now
         process.machine.powered = tell
-        self.observer.ended(process, "killed" if tell else "power cut")
+        self.observer.ended(process, reason or ("killed" if tell else "power cut"))
         if tell:
             self._reset(process)
         random = self.world.random
@@ -140,22 +153,32 @@ class Swarm:
             self.injector.count("restart with memory" if memory and name in self.disks else "restart without memory")
             self.start(name, memory=memory)
 
-    def _gave_up(self, process: SimulatedPeer) -> None:
-        self.kill(process, tell=True)
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """The simulation is over: nothing of any process runs any more."""
+        for process in self._ever:
+            process.alive = False
+            process.loop.dispose()
+
+    def _gave_up(self, process: SimulatedPeer, reason: str) -> None:
+        self.kill(process, tell=True, reason=reason)
 
     def _reset(self, dead: SimulatedPeer) -> None:
         for stream in self.network.streams_of(dead.name):
             if dead in (stream.client, stream.up.target):
                 stream.reset_by(dead)
 
+    def _applied(self, process: SimulatedPeer) -> None:
+        tip = process.replica.tip
+        if tip is not None and tip.epoch % SAVE_EVERY == 0:
+            process.trainer.jobs.put(lambda: self._save(process))
+
     def _save(self, process: SimulatedPeer) -> None:
-        tip, snapshot = process.replica.tip, process.replica.capture()
-        if snapshot is not None and tip is not None and tip.epoch % SAVE_EVERY == 0:
-
-            def written() -> None:
-                self.disks[process.name] = snapshot
-
-            self.world.at(0.05 * process.trainer.slowness, process, written)
+        """On the training thread, some time later."""
+        if process.replica.tip is not None and not self.observer.is_drifted(process):
+            self.disks[process.name] = process.replica.capture()[0]
 
     def _look(self, process: SimulatedPeer) -> list[Candidate]:
         """Discovery's records: they outlive their peers, and now and then one is missed."""
@@ -183,8 +206,16 @@ class Swarm:
     def _after(self, owner: Any) -> None:
         if isinstance(owner, SimulatedPeer):
             self.observer.after_event(owner)
-            attempt = owner.leader.attempt
-            phase = "majority" if attempt is not None and attempt.majority_at is not None else owner.member.phase.value
+            attempt = owner.engine.leader.attempt
+            phase = "majority" if attempt is not None and attempt.majority_at is not None else owner.engine.member.phase.value
             if self._phases.get(owner) != phase:
                 self._phases[owner] = phase
                 self.injector.entered(owner, phase)
+
+
+def genesis_snapshot(problem: Problem, settings: RunSettings) -> bytes:
+    """The state that a run with these settings begins with."""
+    device = problem.device()
+    optimizer = build_strategy(settings, device.model, device.optimizer, device.schedule).optimizer
+    header = StateHeader(RUN, 0, settings.genesis.lineage, 0, commit="", scheduler=device.schedule.state_dict())
+    return capture(device.model, optimizer, header)

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from peer.simulation.scenario import Outcome, simulate
+from peer.simulation.scenario import SeedResult, simulate
 from peer.simulation.shrinking import shrink
 
 SEEDS_A_TIME = 4
 MAX_SHRUNKEN = 3  # violations, of one sweep
 
 
-def outcomes(seeds: Iterable[int], peers: int, workers: int) -> Iterator[Outcome]:
+def seed_results(seeds: Iterable[int], peers: int, workers: int) -> Iterator[SeedResult]:
     """In the order of the seeds."""
     run = partial(simulate, peers=peers)
     if workers == 1:
@@ -28,19 +28,21 @@ def outcomes(seeds: Iterable[int], peers: int, workers: int) -> Iterator[Outcome
         yield from pool.imap(run, seeds, SEEDS_A_TIME)
 
 
-def violation_fields(outcome: Outcome) -> dict[str, Any]:
-    faults = [fault.to_json() for fault in outcome.schedule]
+def violation_fields(seed_result: SeedResult) -> dict[str, Any]:
+    faults = [fault.to_json() for fault in seed_result.schedule]
     return {
-        "seed": outcome.seed,
-        "invariant": outcome.violated,
-        "what": outcome.what,
+        "seed": seed_result.seed,
+        "invariant": seed_result.violated,
+        "what": seed_result.what,
         "schedule": faults,
-        "trace": outcome.trace,
+        "trace": seed_result.trace,
     }
 
 
 @dataclass
 class Summary:
+    """The sum over many seeds."""
+
     seeds: int = 0
     commits: int = 0
     retries: int = 0
@@ -49,8 +51,10 @@ class Summary:
     codecs: Counter[str] = field(default_factory=Counter)
     codec_changes: int = 0
     overtaken: int = 0
+    forks_lost: int = 0
+    donors_failed: int = 0
     virtual_s: float = 0.0
-    violations: list[Outcome] = field(default_factory=list)
+    violations: list[SeedResult] = field(default_factory=list)
     commits_by_seed: list[int] = field(default_factory=list)
     faults_by_seed: list[int] = field(default_factory=list)
     longest_recovery_s: float = 0.0
@@ -59,27 +63,29 @@ class Summary:
     def __post_init__(self) -> None:
         self._digest = hashlib.sha256()
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, seed_result: SeedResult) -> None:
         self.seeds += 1
-        self.commits += outcome.commits
-        self.retries += outcome.retries
-        self.faults += outcome.faults
-        self.faults_at += outcome.faults_at
-        self.codecs += outcome.codecs
-        self.codec_changes += outcome.codec_changes
-        self.overtaken += outcome.overtaken
-        self.virtual_s += outcome.virtual_s
-        self.commits_by_seed.append(outcome.commits)
-        self.faults_by_seed.append(sum(outcome.faults.values()))
-        self.longest_recovery_s = max(self.longest_recovery_s, outcome.recovery_s)
-        self.longest_after_kill_s = max(self.longest_after_kill_s, outcome.kill_to_commit_s or 0.0)
-        if outcome.violated:
-            self.violations.append(outcome)
-        self._digest.update(f"{outcome.seed} {outcome.trace_digest}\n".encode())
+        self.commits += seed_result.commits
+        self.retries += seed_result.retries
+        self.faults += seed_result.faults
+        self.faults_at += seed_result.faults_at
+        self.codecs += seed_result.codecs
+        self.codec_changes += seed_result.codec_changes
+        self.overtaken += seed_result.overtaken
+        self.forks_lost += seed_result.forks_lost
+        self.donors_failed += seed_result.donors_failed
+        self.virtual_s += seed_result.virtual_s
+        self.commits_by_seed.append(seed_result.commits)
+        self.faults_by_seed.append(sum(seed_result.faults.values()))
+        self.longest_recovery_s = max(self.longest_recovery_s, seed_result.recovery_s)
+        self.longest_after_kill_s = max(self.longest_after_kill_s, seed_result.kill_to_commit_s or 0.0)
+        if seed_result.violated:
+            self.violations.append(seed_result)
+        self._digest.update(f"{seed_result.seed} {seed_result.trace_digest}\n".encode())
 
     def shrink_violations(self, peers: int) -> None:
         """Leave the first ones with the fewest faults, and the trace of those."""
-        shrunken = [shrink(outcome, peers) for outcome in self.violations[:MAX_SHRUNKEN]]
+        shrunken = [shrink(seed_result, peers) for seed_result in self.violations[:MAX_SHRUNKEN]]
         self.violations[: len(shrunken)] = shrunken
 
     @property
@@ -89,7 +95,7 @@ class Summary:
     def to_json(self, wall_s: float) -> dict[str, Any]:
         return {
             "seeds": self.seeds,
-            "violations": [violation_fields(outcome) for outcome in self.violations],
+            "violations": [violation_fields(seed_result) for seed_result in self.violations],
             "commits": self.commits,
             "retries": self.retries,
             "faults": dict(sorted(self.faults.items())),
@@ -97,6 +103,8 @@ class Summary:
             "codecs": dict(sorted(self.codecs.items())),
             "codec_changes": self.codec_changes,
             "overtaken": self.overtaken,
+            "forks_lost": self.forks_lost,
+            "donors_failed": self.donors_failed,
             "median_commits": statistics.median(self.commits_by_seed or [0]),
             "median_faults": statistics.median(self.faults_by_seed or [0]),
             "longest_recovery_s": round(self.longest_recovery_s, 3),

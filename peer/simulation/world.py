@@ -1,6 +1,6 @@
-"""Virtual time: a heap of events, one random source, and the trace that two runs of one seed have in common byte for byte.
+"""Virtual time: a heap of events, one random source, and a trace that is the same, byte for byte, in every run of a seed.
 
-Nothing under simulation/ but the command reads a clock or draws randomness elsewhere.
+In a simulation nothing else reads a clock or draws random numbers.
 """
 
 from __future__ import annotations
@@ -9,23 +9,28 @@ import hashlib
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Generator
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable
+from typing import NoReturn, Protocol
 
 TRACE_KEPT = 40
 
 
 class Owner(Protocol):
-    """Whom an event happens to: dead, nothing happens to it any more; stopped (SIGSTOP), it happens when it goes on."""
+    """The process that an event happens to. Nothing happens to a dead process; a stopped one (SIGSTOP) goes on later."""
 
     alive: bool
     stopped_until: float
+
+    def run_ready(self) -> None:
+        """Run what the event made ready."""
 
 
 Event = tuple[float, int, Owner | None, Callable[[], None]]
 
 
 class ViolationError(Exception):
+    """An invariant was violated."""
+
     def __init__(self, invariant: str, what: str) -> None:
         super().__init__(f"invariant {invariant}: {what}")
         self.invariant = invariant
@@ -33,11 +38,15 @@ class ViolationError(Exception):
 
 
 class World:
+    """Runs events in the order of their times. Equal times run in the order in which they were planned."""
+
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.random = random.Random(seed)
         self.now = 0.0
         self.events = 0
+        self.current: Owner | None = None  # whose event runs now
+        self.violation: ViolationError | None = None
         self.after: Callable[[Owner | None], None] = lambda owner: None
         self.notable: deque[str] = deque(maxlen=TRACE_KEPT)
         self._heap: list[Event] = []
@@ -45,6 +54,7 @@ class World:
         self._digest = hashlib.sha256(f"seed {seed}".encode())
 
     def at(self, delay_s: float, owner: Owner | None, act: Callable[[], None]) -> None:
+        """`act` happens to `owner` (None: to the world) after `delay_s` seconds."""
         self._order += 1
         heapq.heappush(self._heap, (self.now + delay_s, self._order, owner, act))
 
@@ -59,8 +69,14 @@ class World:
                     continue
             self.now = time_s
             self.events += 1
+            self.current = owner
             act()
+            if owner is not None:
+                owner.run_ready()
+            self.current = None
             self.after(owner)
+            if self.violation is not None:
+                raise self.violation
         if not self._heap or self._heap[0][0] > end_s:
             self.now = max(self.now, end_s)
 
@@ -70,49 +86,11 @@ class World:
             self.notable.append(f"{self.now:9.3f} {text}")
 
     def violated(self, invariant: str, what: str) -> NoReturn:
+        """Ends the simulation, also if a task of the process that was caught swallows the exception."""
         self.trace(f"VIOLATION {invariant}: {what}", notable=True)
-        raise ViolationError(invariant, what)
+        self.violation = self.violation or ViolationError(invariant, what)
+        raise self.violation
 
     @property
     def trace_digest(self) -> str:
         return self._digest.hexdigest()
-
-
-class Later:
-    """What a task waits for: set once, by an event of the process whose task it is."""
-
-    def __init__(self) -> None:
-        self.done = False
-        self.value: Any = None
-        self._then: Callable[[Any], None] | None = None
-
-    def set(self, value: Any = None) -> None:
-        if self.done:
-            return
-        self.done, self.value = True, value
-        if self._then is not None:
-            self._then(value)
-
-    def then(self, act: Callable[[Any], None]) -> None:
-        if self.done:
-            act(self.value)
-        else:
-            self._then = act
-
-
-Task = Generator[Later, Any, None]
-
-
-def start(task: Task, owner: Owner) -> None:
-    """Run a task to its end; it goes on, with the value, when what it yielded is set. It ends with its process."""
-
-    def go_on(value: Any) -> None:
-        if not owner.alive:
-            return
-        try:
-            waited_for = task.send(value)
-        except StopIteration:
-            return
-        waited_for.then(go_on)
-
-    go_on(None)

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import pytest
+import torch
 
-from peer.simulation.bulk import RoundTraffic, ServedShard
-from peer.simulation.messages import Abort
-from peer.simulation.process import SimulatedPeer
-from peer.simulation.replica import ELEMENTS, Frozen, Replica, stepped
+from peer.catch_up import lost_forks
+from peer.epoch.engine import Engine
+from peer.epoch.round_traffic import PLAN_ARRIVES_S, RoundTraffic
+from peer.epoch.shard_server import ServedShard
+from peer.simulation.problem import DeviceError
 from peer.simulation.scenario import simulate
-from peer.simulation.trainer import Trainer
+from peer.training.base_parameters import BaseParameters
+from peer.training.replica import Frozen, Replica
+from peer.training.strategies.accumulate import Accumulate
+from peer.training.trainer import Trainer
 from protocols.gradients.codecs import Codec
 from protocols.gradients.error_feedback import ErrorFeedback, Sums
 from protocols.gradients.shard_average import ShardAverage
+from protocols.messages import Abort
 from protocols.reasons import Reason
 from protocols.round.absences import Absences
 from protocols.round.leader import Leader
 from protocols.round.member import GiveUp, Member, Resume
 from protocols.round.plans import MemberPlan, PlanIdentity
-from protocols.round.records import Ballot, Contribution, SignedCommit, Standing, Tip
+from protocols.round.records import Ballot, Candidate, Contribution, SignedCommit, Standing, Tip
+from protocols.snapshot import commits
 
 MAX_SEEDS = 400
 Patch = pytest.MonkeyPatch
@@ -53,32 +62,30 @@ def a_late_commit_applied_after_a_promise(patch: Patch) -> None:
 
 def untagged_chunks(patch: Patch) -> None:
     """A reducer knows a chunk by its peer, shard and place alone, and takes the first that it gets for each."""
-    run = RoundTraffic.run
 
-    def find(round_traffic: RoundTraffic, plan_digest: str, shard: int) -> ServedShard | None:
-        return next((found for (_, index), found in reversed(round_traffic.reducing.items()) if index == shard), None)
+    async def by_shard_alone(traffic: RoundTraffic, plan_digest: str, shard_index: int) -> ServedShard | None:
+        def found() -> list[ServedShard]:
+            return [shard for (_, index), shard in traffic._served.items() if index == shard_index]
 
-    def takes_what_waits(round_traffic: RoundTraffic, plan: MemberPlan, *rest: Any) -> None:
-        waiting = round_traffic._early
-        for index in range(len(plan.shards)):
-            early = [serve for key in list(waiting) if key[1] == index for serve in waiting.pop(key)]
-            waiting[plan.digest, index] = early
-        run(round_traffic, plan, *rest)
+        async with traffic._planned:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(traffic._planned.wait_for(found), PLAN_ARRIVES_S)
+        return found()[-1] if found() else None
 
-    def open_(reduction: ShardAverage, peer: str, contribution: Contribution | None) -> None:
-        if contribution is not None and peer in reduction._received:
-            reduction._contributions[peer] = contribution
+    def open_(average: ShardAverage, peer: str, contribution: Contribution | None) -> None:
+        if contribution is not None and peer in average._received:
+            average._contributions[peer] = contribution
 
-    def feed(reduction: ShardAverage, peer: str, data: bytes) -> None:
-        if len(data) == reduction.expects(peer):
-            elements = reduction._next_elements(peer)
-            reduction._received[peer] += elements
-            reduction._pending[peer].append(reduction.codec.decode(data, elements))
-        while reduction.contributions is not None and all(reduction._pending.values()):
-            reduction._average_next()
+    def feed(average: ShardAverage, peer: str, data: bytes) -> None:
+        if len(data) == average.expects(peer):
+            elements = average._next_elements(peer)
+            average._received[peer] += elements
+            average._pending[peer].append(average.codec.decode(data, elements))
+        while average.contributions is not None and all(average._pending.values()):
+            average._average_next()
 
-    patch.setattr(RoundTraffic, "find", find)
-    patch.setattr(RoundTraffic, "run", takes_what_waits)
+    patch.setattr(RoundTraffic, "served", by_shard_alone)
+    patch.setattr(ServedShard, "admits", lambda shard, peer: True)
     patch.setattr(ShardAverage, "open", open_)
     patch.setattr(ShardAverage, "feed", feed)
 
@@ -115,40 +122,29 @@ def a_contribution_frozen_twice(patch: Patch) -> None:
         return on_plan(member, plan)
 
     patch.setattr(Member, "on_plan", mutant)
-    patch.setattr(Trainer, "stop_drawing", lambda trainer: None)
+    patch.setattr(Trainer, "freeze", lambda trainer: trainer.replica.freeze())
     _freeze_and_go_on(patch)
 
 
 def _freeze_and_go_on(patch: Patch) -> None:
-    """What is frozen stays in the accumulator's sum and range."""
+    """Frozen samples stay in the gradient sum and in its range."""
     freeze = Replica.freeze
 
     def mutant(replica: Replica) -> Frozen | None:
-        first, total, base = replica.first, replica._sum, replica.base
+        strategy = replica.strategy
+        assert isinstance(strategy, Accumulate)
+        first, total, base = strategy.first, strategy.gradient.flat.clone(), strategy.base
         frozen = freeze(replica)
-        replica.first, replica._sum, replica.base = first, total, base
+        strategy.first, strategy.base = first, base
+        strategy.gradient.flat.copy_(total)
         return frozen
 
     patch.setattr(Replica, "freeze", mutant)
 
 
 def a_contribution_that_mixes_bases(patch: Patch) -> None:
-    """With overlap, whoever applies a commit draws on at the new parameters, into the sum that it began at the old ones."""
-    apply, draw = Replica.apply, Replica.draw
-    newest: dict[Replica, str] = {}
-
-    def advances(replica: Replica, signed: SignedCommit, averaged: bytes) -> Tip:
-        tip = apply(replica, signed, averaged)
-        newest[replica] = tip.lineage
-        return tip
-
-    def draws(replica: Replica, count: int) -> None:
-        named, replica.base = replica.base, newest.get(replica, replica.base) if replica.samples else replica.base
-        draw(replica, count)
-        replica.base = named
-
-    patch.setattr(Replica, "apply", advances)
-    patch.setattr(Replica, "draw", draws)
+    """With overlap, a peer that applies a commit draws on at the new parameters, into the sum that it began at the old ones."""
+    patch.setattr(BaseParameters, "keep", lambda base: None)
 
 
 def a_base_of_any_age(patch: Patch) -> None:
@@ -170,39 +166,37 @@ def samples_that_enter_two_epochs(patch: Patch) -> None:
     _freeze_and_go_on(patch)
 
 
-def a_residual_that_an_attempt_settles(patch: Patch) -> None:
-    """What the encoding of a contribution lost is due with the next one as soon as an attempt has ended, committed or not."""
+def _at_the_end_of_an_attempt(patch: Patch, spoil: Callable[[ErrorFeedback], None]) -> None:
     stop = RoundTraffic.stop
 
-    def mutant(round_traffic: RoundTraffic, plan_digest: str) -> None:
-        error_feedback = round_traffic._process.replica.error_feedback
-        error_feedback._kept = error_feedback._pending if error_feedback._pending is not None else error_feedback._kept
-        stop(round_traffic, plan_digest)
+    def mutant(traffic: RoundTraffic, plan_digest: str) -> None:
+        spoil(traffic._replica._error_feedback)
+        stop(traffic, plan_digest)
 
     patch.setattr(RoundTraffic, "stop", mutant)
+
+
+def a_residual_that_an_attempt_settles(patch: Patch) -> None:
+    """A contribution's residual is due with the next one as soon as an attempt has ended, committed or not."""
+
+    def spoil(feedback: ErrorFeedback) -> None:
+        feedback._kept = feedback._pending if feedback._pending is not None else feedback._kept
+
+    _at_the_end_of_an_attempt(patch, spoil)
 
 
 def a_residual_added_twice_after_an_attempt(patch: Patch) -> None:
     """The next attempt adds it to the same contribution once more, and owes so much more."""
-    stop = RoundTraffic.stop
 
-    def mutant(round_traffic: RoundTraffic, plan_digest: str) -> None:
-        error_feedback = round_traffic._process.replica.error_feedback
-        if error_feedback._pending is not None and error_feedback._kept is not None:
-            error_feedback._pending = error_feedback._pending + error_feedback._kept
-        stop(round_traffic, plan_digest)
+    def spoil(feedback: ErrorFeedback) -> None:
+        if feedback._pending is not None and feedback._kept is not None:
+            feedback._pending = feedback._pending + feedback._kept
 
-    patch.setattr(RoundTraffic, "stop", mutant)
+    _at_the_end_of_an_attempt(patch, spoil)
 
 
 def a_residual_dropped_at_an_abort(patch: Patch) -> None:
-    stop = RoundTraffic.stop
-
-    def mutant(round_traffic: RoundTraffic, plan_digest: str) -> None:
-        round_traffic._process.replica.error_feedback.forget()
-        stop(round_traffic, plan_digest)
-
-    patch.setattr(RoundTraffic, "stop", mutant)
+    _at_the_end_of_an_attempt(patch, ErrorFeedback.forget)
 
 
 def a_residual_that_any_commit_settles(patch: Patch) -> None:
@@ -224,10 +218,10 @@ def a_residual_that_a_codec_without_feedback_leaves_behind(patch: Patch) -> None
     """After a change of codec it is dropped instead of given."""
     encode = ErrorFeedback.encode
 
-    def mutant(error_feedback: ErrorFeedback, codec: Codec, sums: Sums, out: memoryview) -> bool:
+    def mutant(error_feedback: ErrorFeedback, codec: Codec, sums: Sums) -> memoryview | None:
         if not codec.error_feedback:
             error_feedback._kept = None
-        return encode(error_feedback, codec, sums, out)
+        return encode(error_feedback, codec, sums)
 
     patch.setattr(ErrorFeedback, "encode", mutant)
 
@@ -243,12 +237,13 @@ def a_member_that_steps_twice(patch: Patch) -> None:
     """A step that failed midway is tried again on the state that it left."""
     apply = Replica.apply
 
-    def mutant(replica: Replica, signed: SignedCommit, averaged: bytes) -> Tip:
-        if replica.fails_next_step and replica.state is not None:
-            replica.fails_next_step = False
-            size = replica.codec.encoded_bytes(ELEMENTS)
-            replica.state = stepped(replica.state, averaged[:size], replica.codec)
-        return apply(replica, signed, averaged)
+    def mutant(replica: Replica, signed: SignedCommit, result: bytes) -> Tip:
+        tip = replica.tip
+        try:
+            return apply(replica, signed, result)
+        except DeviceError:
+            replica.tip = tip
+            return apply(replica, signed, result)
 
     patch.setattr(Replica, "apply", mutant)
 
@@ -268,15 +263,41 @@ def a_contribution_that_vanishes(patch: Patch) -> None:
 
 
 def a_state_that_changes_outside_a_commit(patch: Patch) -> None:
-    """Whoever goes on after an attempt that failed has stepped by half already."""
-    on_abort = SimulatedPeer.from_leader
+    """A peer that goes on after an attempt that failed has stepped by half already."""
+    told = Engine.told
 
-    def mutant(process: SimulatedPeer, leader: str, message: Any) -> None:
-        on_abort(process, leader, message)
-        if isinstance(message, Abort) and process.replica.state is not None:
-            process.replica.state = process.replica.state * 0.5
+    def mutant(engine: Engine, leader: Candidate, record: Any) -> None:
+        told(engine, leader, record)
+        if isinstance(record, Abort):
+            with torch.no_grad():
+                engine._replica.strategy.parameters[0].mul_(0.5)
 
-    patch.setattr(SimulatedPeer, "from_leader", mutant)
+    patch.setattr(Engine, "told", mutant)
+
+
+def a_run_without_an_end(patch: Patch) -> None:
+    consider = Leader._consider
+
+    def mutant(leader: Leader, now: float) -> list[Any]:
+        leader.max_epochs = None
+        return consider(leader, now)
+
+    patch.setattr(Leader, "_consider", mutant)
+
+
+def results_that_nobody_checks(patch: Patch) -> None:
+    """Results of commits are taken from a donor as they are."""
+    patch.setattr(commits, "check_result", lambda signed, result, layout: None)
+
+
+def forks_that_cost_less_than_they_did(patch: Patch) -> None:
+    """Of the commits that a peer lost, it tells all but one, with the samples of them all."""
+    tell = lost_forks.LostForks._tell
+
+    def mutant(forks: lost_forks.LostForks, lost: Sequence[SignedCommit], tip: Tip) -> None:
+        tell(forks, [*lost, lost[-1]], tip)
+
+    patch.setattr(lost_forks.LostForks, "_tell", mutant)
 
 
 MUTANTS: dict[Callable[[Patch], None], str] = {
@@ -300,15 +321,18 @@ MUTANTS: dict[Callable[[Patch], None], str] = {
     an_absence_without_a_reason: "7 peers",
     a_contribution_that_vanishes: "7 contributions",
     a_state_that_changes_outside_a_commit: "3 whole",
+    a_run_without_an_end: "5 end",
+    results_that_nobody_checks: "1 bytes",
+    forks_that_cost_less_than_they_did: "7 forks",
 }
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutant_passes_without_faults(mutant: Callable[[Patch], None], monkeypatch: Patch) -> None:
     mutant(monkeypatch)
-    outcome = simulate(0, faults=False)
-    assert (outcome.violated, outcome.what) == ("", "")
-    assert outcome.commits >= 8  # the unbroken protocol has 16
+    seed_result = simulate(0, faults=False)
+    assert (seed_result.violated, seed_result.what) == ("", "")
+    assert seed_result.commits >= 8  # the unbroken protocol has 16
 
 
 @pytest.mark.parametrize(("mutant", "invariant"), MUTANTS.items())
@@ -318,10 +342,10 @@ def test_a_mutant_is_caught_by_the_invariant_that_it_breaks(
     mutant(monkeypatch)
     others = []
     for seed in range(MAX_SEEDS):
-        outcome = simulate(seed)
-        if outcome.violated == invariant:
-            print(f"caught by seed {seed}: {outcome.what}; before it {others}")
+        seed_result = simulate(seed)
+        if seed_result.violated == invariant:
+            print(f"caught by seed {seed}: {seed_result.what}; before it {others}")
             return
-        if outcome.violated:
-            others.append((seed, outcome.violated))
+        if seed_result.violated:
+            others.append((seed, seed_result.violated))
     pytest.fail(f"{MAX_SEEDS} seeds do not catch it; others: {others[:10]}")

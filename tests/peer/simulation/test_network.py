@@ -22,6 +22,9 @@ class Listener:
 
     died_at: float | None
 
+    def run_ready(self) -> None:
+        """It answers within the event itself."""
+
     def accept(self, stream: Stream, opening: Any) -> None:
         stream.serve(lambda message: self.heard.append((stream, message)), lambda: None)
 

@@ -5,6 +5,10 @@ Found as seed 367 of 6 peers, when simulated leads came to have such lines.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
 import pytest
 
 from peer.simulation.swarm import Swarm
@@ -31,21 +35,22 @@ class SlowLeader(Swarm):
             machine.up_bytes_s = SLOW_BYTES_S if name == "p1" else 1e6
             machine.down_bytes_s, machine.latency_s, machine.memory_bytes = 4e6, 0.02, 0
         self.speeds |= {"p1": (3, 0.29), "p2": (2, 0.58), "p3": (2, 0.36)}
-        self.target_batch_size = 72
+        self.settings = replace(self.settings, target_batch_size=72)
 
 
-def played(seed: int) -> tuple[World, SlowLeader]:
+@contextmanager
+def played(seed: int) -> Iterator[tuple[World, SlowLeader]]:
     world = World(seed)
-    swarm = SlowLeader(world)
-    for name in NAMES:
-        swarm.start(name)
-    world.run_until(10)
-    for name in LATECOMERS:
-        swarm.kill(swarm.processes[name], tell=True)
-    world.run_until(40)
-    for name in LATECOMERS:
-        swarm.start(name)
-    return world, swarm
+    with SlowLeader(world) as swarm:
+        for name in NAMES:
+            swarm.start(name)
+        world.run_until(10)
+        for name in LATECOMERS:
+            swarm.kill(swarm.processes[name], tell=True)
+        world.run_until(40)
+        for name in LATECOMERS:
+            swarm.start(name)
+        yield world, swarm
 
 
 def contributors(swarm: SlowLeader, since: int) -> set[str]:
@@ -54,17 +59,17 @@ def contributors(swarm: SlowLeader, since: int) -> set[str]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_whoever_is_behind_a_slow_leader_comes_to_give(seed: int) -> None:
-    world, swarm = played(seed)
-    before = len(swarm.observer.commits)
-    world.run_until(world.now + COME_LEVEL_S, lambda: contributors(swarm, before) == DRAWING)
-    assert contributors(swarm, before) == DRAWING, list(world.notable)
+    with played(seed) as (world, swarm):
+        before = len(swarm.observer.commits)
+        world.run_until(world.now + COME_LEVEL_S, lambda: contributors(swarm, before) == DRAWING)
+        assert contributors(swarm, before) == DRAWING, list(world.notable)
 
 
 def test_with_a_leader_that_never_waits_they_stay_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the test above is of what it says."""
     monkeypatch.setattr(stragglers, "WAITS_EVERY", 10**9)
-    world, swarm = played(0)
-    before = len(swarm.observer.commits)
-    world.run_until(world.now + COME_LEVEL_S)
-    assert len(swarm.observer.commits) > before + 10
-    assert contributors(swarm, before) == DRAWING - set(LATECOMERS)
+    with played(0) as (world, swarm):
+        before = len(swarm.observer.commits)
+        world.run_until(world.now + COME_LEVEL_S)
+        assert len(swarm.observer.commits) > before + 10
+        assert contributors(swarm, before) == DRAWING - set(LATECOMERS)

@@ -1,0 +1,127 @@
+"""Production's engine, replica and leader, which tell the observer what they do. What they do is left to them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from peer.epoch.engine import Engine
+from peer.training.replica import Frozen, Replica
+from protocols.gradients.codecs import Bytes
+from protocols.reasons import Reason
+from protocols.round import leader_actions
+from protocols.round import member as member_actions
+from protocols.round.member import Phase
+from protocols.round.records import Candidate, Contribution, Hello, Report, SignedCommit, Tip
+
+if TYPE_CHECKING:
+    from peer.simulation.process import SimulatedPeer
+
+
+class ObservedReplica(Replica):
+    """A replica whose every write to the training state is noted."""
+
+    process: SimulatedPeer
+
+    def freeze(self) -> Frozen | None:
+        codec, frozen = self.codec, super().freeze()
+        if frozen is not None:
+            process = self.process
+            contribution = Contribution(process.name, process.incarnation, frozen.first, frozen.end, frozen.base, frozen.loss)
+            process.observer.froze(process, contribution, bytes(frozen.encoded), codec)
+        return frozen
+
+    def apply(self, signed: SignedCommit, result: Bytes) -> Tip:
+        process = self.process
+        try:
+            tip = super().apply(signed, result)
+        except Exception:
+            process.observer.apply_failed(process, lost=self.tip is None)
+            raise
+        by_round = process.engine.member.phase is Phase.APPLYING
+        process.observer.applied(process, signed, bytes(result), by_round=by_round)
+        return tip
+
+    def restore(self, snapshot: bytes) -> Tip:
+        tip = super().restore(snapshot)
+        self.process.observer.restored(self.process, tip)
+        return tip
+
+    def forget(self) -> None:
+        super().forget()
+        self.process.observer.forgot(self.process)
+
+
+class ObservedEngine(Engine):
+    """An engine whose decisions are noted as it carries them out."""
+
+    process: SimulatedPeer
+
+    def observe(self, process: SimulatedPeer) -> None:
+        """Begin to tell the observer about this process."""
+        self.process = process
+        observer, leader = process.observer, self.leader
+        reported, joined, left = leader.reported, leader.joined, leader.left
+
+        def reporting(peer: str, report: Report, now: float) -> Any:
+            observer.reported(process, peer, report)
+            return reported(peer, report, now)
+
+        def joining(peer: str, hello: Hello, now: float) -> Any:
+            observer.followed(process, peer)
+            return joined(peer, hello, now)
+
+        def leaving(peer: str, reason: Reason, now: float) -> Any:
+            observer.left(process, peer, reason)
+            return left(peer, reason, now)
+
+        leader.reported, leader.joined, leader.left = reporting, joining, leaving  # type: ignore[method-assign]
+
+    def take_over(self) -> None:
+        if not self.leader.active:
+            self.process.observer.leading(self.process)
+        super().take_over()
+
+    def told(self, leader: Candidate, record: Any) -> None:
+        self.process.observer.told(self.process, record)
+        super().told(leader, record)
+
+    async def _ask(self, peer: str) -> None:
+        self.process.observer.asked(self.process, peer)
+        await super()._ask(peer)
+
+    async def _catch_up(self, reason: Reason) -> None:
+        if reason is Reason.JOINED:
+            self.process.observer.catching_up(self.process, reason)
+        await super()._catch_up(reason)
+
+    def _act(self, action: Any) -> None:
+        process, observer = self.process, self.process.observer
+        after: Callable[[], None] = _nothing
+        match action:
+            case member_actions.Send(_, answer):
+                observer.answered(process, answer)
+            case member_actions.Resume():
+                observer.resumed(process)
+            case member_actions.GiveUp(reason, contribution):
+                observer.gave_up(process, reason, contribution, self.accumulated)
+            case member_actions.CatchUp(reason):
+                observer.catching_up(process, reason)
+            case leader_actions.SendPlan(_, plan, absent):
+                observer.planned(process, plan, dict(absent))
+                after = functools.partial(process.at_phase, process, "planning")
+            case leader_actions.Announce(commit):
+                observer.announced(process, commit)
+                after = functools.partial(process.at_phase, process, "announcing")
+            case leader_actions.Reannounce(to):
+                if self._replica.commit is not None:
+                    observer.reannounced(process, to)
+            case leader_actions.NoteFailure():
+                observer.attempt_failed(process, action)
+        super()._act(action)
+        after()
+
+
+def _nothing() -> None:
+    """Most actions are no phase of their own."""

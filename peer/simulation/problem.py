@@ -1,0 +1,209 @@
+"""What a simulated swarm trains: by default a small regression in float64. Replica, strategy and trainer are production's own.
+
+Sample c of a peer pulls every weight towards a target drawn from (peer, incarnation, c): its loss is half the squared distance,
+and its gradient `weights - target`. So a gradient depends on the sample and on the parameters at which it was drawn, and the
+observer can work out each of them, and every step, apart from the processes.
+
+The learning rate and the momentum are powers of two, so that numpy's steps and torch's round alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from protocols.gradients.codecs import Codec
+from protocols.gradients.slices import ResultLayout, Slices
+from protocols.optimization import build_optimizer, build_scheduler
+from protocols.round.planner import GRID
+from protocols.round.records import Commit
+from protocols.run_spec import RunSpec
+from protocols.tasks.base import Batch, Batches, Task
+
+Vector = npt.NDArray[np.float64]
+ELEMENTS = 4 * GRID  # at most four reducers
+SLICES = Slices(ELEMENTS, 4)  # a block an epoch
+LEARNING_RATE, MOMENTUM = 2.0**-3, 2.0**-1
+MAX_NORM = 16.0  # about as long as an average of a batch: some are clipped
+SPEC = RunSpec.from_toml(
+    f"""
+[run]
+name = "simulation"
+[optimizer]
+name = "sgd"
+learning_rate = {LEARNING_RATE}
+momentum = {MOMENTUM}
+[schedule]
+name = "constant"
+"""
+)
+
+
+class DeviceError(Exception):
+    """A simulated device failed in the middle of a step."""
+
+
+class Regression(nn.Module):
+    """(ELEMENTS,) weights, zero at genesis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(ELEMENTS, dtype=torch.float64))
+
+
+class Device:
+    """A model with its optimizer and schedule, on a device that can be made to fail."""
+
+    def __init__(self, model: nn.Module, spec: RunSpec) -> None:
+        """`spec` says which optimizer and schedule."""
+        self.model = model
+        self._parameters = tuple(model.parameters())
+        self.optimizer = build_optimizer(spec, model)
+        self.schedule = build_scheduler(spec, self.optimizer)
+        self._step = self.optimizer.step
+        self.optimizer.step = self._maybe_step  # type: ignore[method-assign,assignment]
+        self.fails_next_step = False
+
+    def _maybe_step(self) -> None:
+        if self.fails_next_step:
+            self.fails_next_step = False
+            with torch.no_grad():
+                first = next(self.model.parameters()).view(-1)
+                first[: len(first) // 2] -= 1.0
+            raise DeviceError("a simulated device failed")
+        self._step()
+
+    @property
+    def version(self) -> int:
+        """Grows with every write to the weights or the optimizer's slots."""
+        state, total = self.optimizer.state, 0  # asked after every event: so without detours
+        for parameter in self._parameters:
+            total += parameter._version
+            if parameter in state:
+                for slot in state[parameter].values():
+                    total += slot._version if isinstance(slot, torch.Tensor) else 0
+        return total
+
+    @property
+    def slots(self) -> list[torch.Tensor]:
+        """What the optimizer keeps of each parameter; empty before the first step."""
+        kept = [self.optimizer.state.get(parameter, {}) for parameter in self._parameters]
+        return [slot for slots in kept for slot in slots.values() if isinstance(slot, torch.Tensor)]
+
+    def drift(self, by: float) -> None:
+        """Every weight changes by this share of its size and a little more: a fault, far beyond rounding."""
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.mul_(1 + by).add_(by)
+
+
+class Targets:
+    """Endless batches of one process: sample c is target c."""
+
+    def __init__(self, peer: str, incarnation: int, micro_batch: int) -> None:
+        self._peer, self._incarnation, self._micro_batch = peer, incarnation, micro_batch
+        self._next = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        first, self._next = self._next, self._next + self._micro_batch
+        drawn = [target(self._peer, self._incarnation, counter) for counter in range(first, self._next)]
+        return {"targets": torch.from_numpy(np.stack(drawn))}
+
+
+class Pull:
+    """The task: its loss is the sum over a batch of half the squared distances."""
+
+    def loss(self, model: Regression, batch: Batch) -> torch.Tensor:
+        return 0.5 * (model.weights - batch["targets"]).square().sum()
+
+    def samples_in(self, batch: Batch) -> int:
+        return len(batch["targets"])
+
+
+def target(peer: str, incarnation: int, counter: int) -> Vector:
+    """(ELEMENTS,) multiples of 1/64 in [-2, 2)."""
+    drawn = hashlib.shake_128(f"{peer} {incarnation} {counter}".encode()).digest(ELEMENTS)
+    return np.frombuffer(drawn, np.int8).astype(np.float64) / 64
+
+
+@dataclass(frozen=True)
+class State:
+    """The training state: (elements,) weights, and the optimizer's slots one after another, None before the first step."""
+
+    weights: Vector
+    slots: Vector | None
+
+    @classmethod
+    def of(cls, device: Device) -> State:
+        """A copy of what `device` holds."""
+        slots = device.slots
+        return cls(_joined(device.model.parameters()), _joined(slots) if slots else None)
+
+    def equals(self, other: State) -> bool:
+        if (self.slots is None) != (other.slots is None):
+            return False
+        same = np.array_equal(self.weights, other.weights)
+        return same and (self.slots is None or np.array_equal(self.slots, other.slots))  # type: ignore[arg-type]
+
+
+def _joined(tensors: Iterable[torch.Tensor]) -> Vector:
+    """A copy in float64, which holds every value of a narrower type."""
+    return torch.cat([tensor.detach().flatten().double() for tensor in tensors]).numpy()
+
+
+def stepped(state: State, commit: Commit, averaged: bytes, codec: Codec) -> State:
+    """The regression's state after this commit, whose encoded averages are these."""
+    gradient = codec.decode(averaged, ELEMENTS).astype(np.float64)
+    if commit.gradient_norm > MAX_NORM:
+        gradient = gradient * (MAX_NORM / commit.gradient_norm)
+    momentum = gradient if state.slots is None else state.slots * MOMENTUM + gradient
+    return State(state.weights - LEARNING_RATE * momentum, momentum)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model and what it learns. With `gradient` and `stepped` the observer works out every gradient and step for itself;
+    without, it holds all processes against the first that stepped."""
+
+    device: Callable[[], Device]
+    task: Task
+    batches: Callable[[str, int, int], Batches]
+    """(peer, incarnation, samples of a micro-batch) -> its samples, without an end"""
+
+    slices: Slices
+    value_bytes: int
+    """Of the canonical values of one element: the parameter and its slots."""
+
+    gradient: Callable[[str, int, int, Vector], Vector] | None = None
+    """(peer, incarnation, counter of the sample, weights) -> (elements,)"""
+
+    stepped: Callable[[State, Commit, bytes, Codec], State] | None = None
+
+    @property
+    def elements(self) -> int:
+        return self.slices.elements
+
+    def layout(self, epoch: int, codec: Codec) -> ResultLayout:
+        """How the result of the round of `epoch` lies."""
+        return ResultLayout(self.slices, epoch, codec, self.value_bytes)
+
+
+REGRESSION = Problem(
+    device=lambda: Device(Regression(), SPEC),
+    task=cast(Task, Pull()),
+    batches=lambda peer, incarnation, micro_batch: cast(Batches, Targets(peer, incarnation, micro_batch)),
+    slices=SLICES,
+    value_bytes=2 * np.dtype(np.float64).itemsize,
+    gradient=lambda peer, incarnation, counter, weights: weights - target(peer, incarnation, counter),
+    stepped=stepped,
+)

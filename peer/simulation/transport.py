@@ -1,0 +1,275 @@
+"""Production's transport interface over the simulated network: calls and bulk connections in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from peer.simulation.network import SMALL_BYTES, Network, Process
+from peer.simulation.network import Stream as NetworkStream
+from protocols.errors import BadMessageError, RefusedError, RemoteError, UnreachableError
+from protocols.messages import Chunk
+from protocols.reasons import Reason
+from protocols.round.plans import MemberPlan
+from protocols.round.records import Candidate, Commit, SignedCommit
+from protocols.transport.bandwidth import Bandwidth
+from protocols.transport.frames import FrameStream
+from protocols.transport.interface import Service
+
+RECORD_BYTES = 1500.0  # a plan or a commit
+DRAIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Opens a call."""
+
+    opening: Any
+
+
+@dataclass(frozen=True)
+class _Bulk:
+    """Opens a bulk connection."""
+
+
+@dataclass(frozen=True)
+class _Over:
+    """The server has ended the call in order, as distinct from a link that broke."""
+
+
+@dataclass(frozen=True)
+class _Refused:
+    reason: str
+    sentence: str
+
+
+def size_of(record: Any) -> float:
+    """Bytes that a record takes on the line, roughly."""
+    if isinstance(record, Chunk):
+        return SMALL_BYTES + len(record.data)
+    return RECORD_BYTES if isinstance(record, MemberPlan | SignedCommit) else SMALL_BYTES
+
+
+class _Link:
+    """One end of a network stream: what came in, and tasks that wait for more or for what they sent to leave."""
+
+    def __init__(self, process: Process, stream: NetworkStream, peer: str) -> None:
+        self.process, self.stream, self.peer = process, stream, peer
+        self.incoming: deque[Any] = deque()
+        self.error: RemoteError | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def take(self, message: Any) -> None:
+        self.incoming.append(message)
+        self._wake()
+
+    def end(self) -> None:
+        self.error = self.error or UnreachableError(f"the link to {self.peer} broke")
+        self._wake()
+
+    def close(self) -> None:
+        self.error = self.error or UnreachableError(f"the stream to {self.peer} is closed")
+        self.stream.close(self.process)
+        self._wake()
+
+    async def next(self) -> Any:
+        while not self.incoming:
+            if self.error is not None:
+                raise self.error
+            await self._wait()
+        return self.incoming.popleft()
+
+    async def send(self, message: Any, size: float) -> None:
+        """Returns once the message has left this machine."""
+        left: list[bool] = []
+
+        def departed() -> None:
+            left.append(True)
+            self._wake()
+
+        self.stream.send(self.process, message, size, departed)
+        while not left:
+            if self.error is not None:
+                raise self.error
+            await self._wait()
+
+    async def _wait(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class SimulatedStream:
+    """One side of a call."""
+
+    def __init__(self, link: _Link, tamper: Callable[[Any], Any]) -> None:
+        self.peer = link.peer
+        self.link = link
+        self._tamper = tamper
+
+    async def send(self, record: Any) -> None:
+        if self.link.error is not None:
+            raise self.link.error
+        await self.link.send(self._tamper(record), size_of(record))
+
+    def post(self, record: Any) -> None:
+        if self.link.error is None:
+            self.link.stream.send(self.link.process, record, size_of(record))
+
+    async def receive(self) -> Any | None:
+        message = await self.link.next()
+        if isinstance(message, _Refused):
+            self.link.error = RefusedError(
+                f"{self.peer} refused: {message.sentence}", reason=message.reason, sentence=message.sentence
+            )
+            raise self.link.error
+        return None if isinstance(message, _Over) else message
+
+
+class SimulatedBulk(FrameStream):
+    """Bytes over a network stream; a piece of them travels as it was written."""
+
+    def __init__(self, link: _Link, bandwidth: Bandwidth) -> None:
+        self.peer = link.peer
+        self._link = link
+        self._bandwidth = bandwidth
+        self._rest = memoryview(b"")
+
+    async def write(self, view: memoryview) -> None:
+        if self._link.error is not None:
+            raise self._link.error
+        await self._bandwidth.up.turn(len(view))
+        try:
+            await self._link.send(bytes(view), len(view))
+        except asyncio.CancelledError:  # a part of it may be on its way: nothing that follows would be understood
+            self.close()
+            raise
+        self._bandwidth.up.moved(len(view))
+
+    async def read_some(self, view: memoryview) -> int:
+        if not self._rest:
+            data = await self._link.next()
+            if not isinstance(data, bytes):
+                raise BadMessageError("a record on a bulk connection")
+            self._bandwidth.down.moved(len(data))
+            await self._bandwidth.down.turn(len(data))
+            self._rest = memoryview(data)
+        size = min(len(view), len(self._rest))
+        view[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
+
+    async def drain(self) -> None:
+        async def forget_all() -> None:
+            while True:
+                await self._link.next()
+
+        with contextlib.suppress(RemoteError, asyncio.TimeoutError):
+            await asyncio.wait_for(forget_all(), DRAIN_S)
+
+    def set_rate(self, bytes_s: float | None) -> None:
+        """Simulated lines share themselves evenly."""
+
+    def close(self) -> None:
+        self._link.close()
+
+
+class SimulatedTransport:
+    """One process's way to the others, and theirs to it."""
+
+    def __init__(self, network: Network, process: Process, bandwidth: Bandwidth) -> None:
+        self.bandwidth = bandwidth
+        self.service: Service | None = None
+        self.tamper: Callable[[Any], Any] = lambda record: record  # what a liar makes of the state that it gives
+        self._network, self._process = network, process
+
+    @contextlib.asynccontextmanager
+    async def open(self, peer: Candidate, opening: Any) -> AsyncIterator[SimulatedStream]:
+        link = self._dial(peer.peer, type(opening).__name__, _Call(opening))
+        try:
+            yield SimulatedStream(link, self._told_truly)
+        finally:
+            link.close()
+
+    @contextlib.asynccontextmanager
+    async def bulk(self, peer: str, address: str) -> AsyncIterator[SimulatedBulk]:
+        link = self._dial(peer, "bulk", _Bulk())
+        try:
+            yield SimulatedBulk(link, self.bandwidth)
+        finally:
+            link.close()
+
+    def _told_truly(self, record: Any) -> Any:
+        return self.tamper(record)
+
+    def _dial(self, peer: str, kind: str, opening: Any) -> _Link:
+        links: list[_Link] = []
+        stream = self._network.dial(
+            self._process, peer, kind, opening, lambda message: links[0].take(message), lambda: links[0].end()
+        )
+        links.append(_Link(self._process, stream, peer))
+        return links[0]
+
+    def accept(self, stream: NetworkStream, opening: Any) -> None:
+        """A stream that another process opened here. Call within an event of this process."""
+        link = _Link(self._process, stream, stream.client.machine.name)
+        stream.serve(link.take, link.end)
+        serve = self._serve(link, opening.opening) if isinstance(opening, _Call) else self._serve_bulk(link)
+        asyncio.get_running_loop().create_task(serve)
+
+    async def _serve(self, link: _Link, opening: Any) -> None:
+        assert self.service is not None
+        try:
+            await self.service.serve(SimulatedStream(link, self._told_truly), opening)
+            link.stream.send(link.process, _Over())
+        except RefusedError as error:
+            link.stream.send(link.process, _Refused(error.reason, error.sentence))
+        except BadMessageError as error:
+            link.stream.send(link.process, _Refused(Reason.BAD_MESSAGE.value, str(error)))
+        except RemoteError:
+            pass  # the caller is gone
+        finally:
+            link.close()
+
+    async def _serve_bulk(self, link: _Link) -> None:
+        assert self.service is not None
+        stream = SimulatedBulk(link, self.bandwidth)
+        try:
+            while True:
+                kind, length = await stream.header()
+                await self.service.serve_bulk(stream, kind, length)
+        except (RemoteError, asyncio.TimeoutError):
+            pass  # it is gone, refused, or breaks the protocol
+        finally:
+            link.close()
+
+
+class SimulatedSigner:
+    """Signatures that are cheap, deterministic, and nobody else's."""
+
+    def __init__(self, me: str) -> None:
+        self._me = me
+
+    def sign(self, commit: Commit) -> SignedCommit:
+        return SignedCommit(commit, _signature(self._me, commit), self._me.encode())
+
+    def verify(self, signed: SignedCommit) -> SignedCommit:
+        signer = signed.certificate.decode(errors="replace")
+        if signer != signed.commit.leader.peer or signed.signature != _signature(signer, signed.commit):
+            raise BadMessageError(f"a commit of leader {signed.commit.leader.peer} is not signed by it")
+        return signed
+
+
+def _signature(peer: str, commit: Commit) -> bytes:
+    return hashlib.blake2b(commit.digest.encode(), digest_size=16, key=f"secret of {peer}".encode()).digest()
