@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from protocols.gradients.codecs import CODECS, Codec
-from protocols.gradients.shard_average import CHUNK_ELEMENTS
+from protocols.gradients.shard_average import MAX_CHUNK_ELEMENTS
 
 NAMES = ("fp32", "fp16", "bf16", "int8", "int4")
 
@@ -29,19 +29,19 @@ def fastest(work: Callable[[int], object], chunks: int, repeats: int) -> float:
         for index in range(chunks):
             work(index)
         best_s = min(best_s, time.perf_counter() - began)
-    return chunks * CHUNK_ELEMENTS / best_s / 1e9
+    return chunks * MAX_CHUNK_ELEMENTS / best_s / 1e9
 
 
 def measure(codec: Codec, values: np.ndarray[Any, np.dtype[np.float32]], repeats: int) -> dict[str, float]:
-    chunks = len(values) // CHUNK_ELEMENTS
-    cut = [values[at : at + CHUNK_ELEMENTS] for at in range(0, chunks * CHUNK_ELEMENTS, CHUNK_ELEMENTS)]
+    chunks = len(values) // MAX_CHUNK_ELEMENTS
+    cut = [values[at : at + MAX_CHUNK_ELEMENTS] for at in range(0, chunks * MAX_CHUNK_ELEMENTS, MAX_CHUNK_ELEMENTS)]
     encoded = [codec.encode(chunk) for chunk in cut]
-    off = np.concatenate([codec.decode(data, CHUNK_ELEMENTS) for data in encoded]) - np.concatenate(cut)
+    off = np.concatenate([codec.decode(data, MAX_CHUNK_ELEMENTS) for data in encoded]) - np.concatenate(cut)
     return {
-        "bytes_per_element": codec.encoded_bytes(CHUNK_ELEMENTS) / CHUNK_ELEMENTS,
+        "bytes_per_element": codec.encoded_bytes(MAX_CHUNK_ELEMENTS) / MAX_CHUNK_ELEMENTS,
         "encode": fastest(lambda index: codec.encode(cut[index]), chunks, repeats),
-        "check": fastest(lambda index: codec.check(encoded[index], CHUNK_ELEMENTS), chunks, repeats),
-        "decode": fastest(lambda index: codec.decode(encoded[index], CHUNK_ELEMENTS), chunks, repeats),
+        "check": fastest(lambda index: codec.check(encoded[index], MAX_CHUNK_ELEMENTS), chunks, repeats),
+        "decode": fastest(lambda index: codec.decode(encoded[index], MAX_CHUNK_ELEMENTS), chunks, repeats),
         "relative_error": float(np.sqrt((off.astype(np.float64) ** 2).mean() / (values.astype(np.float64) ** 2).mean())),
     }
 
@@ -53,10 +53,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    values = np.random.default_rng(0).standard_normal(max(asked.params, CHUNK_ELEMENTS)).astype(np.float32)
+    values = np.random.default_rng(0).standard_normal(max(asked.params, MAX_CHUNK_ELEMENTS)).astype(np.float32)
     result = {name: measure(CODECS[name], values, asked.repeats) for name in NAMES}
     if asked.json:
-        print(json.dumps({"params": asked.params, "chunk_elements": CHUNK_ELEMENTS, "codecs": result}))
+        print(json.dumps({"params": asked.params, "chunk_elements": MAX_CHUNK_ELEMENTS, "codecs": result}))
         return
     print("codec  bytes/element   encode    check   decode  (10^9 elements/s)   relative error of normal values")
     for name, row in result.items():

@@ -29,24 +29,26 @@ SPEC = """
 [run]
 name = "join"
 
-[model]
+[task]
+sequence_length = 32
+
+[task.model]
 model_type = "gpt2"
 n_embd = {width}
 n_layer = {layers}
 n_head = 4
 n_positions = 64
 
-[data]
+[task.data]
 source = "files"
 paths = ["{text}/protocols/**/*.py", "{text}/peer/*.py"]
 held_out_bytes = 16384
 
-[tokenizer]
+[task.tokenizer]
 vocab_size = 400
 
 [training]
 target_batch_size = {batch}
-sequence_length = 32
 
 [evaluation]
 every_epochs = 1000

@@ -1,30 +1,27 @@
-"""dugnad's own production path: mutual TLS, replica, handover to a training thread, a planner's plan, every check.
-
-Everything that a benchmark must know of how a peer is put together stands in this file.
-"""
+"""dugnad's production path: mutual TLS, replica, jobs for a training thread, a planner's plan, every check."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import functools
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 
+from benchmarks.empty_directory import EmptyDirectory
 from benchmarks.engines.base import Greeting, NotAveragedError, Seat
 from benchmarks.namespaces import PAYLOAD_SHARE
 from benchmarks.splits import SPLITS
 from benchmarks.splits import shards as cut
 from benchmarks.vectors import Vector
+from peer.assembly import Peer
+from peer.environment import Environment, EventSink
 from peer.epoch.engine import Engine
-from peer.epoch.observers import Observers
 from peer.epoch.round_traffic import DriftedError
-from peer.epoch.service import PeerService
 from peer.epoch.shard_server import AllReduceError
 from peer.settings import RunSettings
 from peer.training.job_queue import JobQueue
@@ -40,14 +37,10 @@ from protocols.round import planner
 from protocols.round.plans import MemberPlan, Plan, member_plan_of
 from protocols.round.records import Ballot, Candidate, Contribution, Hello, Tip
 from protocols.run_spec import RunSpec
-from protocols.signing import check_signed
+from protocols.signing import CertificateSigner
 from protocols.tasks.base import Batches, Task
-from protocols.transport.bandwidth import Bandwidth
-from protocols.transport.bulk import BulkConnections, BulkServer
-from protocols.transport.channels import Channels, listen, peer_server
-from protocols.transport.discovery import Discovery
+from protocols.transport.network import NetworkTransport
 from protocols.transport.network_thread import NetworkThread
-from protocols.wire.dugnad_pb2_grpc import add_PeerServicer_to_server
 
 RUN = "ab" * 32
 GENESIS = "cd" * 32
@@ -56,33 +49,21 @@ PATIENCE_S = 30.0
 SPEC = """
 [run]
 name = "benchmark"
-[model]
-model_type = "gpt2"
-n_embd = 64
-n_layer = 1
-n_head = 1
 [optimizer]
-name = "sgd"
+name = "{optimizer}"
 [training]
 target_batch_size = 1024
-sequence_length = 64
 """
 
 
 def model_of(params: int) -> nn.Module:
-    """`params` parameters in tensors of at most a million; the first has one alone, which a sleeping loss can depend on."""
-    rest = params - 1
+    """`params` parameters of small noise, the same in every process, in tensors of at most a million.
+
+    The first tensor has one parameter, so that a sleeping loss can depend on it at no cost.
+    """
+    rest, noise = params - 1, torch.Generator().manual_seed(1)
     sizes = [1, *[1 << 20] * (rest >> 20), rest % (1 << 20)]
-    return nn.ParameterList([nn.Parameter(torch.zeros(size)) for size in sizes if size])
-
-
-def accumulate(replica: Replica, gradient: torch.Tensor, *, samples: int) -> None:
-    """As if `samples` more had been drawn whose gradients, (elements,), add up to this; earlier ones are discarded."""
-    strategy = replica.strategy
-    assert isinstance(strategy, Accumulate)
-    strategy.restart()
-    strategy.gradient.flat.copy_(gradient)
-    strategy.after_backward(samples, 1.0)
+    return nn.ParameterList([nn.Parameter(torch.randn(size, generator=noise) * 0.02) for size in sizes if size])
 
 
 class Sleeper:
@@ -101,39 +82,30 @@ class Sleeper:
         return self._samples
 
 
-class NoDiscovery:
-    """Everybody is known from the start."""
-
-    addresses = ()
-
-    async def announce(self, me: str, signed: Any) -> None:
-        pass
-
-    async def peers(self) -> list[Any]:
-        return []
+def _ignore(event: str, /, **fields: object) -> None:
+    pass
 
 
 class Member:
-    """A whole peer but for the DHT and the coordinator, with its training loop on a thread of its own."""
+    """A whole peer without DHT and coordinator. Its training loop runs on a thread of its own."""
 
     def __init__(
         self,
         seat: Seat,
         *,
         task: Sleeper | None = None,
+        optimizer: str = "sgd",
         target_batch: int = 1024,
-        events: Callable[..., None] = lambda event, /, **fields: None,
-        **change: Any,
+        overlap: bool = False,
+        events: EventSink = _ignore,
     ) -> None:
-        """With a `task` it draws samples; without, it only does the engine's jobs. `change`: fields of RunSettings."""
+        """With a `task` it draws samples; without, it only does the engine's jobs."""
         authority = Authority.load_or_create(seat.folder)
         key = Key.generate()
         self.credentials = Credentials(key, authority.admit(key.request()), authority.pem)
         self.seat = seat
-        self.codec = CODECS[seat.codec]
-        spec = RunSpec.from_toml(SPEC)
-        model = model_of(seat.params)
-        optimizer = build_optimizer(spec, model)
+        self._signer = CertificateSigner(self.credentials)
+        self._events = events
         self.settings = RunSettings(
             run_digest=RUN,
             target_batch_size=target_batch,
@@ -141,19 +113,10 @@ class Member:
             codecs=(seat.codec,),
             genesis=Tip(0, GENESIS, 0, Candidate(self.credentials.peer_id, ""), seat.codec),
             genesis_sha256="",
-            **change,
+            overlap=overlap,
         )
-        self.replica = Replica(
-            model,
-            build_strategy(self.settings, model, optimizer, build_scheduler(spec, optimizer)),
-            self.settings,
-            error_feedback=ErrorFeedback(self.credentials.peer_id, INCARNATION),
-            verify=functools.partial(check_signed, authority=authority.pem),
-        )
+        self.replica = self._make_replica(RunSpec.from_toml(SPEC.format(optimizer=optimizer)))
         self.jobs = JobQueue()
-        self.network = NetworkThread()
-        self.network.__enter__()
-        self.traffic = Bandwidth()
         self.trainer = Trainer(
             self.replica,
             self.jobs,
@@ -162,64 +125,65 @@ class Member:
             device=torch.device("cpu"),
             progressed=self._progressed,
         )
-        self._events = events
-        self.averaging: Engine | None = None
-        self.server, self._tls = self.network.call(self._make_server())
-        self.bulk_server = BulkServer(self.credentials, RUN, self.traffic)
-        self.address = self.bulk_address = ""
+        self.network = NetworkThread()
+        self.network.__enter__()  # it ends with the process
+        self._transport = NetworkTransport(self.credentials, RUN)
+        self._addresses = ("", "")
+        self.engine: Engine | None = None
 
-    async def _make_server(self) -> Any:
-        return peer_server(self.credentials)
+    def _make_replica(self, spec: RunSpec) -> Replica:
+        model = model_of(self.seat.params)
+        optimizer = build_optimizer(spec, model)
+        return Replica(
+            model,
+            build_strategy(self.settings, model, optimizer, build_scheduler(spec, optimizer)),
+            self.settings,
+            error_feedback=ErrorFeedback(self.credentials.peer_id, INCARNATION),
+            verify=self._signer.verify,
+        )
 
     def listen(self) -> Greeting:
-        """Binds the ports. Says who this is and where, '' in client mode."""
-        host = self.seat.address
-        ports = listen(self.server, self._tls, host, 0), self.bulk_server.listen(host, 0)
+        """Bind the ports. The greeting says who this is and where, '' in client mode."""
         if not self.seat.link.client_mode:
-            self.address, self.bulk_address = (f"{host}:{port}" for port in ports)
-        return {"peer": self.credentials.peer_id, "address": self.address, "bulk_address": self.bulk_address}
+            self._addresses = self.network.call(self._listen())
+        address, bulk_address = self._addresses
+        return {"peer": self.credentials.peer_id, "address": address, "bulk_address": bulk_address}
+
+    async def _listen(self) -> tuple[str, str]:
+        host = self.seat.address
+        port, bulk_port = self._transport.listen(host, 0)
+        return f"{host}:{port}", f"{host}:{bulk_port}"
 
     def meet(self, everybody: Sequence[Greeting]) -> None:
-        """By rank. Serves from now on; the first who can be dialled leads."""
+        """Serve from now on. `everybody` comes by rank; the first peer that can be dialled leads."""
         candidates = [Candidate(it["peer"], it["address"]) for it in everybody if it["address"]]
-        self.replica.tip = Tip(0, GENESIS, 0, candidates[0], self.codec.name, tuple(candidates[1:]))
-        self.averaging = self.network.call(self._serve(candidates))
+        self.replica.tip = Tip(0, GENESIS, 0, candidates[0], self.seat.codec, tuple(candidates[1:]))
+        me = self.credentials.peer_id
+        others = tuple(candidate for candidate in candidates if candidate.peer != me)
+        self.engine = self.network.call(self._serve(others))
         threading.Thread(target=self.trainer.run, name="training", daemon=True).start()
 
-    async def _serve(self, candidates: list[Candidate]) -> Engine:
-        link = self.seat.link
-        averaging = Engine(
-            hello=Hello(INCARNATION, link.auxiliary, self.address, self.bulk_address, f"rank {self.seat.rank}"),
-            channels=Channels(self.credentials, RUN),
-            bulk=BulkConnections(self.credentials, RUN, self.traffic),
-            discovery=cast(Discovery, NoDiscovery()),
-            bootstrap=tuple(candidate for candidate in candidates if candidate.peer != self.credentials.peer_id),
-            coordinator="127.0.0.1:1",
-            settings=self.settings,
-            training=self.trainer,
-            jobs=self.jobs,
-            events=self._events,
-        )
-        averaging.succession.know(candidates)
-        assert self.replica.tip is not None
-        averaging.succession.follow(self.replica.tip)
-        service = PeerService(averaging, Observers(averaging))
-        add_PeerServicer_to_server(service, self.server)
-        await self.server.start()
-        self.bulk_server.start(service.bulk)
-        return averaging
+    async def _serve(self, others: tuple[Candidate, ...]) -> Engine:
+        seat, me = self.seat, self.credentials.peer_id
+        hello = Hello(INCARNATION, seat.link.auxiliary, *self._addresses, f"rank {seat.rank}")
+        environment = Environment(me, self._transport, EmptyDirectory(), self._signer, events=self._events)
+        peer = Peer(hello, environment, self.settings, self.trainer, others)
+        await self._transport.serve(peer.service)
+        return peer.engine
 
     def train(self) -> concurrent.futures.Future[None]:
         """Take part in the swarm from now on; the future ends when this peer does."""
-        assert self.averaging is not None
-        return self.network.start(self.averaging.run())
+        assert self.engine is not None
+        return self.network.start(self.engine.run())
 
     def _progressed(self, first: int, end: int, samples_per_second: float, step_s: float) -> None:
-        if self.averaging is not None:
-            self.network.loop.call_soon_threadsafe(self.averaging.progressed, first, end, samples_per_second, step_s)
+        if self.engine is not None:
+            self.network.loop.call_soon_threadsafe(self.engine.progressed, first, end, samples_per_second, step_s)
 
 
 class Dugnad:
+    """dugnad as one of the engines that average vectors."""
+
     def __init__(self, seat: Seat) -> None:
         self._seat = seat
         self._member = Member(seat)
@@ -251,7 +215,12 @@ class Dugnad:
             self._member.jobs.put(lambda: self._accumulate(vector)).result()
 
     def _accumulate(self, vector: Vector) -> None:
-        accumulate(self._member.replica, torch.from_numpy(vector), samples=1)
+        """As if one sample had been drawn, whose gradient this is."""
+        strategy = self._member.replica.strategy
+        assert isinstance(strategy, Accumulate)
+        strategy.restart()
+        strategy.gradient.flat.copy_(torch.from_numpy(vector))
+        strategy.after_backward(1, 1.0)
 
     def prepared(self) -> bool:
         return True
@@ -263,7 +232,7 @@ class Dugnad:
             raise NotAveragedError(str(error)) from error
 
     def _plan(self) -> MemberPlan:
-        elements, codec = self._seat.params, self._member.codec
+        elements, codec = self._seat.params, CODECS[self._seat.codec]
         due = planner.Round(1, elements, codec.encoded_bytes(elements), target_batch_size=1)
         layout = planner.fresh(self._present, self._leader, due)
         assert layout is not None
@@ -278,19 +247,18 @@ class Dugnad:
         return member_plan_of(plan, self._member.credentials.peer_id)
 
     async def _round(self, plan: MemberPlan) -> Vector:
-        """As Averaging does it: freeze, exchange, and the first half of applying."""
-        member, averaging = self._member, self._member.averaging
-        assert averaging is not None
+        """What the engine does in a round: freeze, average, and the first half of applying."""
+        member, engine = self._member, self._member.engine
+        assert engine is not None
         frozen = await member.jobs.run(member.trainer.freeze)
         contribution = None
         if frozen is not None:
             me = member.credentials.peer_id
             contribution = Contribution(me, INCARNATION, frozen.first, frozen.end, frozen.base, frozen.loss)
-        averages = await averaging.round_traffic.run(plan, contribution, frozen.encoded if frozen is not None else b"")
-        result = averaging.round_traffic.averaged(averages)
-        averaged = result[: member.replica.layout(1).averaged_bytes]
+        averages = await engine.round_traffic.run(plan, contribution, frozen.encoded if frozen is not None else b"")
+        averaged = engine.round_traffic.result(averages)[: member.replica.layout(1).averaged_bytes]
         await member.jobs.run(lambda: member.replica.decode(averaged, self._decoded))
-        averaging.round_traffic.committed(plan.digest)
+        engine.round_traffic.committed(plan.digest)
         return self._decoded.numpy()
 
     def result(self) -> Vector | None:

@@ -1,0 +1,15 @@
+"""A directory for peers that know each other from the start."""
+
+from __future__ import annotations
+
+from protocols.round.records import Candidate, Hello
+
+
+class EmptyDirectory:
+    """Lists nobody."""
+
+    async def announce(self, hello: Hello) -> list[Candidate]:
+        return []
+
+    async def peers(self) -> list[Candidate]:
+        return []
