@@ -8,15 +8,22 @@ SEEDS ?= 2000
 PEERS ?= 8
 ROUNDS ?= 500
 
-.PHONY: demo test lint simulate faults soak proto install clean
+.PHONY: demo test test-all lint simulate faults soak proto install clean
 
 demo: $(INSTALLED)
 	@$(BIN)/dugnad demo $(ARGS)
 
 install: $(INSTALLED)
 
+# For people: linters, types, and tests in about eight minutes on two cores. Real processes come after the others, alone.
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not swarm and not slow and not faults' $(ARGS)
+	$(BIN)/python -m pytest -m 'swarm and not slow and not faults' $(ARGS)
+
+# For CI: the long tests as well.
+test-all: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not swarm and not faults' $(ARGS)
+	$(BIN)/python -m pytest -m 'swarm and not faults' $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

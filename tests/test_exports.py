@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-
 import typer.main
 
 import dugnad
-from protocols.tasks import registry as task
+from protocols.tasks import base, batches, registry
 from protocols.tasks.base import Task
 
 COMMANDS = {
@@ -33,17 +31,16 @@ def test_the_commands_and_their_options_are_these() -> None:
     assert shown == COMMANDS
 
 
-def test_a_task_is_opened_and_made_through_these_names() -> None:
-    assert task.__all__ == [
-        "Batch",
-        "Batches",
-        "Task",
-        "initial_model",
-        "open_task",
-        "prepare",
-        "read_asset",
-        "to_device",
-        "write_asset",
-    ]
-    methods = {name for name, member in inspect.getmembers(Task, inspect.isfunction) if not name.startswith("_")}
-    assert methods == {"batches", "build_model", "evaluate", "generate", "loss", "samples_in", "unigram_loss"}
+def test_a_task_is_found_and_opened_through_these_names() -> None:
+    assert registry.GROUP == "dugnad.tasks"
+    assert registry.__all__ == ["GROUP", "checked", "find_task", "initial_model", "open_task", "prepare"]
+
+
+def test_a_task_is_written_with_these_names() -> None:
+    assert base.__all__ == ["Batch", "Batches", "ModelCard", "Prepared", "Task", "evaluating", "to_device"]
+    assert batches.__all__ == ["Prefetched", "seed_of", "spread"]
+    assert Task.__abstractmethods__ == {"__init__", "batches", "build_model", "evaluate", "loss"}
+    hooks = {name for name in vars(Task) if not name.startswith("_")} - Task.__abstractmethods__
+    assert hooks == {
+        *("settings_type", "loss_unit", "prepare", "use_own_data", "initial_model", "samples_in", "save", "card", "loss_text")
+    }

@@ -19,20 +19,22 @@ from protocols.errors import BadMessageError, DiskError, RemoteError, Unreachabl
 from protocols.observations import Absence, Committed, Failure, Observation, PeerView, Seen, Swarm
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.reasons import Reason
-from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit
+from protocols.round.records import Ballot, Candidate, SignedCommit
 from protocols.run_spec import RunSpec
-from protocols.signing import sign_commit
+from protocols.signing import CertificateSigner
 from protocols.snapshot.format import StateHeader, capture, read_header
 from protocols.tasks.registry import open_task
 from protocols.wire.convert import signed_commit_to_bytes
+from tests.factories import commit, contribution
 
 SPEC = """
 run.name = "monitor"
 checkpoint.every_epochs = 1
-data = { source = "files", paths = ["*.txt"], held_out_bytes = 4096 }
-tokenizer.vocab_size = 300
-training = { target_batch_size = 8, sequence_length = 16 }
-[model]
+training.target_batch_size = 8
+task.sequence_length = 16
+task.data = { source = "files", paths = ["*.txt"], held_out_bytes = 4096 }
+task.tokenizer.vocab_size = 300
+[task.model]
 model_type = "gpt2"
 n_embd = 16
 n_layer = 1
@@ -85,7 +87,7 @@ class Organiser:
         task = open_task(folder.spec, folder.path)
         model = task.build_model()
         schedule = build_scheduler(folder.spec, build_optimizer(folder.spec, model))
-        run = Run(folder.spec, task, model, schedule, folder.authority.pem, "text-generation")
+        run = Run(folder.spec, task, model, schedule, folder.authority.pem)
         self.monitor = Monitor(
             run, Sinks([self.events]), checkpoints, self.inbox, fetch, lambda text: None, clock=lambda: self.now
         )
@@ -121,19 +123,8 @@ def folder(author: RunSpec, tmp_path: Path, checkpoints: Checkpoints) -> RunFold
 def first_commit(folder: RunFolder) -> SignedCommit:
     """Of a leader that the authority has admitted: here the coordinator's own key stands in."""
     me, genesis = folder.credentials.key.peer_id, read_header(folder.snapshot.read_bytes()).lineage
-    commit = Commit(
-        ballot=Ballot(1, genesis, 1, me),
-        plan_digest="b" * 64,
-        contributions=(Contribution(me, 1, 0, 8, genesis, 5.0),),
-        members=(me,),
-        shards=(ShardResult(0, 10, "c" * 64, 4.0),),
-        codec="fp32",
-        total_samples=8,
-        leader=Candidate(me, "a:1"),
-        succession=(),
-        next_codec="fp32",
-    )
-    return sign_commit(commit, folder.credentials)
+    first = commit(me, ballot=Ballot(1, genesis, 1, me), contributions=(contribution(me, base=genesis, loss=5.0),))
+    return CertificateSigner(folder.credentials).sign(first)
 
 
 def state_after(signed: SignedCommit, folder: RunFolder) -> bytes:

@@ -18,11 +18,6 @@ from protocols.identity import TICKET_PREFIX, Authority, Key, Ticket, new_incarn
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority.load_or_create(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority.load_or_create(tmp_path_factory.mktemp("other"))
 

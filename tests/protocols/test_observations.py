@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from protocols.errors import BadMessageError
+from protocols.messages import ObserveRequest
 from protocols.observations import Failure, PeerView, Seen, Swarm
 from protocols.reasons import Reason
 from protocols.round.records import Ballot, Candidate
 from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import OBSERVATION_KINDS, from_wire, observation_from_wire, observation_to_wire, to_wire
+from protocols.wire.calls import CALL_OF
+from protocols.wire.convert import from_wire, to_wire
 
+OBSERVATIONS = CALL_OF[ObserveRequest].down
 ALICE = PeerView("3fa2", "alice", "contributor", True, 12, 31, 102.5, "training", True)
 SWARM = Swarm(None, 31, "training", (ALICE,), Candidate("3fa2", "alice:1"))
 
@@ -24,14 +27,14 @@ SWARM = Swarm(None, 31, "training", (ALICE,), Candidate("3fa2", "alice:1"))
 def test_a_damaged_view_of_a_peer_is_refused_alone_and_within_a_swarm(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         replace(ALICE, **change)
-    message, swarm = to_wire(ALICE), observation_to_wire(SWARM)
+    message, swarm = to_wire(ALICE), pb.Observation(swarm=to_wire(SWARM))
     for name, value in change.items():
         setattr(message, name, value)
         setattr(swarm.swarm.peers[0], name, value)
     with pytest.raises(BadMessageError):
         from_wire(PeerView, message)
     with pytest.raises(BadMessageError):
-        observation_from_wire(swarm)
+        OBSERVATIONS.from_bytes(swarm.SerializeToString())
 
 
 @pytest.mark.parametrize(("present", "reason"), [(True, "left"), (False, ""), (False, "because")])
@@ -51,17 +54,9 @@ def test_a_peer_leaves_with_a_known_reason_and_comes_with_none(present: bool, re
     ],
 )
 def test_an_observation_comes_back_from_the_wire_as_it_went(observation: Any) -> None:
-    data = observation_to_wire(observation).SerializeToString()
-    assert observation_from_wire(pb.Observation.FromString(data)) == observation
-
-
-def test_every_kind_of_observation_has_its_field() -> None:
-    (kinds,) = pb.Observation.DESCRIPTOR.oneofs
-    assert {field.name: field.message_type.name for field in kinds.fields} == {
-        name: kind.__name__ for name, kind in OBSERVATION_KINDS.items()
-    }
+    assert OBSERVATIONS.from_bytes(OBSERVATIONS.to_bytes(observation)) == observation
 
 
 def test_an_observation_without_content_is_a_bad_message() -> None:
     with pytest.raises(BadMessageError):
-        observation_from_wire(pb.Observation())
+        OBSERVATIONS.from_bytes(pb.Observation().SerializeToString())

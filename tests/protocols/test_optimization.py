@@ -18,7 +18,6 @@ def spec(optimizer: dict[str, object] | None = None, schedule: dict[str, object]
     return RunSpec.model_validate(
         {
             "run": {"name": "x"},
-            "model": {"model_type": "gpt2"},
             "optimizer": optimizer or {},
             "schedule": {"name": "linear", "warmup_steps": 5, "total_steps": 50} if schedule is None else schedule,
         }

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import protocols.wire
-from protocols import observations
+from protocols import messages, observations
 from protocols.errors import BadMessageError
+from protocols.messages import MAX_CHUNK_BYTES, Manifest
 from protocols.observations import Absence, Committed, Failure, PeerView, Seen, Swarm
 from protocols.reasons import Reason
 from protocols.round import member, records
@@ -36,14 +37,12 @@ from protocols.round.records import (
     SignedCommit,
     Standing,
 )
-from protocols.snapshot.chunks import Manifest
 from protocols.wire import convert
 from protocols.wire import dugnad_pb2 as pb
+from protocols.wire.calls import CALL_OF, CALLS, Call, Envelope, Single
 from protocols.wire.convert import (
     MAX_REPEATED,
     MAX_TEXT,
-    MEMBER_KINDS,
-    answer_to_wire,
     from_wire,
     signed_commit_from_bytes,
     signed_commit_to_bytes,
@@ -207,7 +206,53 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         chunk_bytes=st.integers(1, 2**22),
         chunks=st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=5).map(tuple),
     ),
+    messages.Leave: st.just(messages.Leave()),
+    messages.NotLeader: st.builds(messages.NotLeader, follows=st.just("") | peers, address=texts, able=st.booleans()),
+    messages.Heartbeat: st.builds(
+        messages.Heartbeat, standing=standings, samples=counts, samples_per_second=rates, peers=st.integers(0, 2**20)
+    ),
+    messages.Abort: st.builds(messages.Abort, plan_digest=digests, reason=reasons),
+    messages.NeedState: st.just(messages.NeedState()),
+    messages.AskRequest: st.just(messages.AskRequest()),
+    messages.AskReply: st.builds(
+        messages.AskReply,
+        standing=standings,
+        caught_up=st.booleans(),
+        follows=candidates | st.just(messages.NOBODY),
+        followers=st.integers(0, 2**20),
+        bulk_address=texts,
+    ),
+    messages.OfferRequest: st.builds(messages.OfferRequest, digest=st.just("") | digests, at_least=st.none() | standings),
+    messages.SnapshotRequest: st.builds(
+        messages.SnapshotRequest, digest=digests, first_chunk=st.integers(0, 2**20), chunks=st.integers(0, 2**10)
+    ),
+    messages.CommitsRequest: st.builds(messages.CommitsRequest, after=digests),
+    messages.Chunk: st.builds(messages.Chunk, offset=counts, data=st.binary(max_size=3 * MAX_TEXT)),
+    messages.PushReply: st.just(messages.PushReply()),
+    messages.BulkHello: st.builds(messages.BulkHello, protocol=st.integers(0, 2**20), run_digest=digests),
+    messages.ReduceOpen: st.builds(
+        messages.ReduceOpen, plan_digest=digests, shard=st.integers(0, 63), contribution=st.none() | contributions
+    ),
+    messages.Averaged: st.builds(messages.Averaged, contributions=st.lists(contributions, max_size=4).map(tuple)),
+    messages.Probe: st.builds(messages.Probe, up=st.booleans()),
+    messages.Probed: st.builds(messages.Probed, bytes_s=st.floats(0, 1e11)),
+    messages.Refused: st.builds(messages.Refused, reason=reasons.map(lambda reason: reason.value), sentence=texts),
+    messages.ObserveRequest: st.builds(messages.ObserveRequest, after_epoch=counts, once=st.booleans()),
 }
+MESSAGES = {kind for kind in vars(messages).values() if isinstance(kind, type) and kind.__module__ == messages.__name__}
+# Records whose every field may be absent, empty or zero.
+MAY_BE_EMPTY = {
+    Hello,
+    Candidate,
+    member.Accept,
+    *(kind for kind in MESSAGES if kind not in (messages.Heartbeat, messages.Abort, messages.AskReply, Manifest)),
+}
+WITHOUT_DIGEST = {SignedCommit, Committed, Manifest, messages.Chunk}  # they hold bytes, which no digest is taken of
+
+
+def test_what_may_be_empty_is_named_right() -> None:
+    for kind in MAY_BE_EMPTY:
+        from_wire(kind, getattr(pb, kind.__name__)())
 
 
 @pytest.mark.parametrize("kind", EVERY_RECORD, ids=lambda kind: kind.__name__)
@@ -218,18 +263,24 @@ def test_a_record_comes_back_from_the_wire_as_it_went_with_the_same_digest(kind:
     message = to_wire(record)
     back = from_wire(kind, type(message).FromString(message.SerializeToString()))
     assert back == record
-    assert records.digest_of(back) == records.digest_of(record) if kind not in (SignedCommit, Committed, Manifest) else True
+    assert records.digest_of(back) == records.digest_of(record) if kind not in WITHOUT_DIGEST else True
 
 
 def test_every_record_that_has_a_message_is_put_to_the_test() -> None:
     here = {
         name
-        for module in (records, round_plans, member, observations)
+        for module in (records, round_plans, member, observations, messages)
         for name, kind in vars(module).items()
         if dataclasses.is_dataclass(kind) and name in pb.DESCRIPTOR.message_types_by_name
     }
     assert here <= {kind.__name__ for kind in EVERY_RECORD}
-    assert {kind.__name__ for kind in MEMBER_KINDS.values()} <= {kind.__name__ for kind in EVERY_RECORD}
+    assert {kind for call in CALLS for stream in (call.up, call.down) for kind in kinds_of(stream)} <= EVERY_RECORD.keys()
+    assert EVERY_RECORD.keys() >= MESSAGES
+
+
+def kinds_of(stream: Single | Envelope) -> set[type[Any]]:
+    """The records that a stream carries."""
+    return {stream._record} if isinstance(stream, Single) else set(stream._kinds.values())
 
 
 @pytest.mark.parametrize("kind", EVERY_RECORD, ids=lambda kind: kind.__name__)
@@ -253,7 +304,7 @@ def test_noise_is_a_bad_message_and_nothing_else(noise: bytes) -> None:
         signed_commit_from_bytes(noise)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in EVERY_RECORD if kind not in (Hello, Candidate, member.Accept, records.Result)])
+@pytest.mark.parametrize("kind", [kind for kind in EVERY_RECORD if kind not in MAY_BE_EMPTY], ids=lambda kind: kind.__name__)
 def test_an_empty_message_is_no_record(kind: type[Any]) -> None:
     """A missing part is not quietly zero."""
     with pytest.raises(BadMessageError):
@@ -352,19 +403,111 @@ def test_long_bytes_are_bounded_too() -> None:
         from_wire(SignedCommit, to_wire(SignedCommit(commit, b"x" * (MAX_TEXT + 1), b"")))
 
 
-@pytest.mark.parametrize("answer", [member.Accept("a" * 64, None), member.Refuse("a" * 64, Reason.SILENT, 3)])
-def test_answers_travel_in_the_field_that_is_read_for_them(answer: Any) -> None:
-    message = pb.MemberMessage.FromString(answer_to_wire(answer).SerializeToString())
-    kind = message.WhichOneof("kind")
-    assert from_wire(MEMBER_KINDS[kind], getattr(message, kind)) == answer
+@pytest.mark.parametrize(("size", "fits"), [(MAX_TEXT + 1, True), (MAX_CHUNK_BYTES, True), (MAX_CHUNK_BYTES + 1, False)])
+def test_a_chunk_is_longer_than_a_text_and_not_longer_than_a_chunk(size: int, fits: bool) -> None:
+    message = to_wire(messages.Chunk(7, bytes(size)))
+    if fits:
+        assert from_wire(messages.Chunk, message) == messages.Chunk(7, bytes(size))
+    else:
+        with pytest.raises(BadMessageError):
+            from_wire(messages.Chunk, message)
 
 
-def test_every_answer_and_report_can_be_told_apart() -> None:
-    (kinds,) = (oneof for oneof in pb.MemberMessage.DESCRIPTOR.oneofs)
-    assert {field.name for field in kinds.fields} - {"leave"} == MEMBER_KINDS.keys()
-    for name, kind in MEMBER_KINDS.items():
-        assert kind.__name__.lower() == name
-    assert set(typing.get_args(member.Answer)) <= set(MEMBER_KINDS.values())
+@pytest.mark.parametrize(("items", "fits"), [(MAX_REPEATED, True), (MAX_REPEATED + 1, False)])
+def test_a_list_has_so_many_items_at_most(items: int, fits: bool) -> None:
+    contributions = (Contribution("ann", 1, 0, 4, "a" * 64, 1.0),) * items
+    message = to_wire(messages.Averaged(contributions))
+    if fits:
+        assert from_wire(messages.Averaged, message).contributions == contributions
+    else:
+        with pytest.raises(BadMessageError, match=f"{items} items"):
+            from_wire(messages.Averaged, message)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1.0, 1e12])
+def test_a_probed_rate_out_of_all_bounds_is_a_bad_message(rate: float) -> None:
+    with pytest.raises(BadMessageError):
+        from_wire(messages.Probed, pb.Probed(bytes_s=rate))
+
+
+@pytest.mark.parametrize("change", [{"total_bytes": 1 << 23}, {"chunk_bytes": 0}, {"chunk_bytes": MAX_CHUNK_BYTES + 1}])
+def test_a_manifest_that_contradicts_itself_is_a_bad_message(change: dict[str, int]) -> None:
+    message = to_wire(Manifest(3, "c" * 64, 2048, 1024, (b"x" * 32, b"y" * 32)))
+    for name, value in change.items():
+        setattr(message, name, value)
+    with pytest.raises(BadMessageError, match="Manifest"):
+        from_wire(Manifest, message)
+
+
+# -- calls -----------------------------------------------------------------------------------------------------------------------
+
+STREAMS = [
+    pytest.param(stream, kind, id=f"{call.name} {way} {kind.__name__}")
+    for call in CALLS
+    for way, stream in (("up", call.up), ("down", call.down))
+    for kind in sorted(kinds_of(stream), key=lambda kind: kind.__name__)
+]
+
+
+@pytest.mark.parametrize(("stream", "kind"), STREAMS)
+@settings(max_examples=5)
+@given(data=st.data())
+def test_a_record_comes_through_each_call_that_carries_its_kind(
+    stream: Single | Envelope, kind: type[Any], data: st.DataObject
+) -> None:
+    record = data.draw(EVERY_RECORD[kind])
+    assert stream.from_bytes(stream.to_bytes(record)) == record
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
+@given(noise=st.binary(max_size=200))
+def test_noise_in_a_call_is_a_bad_message_or_a_record_of_the_call_and_nothing_else(call: Call, noise: bytes) -> None:
+    for stream in (call.up, call.down):
+        try:
+            record = stream.from_bytes(noise)
+        except BadMessageError:
+            continue
+        assert type(record) in kinds_of(stream)
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if isinstance(call.down, Envelope)], ids=lambda call: call.name)
+def test_an_envelope_without_content_is_a_bad_message(call: Call) -> None:
+    with pytest.raises(BadMessageError, match="unknown kind"):
+        call.down.from_bytes(b"")
+
+
+def test_every_call_is_one_of_the_service_in_the_proto_file_and_every_opening_has_one_call() -> None:
+    methods = pb.DESCRIPTOR.services_by_name["Peer"].methods_by_name
+    assert {call.name for call in CALLS} == set(methods)
+    assert len(CALL_OF) == len(CALLS)
+    for call in CALLS:
+        assert call.opening in kinds_of(call.up)
+        assert message_of(call.up) == methods[call.name].input_type.name
+        assert message_of(call.down) == methods[call.name].output_type.name
+
+
+def message_of(stream: Single | Envelope) -> str:
+    return stream._message.DESCRIPTOR.name
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [stream for call in CALLS for stream in (call.up, call.down) if isinstance(stream, Envelope)],
+    ids=lambda stream: message_of(stream),
+)
+def test_every_field_of_an_envelope_has_its_record(stream: Envelope) -> None:
+    (kinds,) = stream._message.DESCRIPTOR.oneofs
+    assert {field.name: field.message_type.name for field in kinds.fields} == {
+        name: kind.__name__ for name, kind in stream._kinds.items()
+    }
+
+
+def test_a_member_can_send_every_answer_and_its_reports() -> None:
+    assert {*typing.get_args(member.Answer), Hello, Report, messages.Leave} == kinds_of(CALL_OF[Hello].up)
+
+
+def test_an_observer_can_be_told_every_observation() -> None:
+    assert set(typing.get_args(observations.Observation)) == kinds_of(CALL_OF[messages.ObserveRequest].down)
 
 
 # -- the file that all versions of dugnad share ----------------------------------------------------------------------------------
@@ -425,7 +568,9 @@ def test_fields_removed_since_the_release_would_be_noticed() -> None:
 
 
 def test_convert_reads_and_writes_nothing_but_what_the_records_name() -> None:
-    assert convert._fields(Ballot) == {"epoch": int, "parent": str, "attempt": int, "leader": str}
+    fields = {"epoch": (int, MAX_TEXT), "parent": (str, MAX_TEXT), "attempt": (int, MAX_TEXT), "leader": (str, MAX_TEXT)}
+    assert convert._fields(Ballot) == fields
+    assert convert._fields(messages.Chunk) == {"offset": (int, MAX_TEXT), "data": (bytes, MAX_CHUNK_BYTES)}
 
 
 if __name__ == "__main__":

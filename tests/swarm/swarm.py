@@ -30,9 +30,10 @@ from protocols.host.event_log import read_events
 from protocols.identity import Key, Ticket
 from protocols.round.records import Candidate
 from protocols.snapshot.fetch import SnapshotFetch
-from protocols.transport.channels import Channels
 from protocols.transport.enrolling import Enrolment, enrol
+from protocols.transport.network import NetworkTransport
 from protocols.transport.network_thread import NetworkThread
+from tests.factories import CORPUS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOOKS = Path(__file__).parent / "hooks"
@@ -50,7 +51,10 @@ SPEC = """
 name = "test"
 seed = {seed}
 
-[model]
+[task]
+sequence_length = 64
+
+[task.model]
 model_type = "gpt2"
 n_embd = 64
 n_layer = 2
@@ -60,12 +64,12 @@ resid_pdrop = 0.0
 embd_pdrop = 0.0
 attn_pdrop = 0.0
 
-[data]
+[task.data]
 source = "files"
-paths = ["{text}/protocols/**/*.py", "{text}/coordinator/*.py", "{text}/peer/*.py"]
+paths = ["{text}/*.txt"]
 held_out_bytes = 16384
 
-[tokenizer]
+[task.tokenizer]
 vocab_size = 400
 
 [optimizer]
@@ -73,7 +77,6 @@ learning_rate = 3e-3
 
 [training]
 target_batch_size = {batch}
-sequence_length = 64
 {limit}
 
 [averaging]
@@ -209,21 +212,24 @@ class Swarm:
         codec: str = "fp32",
         overlap: bool = False,
         faults: bool = False,
+        pace_s: float = 0.0,
         host: str = "127.0.0.1",
         under: tuple[str, ...] = (),
     ) -> None:
         """`faults`: its processes can be told to fail at a phase of a round (tests/swarm/hooks).
 
+        `pace_s`: each micro-batch takes so much longer, so that epochs have a least length on any machine; needs `faults`.
+
         `host`: where the coordinator listens; `under`: what runs it, and peers for which nothing else is named.
         """
         print(f"seed {seed}")
-        self._environment = HOOKED if faults else {}
+        self._environment = {**HOOKED, "DUGNAD_TEST_PACE_S": str(pace_s)} if faults else {}
         self._host, self._under = host, under
         self.folder = folder
         limit = f"max_epochs = {max_epochs}" if max_epochs is not None else ""
         self.run_file = folder / "run.toml"
         overlaps = str(overlap).lower()
-        spec = SPEC.format(seed=seed, text=REPOSITORY, batch=batch, limit=limit, codec=codec, overlap=overlaps)
+        spec = SPEC.format(seed=seed, text=CORPUS, batch=batch, limit=limit, codec=codec, overlap=overlaps)
         self.run_file.write_text(spec)
         self.port = free_port()
         self.everybody: list[Process] = []
@@ -303,24 +309,24 @@ class Swarm:
             self._visitor = self._network.call(enrol(Ticket.parse(self.ticket), Key.generate()))
         return self._visitor
 
-    def call(self, work: Callable[[Channels], Any], run_digest: str = "") -> Any:
-        """Run `await work(links)` as an outsider."""
+    def call(self, work: Callable[[NetworkTransport], Any], run_digest: str = "") -> Any:
+        """Run `await work(transport)` as an outsider."""
         visitor = self.visit()
 
         async def visiting() -> Any:
-            channels = Channels(visitor.credentials, run_digest or visitor.spec.digest)
+            transport = NetworkTransport(visitor.credentials, run_digest or visitor.spec.digest)
             try:
-                return await work(channels)
+                return await work(transport)
             finally:
-                await channels.aclose()
+                await transport.aclose()
 
         return self._network.call(visiting())
 
     def snapshot_of(self, process: Process) -> bytes:
         candidate = Candidate(self.id_of(process), address_of(process))
 
-        async def fetch(channels: Channels) -> bytes:
-            return await SnapshotFetch(channels, 1 << 30, lambda done, total: None, lambda peer, error: None).run([candidate])
+        async def fetch(transport: NetworkTransport) -> bytes:
+            return await SnapshotFetch(transport, 1 << 30, lambda done, total: None, lambda peer, error: None).run([candidate])
 
         def offered() -> bytes | None:
             try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from protocols.identity import Ticket
+from tests.factories import CORPUS
 from tests.swarm.swarm import SPEC, Swarm, free_port, run_dugnad
 
 pytestmark = pytest.mark.swarm
@@ -65,7 +66,7 @@ def test_a_coordinator_that_is_away_is_named_with_its_address(tmp_path: Path) ->
 
 
 def test_a_port_that_is_in_use_is_named(swarm: Swarm, tmp_path: Path) -> None:
-    run_file = write_spec(tmp_path, text=Path(__file__).resolve().parents[2])
+    run_file = write_spec(tmp_path, text=CORPUS)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -88,10 +89,8 @@ def test_a_corpus_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_corpus_that_is_empty_is_said_to_hold_nothing(tmp_path: Path) -> None:
-    (tmp_path / "protocols").mkdir()
-    (tmp_path / "protocols" / "empty.py").write_text("")
-    run_file = write_spec(tmp_path, f', "{tmp_path}/coordinator/*.py", "{tmp_path}/peer/*.py"', "")
-    refused(1, "hold 0 characters", "coordinator", str(run_file), "--dir", str(tmp_path / "run"))
+    (tmp_path / "empty.txt").write_text("")
+    refused(1, "hold 0 characters", "coordinator", str(write_spec(tmp_path)), "--dir", str(tmp_path / "run"))
 
 
 def test_a_batch_smaller_than_one_micro_batch_is_refused(swarm: Swarm, tmp_path: Path) -> None:

@@ -10,14 +10,16 @@ from tests.swarm.faults import assert_identical
 from tests.swarm.swarm import Process, Swarm, assert_disjoint, assert_one_history, wait_until
 
 pytestmark = pytest.mark.swarm
-# 0.25 MB/s, for vectors of 0.26 MB with fp16 and half of that with int8, and epochs of a second or more: long enough for commits
-# to be fetched from one of them faster than they come.
+# 0.25 MB/s, for vectors of 0.26 MB with fp16 and half of that with int8. The codec changes once fp16 takes a tenth of an epoch,
+# which is so in epochs of less than 9 s. Whoever joins fetches commits faster than they come in epochs of more than a second:
+# two peers that draw at most 200 samples/s each take longer, however fast the machine.
 SLOW = ("--max-upload", "2")
+BATCH, PACE_S = 480, 0.02  # four samples
 
 
 def test_replicas_stay_bit_identical_while_the_codec_changes_to_one_that_loses(tmp_path: Path) -> None:
     """And after that, while a peer is killed and another joins late. With int8, what rounding lost goes along later."""
-    with Swarm(tmp_path, seed=23, batch=960, codec="auto", faults=True) as swarm:
+    with Swarm(tmp_path, seed=23, batch=BATCH, codec="auto", faults=True, pace_s=PACE_S) as swarm:
         stays, doomed = swarm.start_peer("stays", *SLOW), swarm.start_peer("doomed", *SLOW)
         wait_until(lambda: _gave_with("int8", doomed, swarm), "slow lines to be given less to carry", 90)
         doomed.kill()

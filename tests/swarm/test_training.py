@@ -14,7 +14,7 @@ from protocols.errors import RefusedError
 from protocols.reasons import Reason
 from protocols.round.records import Candidate
 from protocols.snapshot.format import read_header
-from protocols.transport.state_transfer import ask
+from protocols.transport.whereabouts import ask
 from tests.swarm.swarm import (
     Process,
     Swarm,
@@ -235,6 +235,6 @@ def test_a_peer_of_another_run_is_refused_with_the_reason(tmp_path: Path) -> Non
         swarm.commits_by(peer, 1, 90)
         there = Candidate(swarm.id_of(peer), address_of(peer))
         with pytest.raises(RefusedError) as refusal:
-            swarm.call(lambda channels: ask(channels, there), run_digest="f" * 64)
+            swarm.call(lambda transport: ask(transport, there), run_digest="f" * 64)
         assert refusal.value.reason == Reason.OTHER_RUN.value
         assert "ffffffffffff" in str(refusal.value)

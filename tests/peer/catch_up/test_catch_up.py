@@ -1,235 +1,299 @@
-"""When catching up goes on, and when it gives up: the calls to other peers are stood in for."""
+"""Which ways a peer takes to the heaviest lineage, when it goes on, and when it gives up. Replica, state and calls are real, in
+virtual time; the donors do what each test says."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
-import peer.catch_up.catch_up
 from peer.catch_up.catch_up import TRIES, CatchUp
-from protocols.errors import BadMessageError, RefusedError, RemoteError, UnreachableError
+from peer.catch_up.kept_state import KeptState
+from protocols.errors import UnreachableError
+from protocols.messages import NOBODY, AskReply, AskRequest, Chunk, CommitsRequest, OfferRequest, SnapshotRequest
 from protocols.reasons import Reason
-from protocols.round.records import Candidate, Standing, Tip
-from protocols.snapshot.format import StateHeader
-from protocols.transport.state_transfer import Whereabouts
+from protocols.round.records import Candidate, SignedCommit, Standing, Tip
+from protocols.snapshot.format import manifest_of, read_header
+from protocols.transport.interface import Stream, refusal
+from tests.peer.histories import History, Stand
+from tests.peer.virtual import JobsAtOnce, Net
 
-ANN, BOB = Candidate("ann" + "0" * 29, "a:1"), Candidate("bob" + "0" * 29, "b:1")
-
-
-def tip(epoch: int) -> Tip:
-    return Tip(epoch, f"{epoch:064x}", 10 * epoch, ANN, "fp32")
-
-
-def header(epoch: int) -> StateHeader:
-    return StateHeader("ab" * 32, max(0, epoch), f"{abs(epoch):064x}", max(0, 10 * epoch), "", {})
+CHUNK = 1 << 10
+PAUSES_S = 0.25 + 0.5 + 1 + 2 + 4 + 15 * 8  # between the tries that are made before it gives up
 
 
-class Replica:
-    elements = 10
-
-    def layout(self, epoch: int) -> None:
-        """Of commits, which nobody here has."""
-
-    def __init__(self, epoch: int | None) -> None:
-        self.tip = tip(epoch) if epoch is not None else None
-
-    def restore(self, snapshot: bytes) -> Tip:
-        epoch = int(snapshot)
-        if epoch < 0:
-            raise BadMessageError("the snapshot does not fit")
-        self.tip = tip(epoch)
-        return self.tip
+@pytest.fixture(scope="module")
+def history() -> History:
+    return History(3 * TRIES)
 
 
-class Scene:
-    """What the others answer, by try; the test's own."""
+class Donor:
+    """A peer at `epoch` of a history. It keeps no commits unless `keeps`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, epoch: int | None = None) -> None:
-        self.replica = Replica(epoch)
-        self.there: list[tuple[Candidate, int]] = []
-        self.fetches: list[tuple[list[str], Standing | None]] = []  # (donors asked, at least)
-        self.give: Callable[[Any, Sequence[Candidate]], bytes] = lambda fetch, sources: b"0"
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self.pauses: list[float] = []
-        self.before_try: Callable[[int], None] = lambda number: None
-        scene = self
+    def __init__(self, net: Net, name: str, history: History, epoch: int, *, keeps: bool = False) -> None:
+        self.history, self.epoch, self.keeps = history, epoch, keeps
+        self.candidate = net.node(name, self).candidate
+        self.asked: list[Any] = []
+        self.when_asked: Callable[[Any], None] = lambda opening: None
+        self.sends: Callable[[], bytes] = lambda: self.history.snapshots[self.epoch]
+        self.chunks_a_call = 10**6  # then it breaks the link off
+        self.damage: Callable[[SignedCommit], SignedCommit] = lambda signed: signed
 
-        class Fetch:
-            def __init__(self, channels: Any, max_bytes: int, progress: Any, failed: Callable[[str, RemoteError], None]) -> None:
-                self.failed = failed
-                self.download = type(
-                    "Download", (), {"manifest": None, "bytes_done": 0, "verified_by": {}, "forget": lambda _: None}
-                )()
+    def asked_for(self, kind: type[Any]) -> list[Any]:
+        return [opening for opening in self.asked if isinstance(opening, kind)]
 
-            async def run(self, sources: Sequence[Candidate], *, best: Any, at_least: Standing | None) -> bytes:
-                scene.fetches.append(([kept_state.peer for kept_state in sources], at_least))
-                self.download.verified_by = {kept_state.peer: 1 for kept_state in sources}
-                return scene.give(self, sources)
+    async def serve(self, stream: Stream, opening: Any) -> None:
+        self.asked.append(opening)
+        self.when_asked(opening)
+        match opening:
+            case AskRequest():
+                await stream.send(AskReply(self.history.tips[self.epoch].standing, True, NOBODY, 0, ""))
+            case OfferRequest():
+                snapshot = self.sends()
+                await stream.send(manifest_of(snapshot, read_header(snapshot), CHUNK))
+            case SnapshotRequest(_, first, count):
+                snapshot = self.sends()
+                for index in range(first, first + min(count, self.chunks_a_call)):
+                    await stream.send(Chunk(index * CHUNK, snapshot[index * CHUNK : (index + 1) * CHUNK]))
+                if count > self.chunks_a_call:
+                    raise UnreachableError("cut")
+            case CommitsRequest(after):
+                found = self.history.after(after, self.epoch) if self.keeps else None
+                if found is None:
+                    raise refusal(Reason.OTHER_LINEAGE, "too far back")
+                for signed, result in found:
+                    await stream.send(self.damage(signed))
+                    await stream.send(Chunk(0, result))
 
-        tries = iter(range(1000))
-
-        async def ask_all(channels: Any, peers: Any) -> list[Whereabouts]:
-            scene.before_try(next(tries))
-            return [
-                Whereabouts(peer, Standing(epoch, f"{epoch:064x}", 10 * epoch), True, ANN, 0, "") for peer, epoch in scene.there
-            ]
-
-        async def sleep(seconds: float) -> None:
-            scene.pauses.append(seconds)
-
-        async def no_commits(*arguments: Any) -> Any:
-            raise RefusedError("too far back", reason=Reason.OTHER_LINEAGE.value)
-            yield
-
-        monkeypatch.setattr(peer.catch_up.catch_up, "SnapshotFetch", Fetch)
-        monkeypatch.setattr(peer.catch_up.catch_up, "ask_all", ask_all)
-        monkeypatch.setattr(peer.catch_up.catch_up, "fetch_commits", no_commits)
-        monkeypatch.setattr(peer.catch_up.catch_up, "read_header", lambda snapshot: header(int(snapshot)))
-        monkeypatch.setattr(peer.catch_up.catch_up, "asyncio", SimpleNamespace(sleep=sleep))
-
-        class JobQueue:
-            async def run(self, act: Callable[[], Any]) -> Any:
-                return act()
-
-        anything: Any = type("Anything", (), {"forget": lambda _: None, "reachable": lambda _: [], "hidden": lambda _: []})()
-        self.catch_up = CatchUp(
-            anything,
-            self.replica,
-            JobQueue(),
-            anything,
-            anything,
-            self.event,
-            lambda done, total: None,  # type: ignore[arg-type]
-        )
-
-    def event(self, name: str, /, **fields: Any) -> None:
-        self.events.append((name, fields))
-
-    def named(self, name: str) -> list[dict[str, Any]]:
-        return [fields for event, fields in self.events if event == name]
-
-    def run(self) -> Tip:
-        return asyncio.run(self.catch_up.run(Reason.JOINED, lambda signed, reached, averaged: None))
+    async def serve_bulk(self, *_: Any) -> None:
+        raise AssertionError("state does not come over bulk connections")
 
 
-def test_a_newcomer_takes_a_snapshot_and_compares_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(monkeypatch)
-    scene.there = [(ANN, 7), (BOB, 7)]
-    scene.give = lambda fetch, sources: b"7"
-    assert scene.run() == tip(7)
-    assert scene.fetches == [([ANN.peer, BOB.peer], None)]
-    assert [name for name, _ in scene.events] == ["catching_up", "fetched", "caught_up"]
+class Joiner:
+    """A peer that searches. `others` are those that it can dial, `hidden` the client-mode followers that say where they stand."""
+
+    def __init__(self, net: Net, *others: Donor, stand: Stand | None = None) -> None:
+        self.node, self.stand = net.node("joiner", reachable=False), stand or Stand("joiner")
+        self.others = [donor.candidate for donor in others]
+        self.hidden_ones: dict[str, tuple[Standing, bytes]] = {}
+        self.replica, self.jobs = self.stand.replica, JobsAtOnce()
+        me: Any = self
+        environment = self.node.environment()
+        self.kept_state = KeptState(me, environment)
+        self.catch_up = CatchUp(environment, me, self.kept_state, me, self.node.told)
+        self.replayed: list[int] = []
+
+    def reachable(self) -> list[Candidate]:
+        return list(self.others)
+
+    def hidden(self) -> list[tuple[str, Standing]]:
+        return [(peer, standing) for peer, (standing, _) in self.hidden_ones.items()]
+
+    async def pushed_by(self, peer: str) -> bytes:
+        return self.hidden_ones[peer][1]
+
+    def run(self, reason: Reason = Reason.JOINED) -> Tip:
+        return self.node.play(self.catch_up.run(reason, lambda signed, tip, result: self.replayed.append(tip.epoch)))
 
 
-def test_after_its_tries_it_gives_up_with_the_cause_and_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(monkeypatch)
+# -- from a snapshot --------------------------------------------------------------------------------------------------------
+
+
+def test_a_newcomer_takes_a_snapshot_from_all_who_have_it_and_compares_again(net: Net, history: History) -> None:
+    donors = [Donor(net, name, history, 7) for name in ("ann", "bob")]
+    joiner = Joiner(net, *donors)
+    assert joiner.run() == history.tips[7]
+    assert joiner.stand.weights == history.weights[7]
+    assert [name for name, _ in joiner.node.events] == ["catching_up", "fetched", "caught_up"]
+    assert set(joiner.node.told_of("fetched")[0]["chunks"]) == {"ann", "bob"}
+    assert all(len(donor.asked_for(AskRequest)) == 2 for donor in donors), "somebody may be further by now"
+
+
+def test_after_its_tries_it_gives_up_with_the_cause_and_a_remedy(net: Net) -> None:
+    joiner = Joiner(net)
     with pytest.raises(UnreachableError) as nobody:
-        scene.run()
+        joiner.run()
     assert f"{TRIES} tries" in str(nobody.value) and "nobody who is further" in str(nobody.value)
     assert "coordinator" in nobody.value.remedy
-    assert scene.pauses[:7] == [0.25, 0.5, 1, 2, 4, 8, 8] and len(scene.pauses) == TRIES
-
-    scene = Scene(monkeypatch)
-    scene.there = [(ANN, 7)]
-
-    def cut(fetch: Any, sources: Any) -> bytes:
-        raise UnreachableError("donor ann cannot be reached (unavailable)")
-
-    scene.give = cut
-    with pytest.raises(UnreachableError, match=r"after 20 tries; the last problem: donor ann cannot be reached"):
-        scene.run()
-    assert len(scene.fetches) == TRIES
+    assert net.world.now == pytest.approx(PAUSES_S), "each pause is twice as long as the one before, up to a longest"
 
 
-def test_a_run_that_is_always_a_step_ahead_does_not_use_up_the_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(monkeypatch)
-
-    def move_on(number: int) -> None:
-        scene.there = [(ANN, min(number + 1, 3 * TRIES))]
-
-    scene.before_try = move_on
-    scene.give = lambda fetch, sources: str(scene.there[0][1]).encode()
-    assert scene.run() == tip(3 * TRIES)
-    assert scene.pauses == []
+def test_the_cause_that_it_names_is_the_last_problem(net: Net, history: History) -> None:
+    ann = Donor(net, "ann", history, 7)
+    ann.chunks_a_call = 0
+    with pytest.raises(UnreachableError, match=r"after 20 tries; the last problem: the link to ann broke"):
+        Joiner(net, ann).run()
+    assert len(ann.asked_for(OfferRequest)) == TRIES
 
 
-def test_chunks_of_the_same_target_are_progress_and_a_new_target_alone_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(monkeypatch)
-    scene.there = [(ANN, 7)]
+def test_a_run_that_is_always_a_step_ahead_does_not_use_up_the_tries(net: Net, history: History) -> None:
+    ann = Donor(net, "ann", history, 0)
 
-    def one_more(fetch: Any, sources: Any) -> bytes:
-        fetch.download.manifest = "the same"
-        fetch.download.bytes_done += 1
-        if fetch.download.bytes_done > 3 * TRIES:
-            return b"7"
-        raise UnreachableError("cut")
+    def move_on(opening: Any) -> None:
+        if isinstance(opening, AskRequest):
+            ann.epoch = min(ann.epoch + 1, 3 * TRIES)
 
-    scene.give = one_more
-    assert scene.run() == tip(7)
-    assert set(scene.pauses) == {0.25}, "the first, whose target was new"
+    ann.when_asked = move_on
+    assert Joiner(net, ann).run() == history.tips[-1]
+    assert len(ann.asked_for(OfferRequest)) == 3 * TRIES
 
-    scene = Scene(monkeypatch)
-    scene.there = [(ANN, 7)]
 
-    def begun_anew(fetch: Any, sources: Any) -> bytes:
-        fetch.download.manifest = str(len(scene.fetches))
-        fetch.download.bytes_done = 100
-        raise UnreachableError("cut")
+def test_chunks_of_the_same_target_are_progress(net: Net, history: History) -> None:
+    ann = Donor(net, "ann", history, 7)
+    ann.chunks_a_call = 1
+    joiner = Joiner(net, ann)
+    assert joiner.run() == history.tips[7]
+    assert len(ann.asked_for(OfferRequest)) > 2 * TRIES, "more tries than it would make in vain"
 
-    scene.give = begun_anew
+
+def test_a_new_target_alone_is_no_progress(net: Net, history: History) -> None:
+    ann = Donor(net, "ann", history, 50)
+    ann.chunks_a_call = 1
+    ann.sends = lambda: history.snapshots[len(ann.asked_for(OfferRequest))]  # another one each time
     with pytest.raises(UnreachableError, match="20 tries"):
-        scene.run()
+        Joiner(net, ann).run()
 
 
-def test_who_gave_a_state_that_does_not_fit_is_not_asked_again_while_others_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(monkeypatch)
-    scene.there = [(ANN, 7)]
+def test_who_gave_a_state_that_does_not_fit_is_not_asked_again_while_others_are_there(net: Net, history: History) -> None:
+    ann, bob = Donor(net, "ann", history, 7), Donor(net, "bob", history, 7)
+    ann.sends = lambda: foreign(history.snapshots[7])
+    joiner = Joiner(net, ann)
 
-    def lie(fetch: Any, sources: Any) -> bytes:
-        scene.there = [(ANN, 7), (BOB, 7)]
-        return b"7" if sources == [BOB] else b"-1"
+    def bob_comes(opening: Any) -> None:
+        if isinstance(opening, SnapshotRequest):
+            joiner.others = [ann.candidate, bob.candidate]
 
-    scene.give = lie
-    assert scene.run() == tip(7)
-    assert [sources for sources, _ in scene.fetches] == [[ANN.peer], [BOB.peer]]
-    assert [(fields["peer"], fields["reason"]) for fields in scene.named("donor_failed")] == [(ANN.peer, Reason.BAD_CHUNK.value)]
-
-
-def test_a_peer_with_state_of_its_own_never_goes_back_to_a_lighter_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(monkeypatch, epoch=6)
-    scene.there = [(ANN, 7)]
-    scene.give = lambda fetch, sources: b"7" if len(scene.fetches) > 1 else b"5"
-    assert scene.run() == tip(7)
-    assert [least for _, least in scene.fetches] == [tip(6).standing, tip(6).standing]
-    assert "less far" in scene.named("donor_failed")[0]["problem"]
+    ann.when_asked = bob_comes
+    assert joiner.run() == history.tips[7]
+    assert (len(ann.asked_for(OfferRequest)), len(bob.asked_for(OfferRequest))) == (1, 1)
+    assert [(it["peer"], it["reason"]) for it in joiner.node.told_of("donor_failed")] == [("ann", Reason.BAD_CHUNK.value)]
 
 
-def test_a_heavier_lineage_whose_holders_do_not_answer_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(monkeypatch, epoch=6)
+def foreign(snapshot: bytes) -> bytes:
+    """The same state of a run with another digest."""
+    return snapshot.replace(b"ab" * 32, b"cd" * 32)
+
+
+def test_with_nobody_else_there_it_is_asked_again(net: Net, history: History) -> None:
+    ann = Donor(net, "ann", history, 7)
+    ann.sends = lambda: history.snapshots[7] if len(ann.asked_for(OfferRequest)) > 1 else foreign(history.snapshots[7])
+    assert Joiner(net, ann).run() == history.tips[7]
+
+
+def test_a_peer_with_state_of_its_own_never_goes_back_to_a_lighter_one(net: Net, history: History) -> None:
+    ann = Donor(net, "ann", history, 7)
+    ann.sends = lambda: history.snapshots[7 if len(ann.asked_for(OfferRequest)) > 1 else 5]
+    joiner = Joiner(net, ann, stand=history.stand("joiner", 6))
+    assert joiner.run() == history.tips[7]
+    assert [request.at_least for request in ann.asked_for(OfferRequest)] == [history.tips[6].standing] * 2
+    assert "less far" in joiner.node.told_of("donor_failed")[0]["problem"]
+
+
+def test_a_client_mode_peer_that_is_further_is_asked_to_push_when_nobody_else_gives(net: Net, history: History) -> None:
+    joiner = Joiner(net, Donor(net, "ann", history, 3), stand=history.stand("joiner", 3))
+    joiner.hidden_ones = {"hid": (history.tips[9].standing, history.snapshots[9])}
+    assert joiner.run() == history.tips[9]
+
+
+# -- by replay --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_is_a_few_commits_behind_replays_them_to_the_same_bits(net: Net, history: History) -> None:
+    ann = Donor(net, "ann", history, 8, keeps=True)
+    joiner = Joiner(net, ann, stand=history.stand("joiner", 5))
+    assert joiner.run() == history.tips[8]
+    assert joiner.replayed == [6, 7, 8]
+    assert joiner.stand.weights == history.weights[8]
+    assert ann.asked_for(OfferRequest) == []
+
+
+def test_a_device_that_fails_in_a_replay_costs_the_state_and_a_snapshot_is_taken(
+    net: Net, history: History, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a step is no state of any lineage. The process goes on."""
+    ann = Donor(net, "ann", history, 8, keeps=True)
+    joiner = Joiner(net, ann, stand=history.stand("joiner", 5))
+    joiner.stand.device.fails_next_step = True
+    assert joiner.run() == history.tips[8]
+    assert joiner.replayed == [] and joiner.stand.weights == history.weights[8]
+    assert len(ann.asked_for(OfferRequest)) == 1
+    assert "a simulated device failed" in caplog.text
+
+
+def test_a_device_that_fails_before_it_writes_costs_the_state_too(net: Net, history: History) -> None:
+    """Nobody can know what it has written."""
+    ann = Donor(net, "ann", history, 8, keeps=True)
+    joiner = Joiner(net, ann, stand=history.stand("joiner", 5))
+    joiner.replica.apply = fails  # type: ignore[method-assign]
+    assert joiner.run() == history.tips[8]
+    assert joiner.stand.weights == history.weights[8]
+    assert [request.at_least for request in ann.asked_for(OfferRequest)] == [None], "it has no state that counts"
+
+
+def fails(signed: SignedCommit, result: bytes) -> Tip:
+    raise RuntimeError("out of memory")
+
+
+def test_a_state_that_has_drifted_is_noticed_in_a_replay_and_replaced(net: Net, history: History) -> None:
+    ann = Donor(net, "ann", history, 8, keeps=True)
+    joiner = Joiner(net, ann, stand=history.stand("joiner", 5))
+    with torch.no_grad():
+        joiner.stand.device.model.weights += 0.5
+    assert joiner.run() == history.tips[8]
+    assert joiner.replayed == [] and joiner.stand.weights == history.weights[8]
+
+
+def test_a_commit_that_is_not_its_leaders_is_not_applied_and_another_donor_is_asked(net: Net, history: History) -> None:
+    liar, bob = (Donor(net, name, history, 8, keeps=True) for name in ("liar", "bob"))
+    liar.damage = lambda signed: replace(signed, signature=b"forged")
+    bob.epoch = 7  # so that the liar is asked first
+    joiner = Joiner(net, liar, bob, stand=history.stand("joiner", 5))
+
+    def bob_moves_on(opening: Any) -> None:
+        if isinstance(opening, CommitsRequest):
+            bob.epoch = 8
+
+    liar.when_asked = bob_moves_on
+    assert joiner.run() == history.tips[8]
+    assert joiner.replayed == [6, 7, 8]
+    assert [it["peer"] for it in joiner.node.told_of("donor_failed")] == ["liar"]
+
+
+def test_a_peer_whose_own_state_is_off_takes_one_even_from_peers_that_are_no_further(net: Net, history: History) -> None:
+    ann = Donor(net, "ann", history, 6, keeps=True)
+    joiner = Joiner(net, ann, stand=history.stand("joiner", 6))
+    with torch.no_grad():
+        joiner.stand.device.model.weights += 0.5
+    assert joiner.run(Reason.DRIFT) == history.tips[6]
+    assert joiner.stand.weights == history.weights[6]
+
+
+# -- whether to search at all -----------------------------------------------------------------------------------------------
+
+
+def test_a_heavier_lineage_whose_holders_do_not_answer_is_left_alone_for_a_while(net: Net, history: History) -> None:
+    joiner = Joiner(net, stand=history.stand("joiner", 6))
     heard = Standing(9, "f" * 64, 90)
-    assert scene.catch_up.worth(heard)
-    assert scene.run() == tip(6)
-    assert not scene.catch_up.worth(heard)
-    assert scene.catch_up.worth(Standing(10, "e" * 64, 100))
-    (left,) = scene.named("left_alone")
+    assert joiner.catch_up.worth(heard)
+    assert joiner.run() == history.tips[6]
+    assert not joiner.catch_up.worth(heard)
+    assert joiner.catch_up.worth(Standing(10, "e" * 64, 100))
+    (left,) = joiner.node.told_of("left_alone")
     assert left["reason"] == Reason.NO_HOLDER and left["samples"] == 90 and left["lineage"] == heard.lineage
+    net.world.run_until(net.world.now + left["seconds"] + 1)
+    assert joiner.catch_up.worth(heard), "it may be there by then"
 
 
-def test_it_is_stranded_only_while_nobody_who_can_be_dialled_has_any_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_stranded_only_while_nobody_who_can_be_dialled_has_any_state(net: Net, history: History) -> None:
     """Then alone may it lead without state: client-mode peers bring theirs to a leader."""
-    scene = Scene(monkeypatch)
-    seen: list[bool] = []
-
-    def before_try(number: int) -> None:
-        seen.append(scene.catch_up.stranded)
-        scene.there = [(ANN, 7)] if number >= 2 else []
-
-    scene.before_try = before_try
-    scene.give = lambda fetch, sources: b"7"
-    assert scene.run() == tip(7)
-    assert seen == [False, True, True, False]
-    assert not scene.catch_up.stranded
+    joiner = Joiner(net)
+    assert not joiner.catch_up.stranded
+    searching = joiner.node.start(joiner.catch_up.run(Reason.JOINED, lambda signed, tip, result: None))
+    net.world.run_until(2.0)
+    assert joiner.catch_up.stranded
+    joiner.others = [Donor(net, "ann", history, 7).candidate]
+    net.world.run_until(60.0, searching.done)
+    assert searching.result() == history.tips[7] and not joiner.catch_up.stranded

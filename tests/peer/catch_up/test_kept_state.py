@@ -2,21 +2,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine, Iterator
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 
 import peer.catch_up.kept_state
-from peer.catch_up.kept_state import CAPTURE_SHARE, KEPT_COMMITS, UNUSED_S, WANTED_S, KeptState
-from peer.training.job_queue import JobQueue
+from peer.catch_up.kept_state import CAPTURE_SHARE, UNUSED_S, WANTED_S, KeptState
+from peer.environment import Sizes
 from protocols.errors import BadMessageError
+from protocols.messages import Manifest
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Standing, Tip
-from protocols.snapshot.chunks import Manifest
 from protocols.snapshot.format import StateHeader
+from tests.peer.virtual import JobsAtOnce, in_virtual_time
 
 T = TypeVar("T")
+KEPT_COMMITS = Sizes().kept_commits
 GENESIS = Tip(0, "a" * 64, 0, Candidate("ann", "a:1"), "fp32")
 
 
@@ -61,32 +63,15 @@ class Clock:
         return self.now
 
 
-@pytest.fixture
-def jobs() -> Iterator[JobQueue]:
-    it, stopped = JobQueue(), False
-
-    def train() -> None:
-        while not stopped:
-            job = it.next(wait_s=0.01)
-            if job is not None:
-                job.run()
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(train)
-        yield it
-        stopped = True
+def kept_state(replica: FakeReplica | None = None, clock: Clock | None = None) -> KeptState:
+    """With a training thread that does its jobs at once."""
+    training: Any = SimpleNamespace(replica=replica or FakeReplica(), jobs=JobsAtOnce())
+    environment: Any = SimpleNamespace(clock=clock or Clock(), sizes=Sizes())
+    return KeptState(training, environment)
 
 
-def kept_state(jobs: JobQueue | None = None, replica: FakeReplica | None = None, clock: Clock | None = None) -> KeptState:
-    anything: Any = replica or FakeReplica()
-    return KeptState(anything, jobs or JobQueue(), clock or Clock())
-
-
-def run(work: Awaitable[T]) -> T:
-    async def wait() -> T:
-        return await work
-
-    return asyncio.run(wait())
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return in_virtual_time(lambda node: work)
 
 
 def lineages(found: Iterator[Any] | None) -> list[str] | None:
@@ -99,7 +84,7 @@ def test_the_commits_after_a_lineage_come_oldest_first_with_their_averages() -> 
         it.keep(signed, f"averaged {number}".encode())
     found = list(it.commits_after(commits[1].commit.digest) or ())
     assert [kept.signed for kept in found] == commits[2:]
-    assert [kept.averaged for kept in found] == [b"averaged 2", b"averaged 3"]
+    assert [kept.result for kept in found] == [b"averaged 2", b"averaged 3"]
     assert lineages(it.commits_after(GENESIS.lineage)) == [signed.commit.digest for signed in commits]
 
 
@@ -134,15 +119,15 @@ def test_old_commits_go_when_they_are_too_large_but_the_newest_stays(monkeypatch
 class Peer:
     """A donor that applies commits: its replica moves with them."""
 
-    def __init__(self, jobs: JobQueue) -> None:
+    def __init__(self) -> None:
         self.replica, self.clock = FakeReplica(), Clock()
-        self.kept_state = kept_state(jobs, self.replica, self.clock)
+        self.kept_state = kept_state(self.replica, self.clock)
 
-    async def apply(self, *commits: SignedCommit, seconds: float = 1.0, averaged: bytes = b"x") -> None:
+    async def apply(self, *commits: SignedCommit, seconds: float = 1.0, result: bytes = b"x") -> None:
         for signed in commits:
             self.clock.now += seconds
             self.replica.tip = Tip.after(signed.commit)
-            self.kept_state.keep(signed, averaged)
+            self.kept_state.keep(signed, result)
             for task in list(self.kept_state._tasks):
                 await task
 
@@ -152,9 +137,9 @@ class Peer:
         return offer
 
 
-def test_after_moving_to_another_lineage_nothing_old_is_given(jobs: JobQueue) -> None:
+def test_after_moving_to_another_lineage_nothing_old_is_given() -> None:
     async def play() -> None:
-        it, commits = Peer(jobs), chain(2)
+        it, commits = Peer(), chain(2)
         await it.apply(commits[0])
         offer = await it.offered()
         it.kept_state.forget()
@@ -164,9 +149,9 @@ def test_after_moving_to_another_lineage_nothing_old_is_given(jobs: JobQueue) ->
     run(play())
 
 
-def test_a_snapshot_is_captured_once_however_many_ask(jobs: JobQueue) -> None:
+def test_a_snapshot_is_captured_once_however_many_ask() -> None:
     async def play() -> None:
-        it = Peer(jobs)
+        it = Peer()
         offers = await asyncio.gather(*(it.offered() for _ in range(20)))
         assert it.replica.captures == 1 and set(offers) == {offers[0]}
         held = it.kept_state.fetched("eve", offers[0].digest)
@@ -176,9 +161,9 @@ def test_a_snapshot_is_captured_once_however_many_ask(jobs: JobQueue) -> None:
     run(play())
 
 
-def test_what_is_at_hand_is_offered_while_the_commits_kept_lead_on_from_it(jobs: JobQueue) -> None:
+def test_what_is_at_hand_is_offered_while_the_commits_kept_lead_on_from_it() -> None:
     async def play() -> None:
-        it, commits = Peer(jobs), chain(KEPT_COMMITS + 4)
+        it, commits = Peer(), chain(KEPT_COMMITS + 4)
         await it.apply(commits[0])
         first = await it.offered()
         it.clock.now += WANTED_S - 10
@@ -186,15 +171,15 @@ def test_what_is_at_hand_is_offered_while_the_commits_kept_lead_on_from_it(jobs:
         await it.apply(*commits[1:4], seconds=0.1)
         assert await it.offered() == first and it.replica.captures == 1
         it.kept_state._asked_at -= 2 * WANTED_S
-        await it.apply(*commits[4 : KEPT_COMMITS + 2], seconds=0.1, averaged=b"x" * 500)
+        await it.apply(*commits[4 : KEPT_COMMITS + 2], seconds=0.1, result=b"x" * 500)
         assert (await it.offered()).epoch == KEPT_COMMITS + 2 and it.replica.captures == 2
 
     run(play())
 
 
-def test_a_state_less_far_than_asked_for_is_not_offered(jobs: JobQueue) -> None:
+def test_a_state_less_far_than_asked_for_is_not_offered() -> None:
     async def play() -> None:
-        it, commits = Peer(jobs), chain(2)
+        it, commits = Peer(), chain(2)
         await it.apply(commits[0])
         early = await it.offered()
         await it.apply(commits[1])
@@ -208,9 +193,9 @@ def test_a_state_less_far_than_asked_for_is_not_offered(jobs: JobQueue) -> None:
     run(play())
 
 
-def test_a_download_under_way_is_offered_again_by_its_name(jobs: JobQueue) -> None:
+def test_a_download_under_way_is_offered_again_by_its_name() -> None:
     async def play() -> None:
-        it, commits = Peer(jobs), chain(2)
+        it, commits = Peer(), chain(2)
         first = await it.offered()
         await it.apply(*commits)
         newer = await it.offered("", Tip.after(commits[1].commit).standing)
@@ -220,16 +205,15 @@ def test_a_download_under_way_is_offered_again_by_its_name(jobs: JobQueue) -> No
     run(play())
 
 
-def test_donors_that_were_asked_at_different_epochs_soon_hold_the_same_snapshot(jobs: JobQueue) -> None:
+def test_donors_that_were_asked_at_different_epochs_soon_hold_the_same_snapshot() -> None:
     async def play() -> None:
         commits = chain(9)
-        sources = [Peer(jobs) for _ in range(3)]
+        sources = [Peer() for _ in range(3)]
         for epoch, it in enumerate(sources, start=1):
             await it.apply(*commits[:epoch])
             await it.offered()
-            it.kept_state._capture_s = (
-                epoch * CAPTURE_SHARE
-            )  # one captures at every epoch, one at every second, one at every fourth
+            # One captures at every epoch, one at every second, one at every fourth.
+            it.kept_state._capture_s = epoch * CAPTURE_SHARE
         assert [it.kept_state.every_epochs for it in sources] == [1, 2, 4]
         for epoch, it in enumerate(sources, start=1):
             it.kept_state._capture = unmeasured(it)  # type: ignore[method-assign]
@@ -244,9 +228,9 @@ def unmeasured(it: Peer) -> Any:
     return it.replica.capture
 
 
-def test_who_is_not_asked_any_more_captures_nothing_and_gives_its_memory_back(jobs: JobQueue) -> None:
+def test_who_is_not_asked_any_more_captures_nothing_and_gives_its_memory_back() -> None:
     async def play() -> None:
-        it, commits = Peer(jobs), chain(4)
+        it, commits = Peer(), chain(4)
         offer = await it.offered()
         it.clock.now += WANTED_S
         await it.apply(*commits)
@@ -256,9 +240,9 @@ def test_who_is_not_asked_any_more_captures_nothing_and_gives_its_memory_back(jo
     run(play())
 
 
-def test_a_snapshot_that_is_being_fetched_survives_the_next_one(jobs: JobQueue) -> None:
+def test_a_snapshot_that_is_being_fetched_survives_the_next_one() -> None:
     async def play() -> None:
-        it, commits = Peer(jobs), chain(8)
+        it, commits = Peer(), chain(8)
         first = await it.offered()
         await it.apply(commits[0])
         assert it.replica.captures == 2
@@ -274,9 +258,9 @@ def test_a_snapshot_that_is_being_fetched_survives_the_next_one(jobs: JobQueue) 
     run(play())
 
 
-def test_two_snapshots_of_which_somebody_fetches_both_stay(jobs: JobQueue) -> None:
+def test_two_snapshots_of_which_somebody_fetches_both_stay() -> None:
     async def play() -> None:
-        it, commits = Peer(jobs), chain(6)
+        it, commits = Peer(), chain(6)
         it.kept_state._capture = unmeasured(it)  # type: ignore[method-assign]
         first = await it.offered()
         await it.apply(commits[0])
@@ -291,9 +275,9 @@ def test_two_snapshots_of_which_somebody_fetches_both_stay(jobs: JobQueue) -> No
     run(play())
 
 
-def test_a_download_that_lasts_for_many_epochs_keeps_its_snapshot(jobs: JobQueue) -> None:
+def test_a_download_that_lasts_for_many_epochs_keeps_its_snapshot() -> None:
     async def play() -> None:
-        it, commits = Peer(jobs), chain(14)
+        it, commits = Peer(), chain(14)
         it.kept_state._capture = unmeasured(it)  # type: ignore[method-assign]
         first = await it.offered()
         for signed in commits:
@@ -305,9 +289,9 @@ def test_a_download_that_lasts_for_many_epochs_keeps_its_snapshot(jobs: JobQueue
     run(play())
 
 
-def test_common_epochs_are_far_enough_apart_for_the_downloads_seen(jobs: JobQueue) -> None:
+def test_common_epochs_are_far_enough_apart_for_the_downloads_seen() -> None:
     async def play() -> None:
-        it, commits = Peer(jobs), chain(2)
+        it, commits = Peer(), chain(2)
         await it.apply(*commits)
         offer = await it.offered()
         it.kept_state._capture_s = 0.0
@@ -320,25 +304,25 @@ def test_common_epochs_are_far_enough_apart_for_the_downloads_seen(jobs: JobQueu
     run(play())
 
 
-def test_the_commits_since_a_snapshot_are_kept_up_to_its_size(jobs: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commits_since_a_snapshot_are_kept_up_to_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or else who downloads for long could not go on from what it downloaded."""
     monkeypatch.setattr(peer.catch_up.kept_state, "KEPT_BYTES", 20)
-    it, commits = Peer(jobs), chain(20)
+    it, commits = Peer(), chain(20)
 
     async def play() -> None:
         offer = await it.offered()
         held = it.kept_state.fetched("eve", offer.digest)
         assert held is not None and len(held.snapshot) == 73
         it.kept_state._asked_at -= 2 * WANTED_S
-        await it.apply(*commits[:7], seconds=0.1, averaged=b"x" * 10)
+        await it.apply(*commits[:7], seconds=0.1, result=b"x" * 10)
         assert len(list(it.kept_state.commits_after(offer.lineage) or ())) == 7
-        await it.apply(commits[7], seconds=0.1, averaged=b"x" * 10)
+        await it.apply(commits[7], seconds=0.1, result=b"x" * 10)
         assert it.kept_state.commits_after(offer.lineage) is None
 
     run(play())
 
 
-def test_a_replica_without_state_has_no_snapshot_to_give(jobs: JobQueue) -> None:
+def test_a_replica_without_state_has_no_snapshot_to_give() -> None:
     replica = FakeReplica()
 
     def fail() -> Any:
@@ -346,4 +330,4 @@ def test_a_replica_without_state_has_no_snapshot_to_give(jobs: JobQueue) -> None
 
     replica.capture = fail  # type: ignore[method-assign]
     with pytest.raises(BadMessageError, match="no lineage"):
-        run(kept_state(jobs, replica).offer("", None))
+        run(kept_state(replica).offer("", None))

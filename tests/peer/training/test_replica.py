@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,42 +16,26 @@ from protocols.errors import BadMessageError, DriftError
 from protocols.gradients.codecs import CODECS, Codec
 from protocols.identity import Authority, Credentials, Key
 from protocols.optimization import build_optimizer
-from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
+from protocols.round.records import Ballot, Candidate, ShardResult, SignedCommit, Tip
 from protocols.run_spec import RunSpec
-from protocols.signing import check_signed, sign_commit
+from protocols.signing import CertificateSigner, check_signed
 from protocols.snapshot.format import StateHeader, capture, parameters_sha256
 from protocols.wire.convert import signed_commit_from_bytes, signed_commit_to_bytes
-from tests.peer.replicas import gradient_of, make_replica
-from tests.protocols.round.fakes import RUN
+from tests.factories import RUN, admitted, commit, contribution, run_spec
+from tests.replicas import gradient_of, make_replica
 
 PEAK = 0.01
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority.load_or_create(tmp_path_factory.mktemp("run"))
-
-
 @pytest.fixture(scope="module")
 def leader(authority: Authority) -> Credentials:
-    key = Key.generate()
-    return Credentials(key, authority.admit(key.request()), authority.pem)
+    return admitted(authority)
 
 
 def spec() -> RunSpec:
     optimizer = {"name": "adamw", "learning_rate": PEAK, "weight_decay": 0.1}
     schedule = {"name": "linear", "warmup_steps": 3, "total_steps": 20}
-    return RunSpec.model_validate(
-        {"run": {"name": "x"}, "model": {"model_type": "gpt2"}, "optimizer": optimizer, "schedule": schedule}
-    )
+    return run_spec(optimizer=optimizer, schedule=schedule)
 
 
 def make_model(seed: int = 0, width: int = 5) -> nn.Module:
@@ -96,19 +80,17 @@ def commit_for(it: Replica, averaged: bytes, leader: Credentials, **change: Any)
     values = it.codec.decode(averaged, it.elements).astype(np.float64)
     result = averaged + it.slice_values(it.tip.lineage)
     shard = ShardResult(0, it.elements, blake3(result).hexdigest(), float(values @ values))
-    commit = Commit(
+    follows = commit(
+        leader.peer_id,
         ballot=Ballot(it.tip.epoch + 1, it.tip.lineage, 1, leader.peer_id),
-        plan_digest="b" * 64,
-        contributions=(Contribution("ann", 1, 0, 8, it.tip.lineage, 1.0),),
+        contributions=(contribution(base=it.tip.lineage),),
         members=("ann",),
         shards=(shard,),
         codec=it.codec.name,
         next_codec=it.codec.name,
         total_samples=it.tip.total_samples + 8,
-        leader=Candidate(leader.peer_id, "l:1"),
-        succession=(),
     )
-    return sign_commit(replace(commit, **change), leader)
+    return CertificateSigner(leader).sign(replace(follows, **change))
 
 
 def advance(it: Replica, leader: Credentials, seed: int, **change: Any) -> tuple[SignedCommit, bytes]:
@@ -295,7 +277,7 @@ def test_what_is_frozen_is_the_mean_with_its_range_and_loss(leader: Credentials)
     assert not gradient_of(it).any()
 
 
-def gives(it: Replica, seed: int) -> bytes:
+def sends(it: Replica, seed: int) -> bytes:
     """Freezes the next 8 samples, with a gradient of this seed."""
     it.strategy.restart()
     gradient_of(it).copy_(torch.randn(it.elements, generator=torch.Generator().manual_seed(seed)))
@@ -310,24 +292,22 @@ def test_what_an_encoding_lost_is_given_once_a_commit_names_it(leader: Credentia
     it, fresh = replica(leader, codec="int8"), replica(leader, codec="int8")
     for one in (it, fresh):
         one.strategy.end = 0 if one is it else 8
-    gives(it, 1)
+    sends(it, 1)
     averaged = averaged_of(it, 3, it.codec)
-    change = (
-        {} if named else {"contributions": (Contribution("bob", 1, 0, 8, it.settings.genesis.lineage, 1.0),), "members": ("bob",)}
-    )
+    change = {} if named else {"contributions": (contribution("bob", base=it.settings.genesis.lineage),), "members": ("bob",)}
     signed = commit_for(it, averaged, leader, **change)
     it.apply(signed, averaged + it.slice_values(it.settings.genesis.lineage))
-    assert (gives(it, 2) == gives(fresh, 2)) is not named
+    assert (sends(it, 2) == sends(fresh, 2)) is not named
 
 
 def test_whoever_restores_gives_nothing_of_what_was_lost_before(leader: Credentials) -> None:
     it, fresh = replica(leader, codec="int8"), replica(leader, codec="int8")
-    gives(it, 1)
+    sends(it, 1)
     averaged = averaged_of(it, 3, it.codec)
     it.apply(commit_for(it, averaged, leader), averaged + it.slice_values(it.settings.genesis.lineage))
-    gives(it, 2)
+    sends(it, 2)
     it.restore(it.capture()[0])
-    assert gives(it, 3) == gives(fresh, 3)
+    assert sends(it, 3) == sends(fresh, 3)
 
 
 @pytest.mark.parametrize(
@@ -386,20 +366,20 @@ def snapshot_with(old: Replica, **change: Any) -> bytes:
 def resigned(old: Replica, leader: Credentials, change: Callable[[SignedCommit], SignedCommit]) -> bytes:
     assert old.commit is not None
     forged = change(old.commit)
-    commit = forged.commit
+    told = forged.commit
     return snapshot_with(
         old,
         commit=signed_commit_to_bytes(forged).hex(),
-        lineage=commit.digest,
-        epoch=commit.ballot.epoch,
-        samples=commit.total_samples,
+        lineage=told.digest,
+        epoch=told.ballot.epoch,
+        samples=told.total_samples,
     )
 
 
 def another_signer(leader: Credentials, old: SignedCommit) -> SignedCommit:
     key = Key.generate()
     impostor = Credentials(key, leader.certificate, leader.authority)
-    return sign_commit(replace(old.commit, total_samples=10**6), impostor)
+    return CertificateSigner(impostor).sign(replace(old.commit, total_samples=10**6))
 
 
 BAD: dict[str, Callable[[Replica, Credentials], bytes]] = {
@@ -416,7 +396,7 @@ BAD: dict[str, Callable[[Replica, Credentials], bytes]] = {
     ),
     "a commit signed by somebody else": lambda old, leader: resigned(old, leader, lambda s: another_signer(leader, s)),
     "a commit that names a codec which the run does not use": lambda old, leader: resigned(
-        old, leader, lambda s: sign_commit(replace(s.commit, next_codec="int4"), leader)
+        old, leader, lambda s: CertificateSigner(leader).sign(replace(s.commit, next_codec="int4"))
     ),
     "truncated": lambda old, leader: old.capture()[0][:-1],
     "cut in the header": lambda old, leader: old.capture()[0][:40],

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from peer.simulation.feedback import Feedback
+from peer.simulation.observer import Source
 from peer.training.replica import Replica
 from peer.training.strategies import STRATEGIES
 from protocols.errors import SpecError
+from protocols.gradients.aggregation import RULES
+from protocols.gradients.codecs import FloatArray
 from protocols.run_spec import RunSpec, StrategyName
-from tests.peer.other_algorithms import EPOCHS, OUTER_LEARNING_RATE, OUTER_MOMENTUM, registered
-from tests.peer.test_equivalence import LEARNING_RATE, SGD, WARMUP, make_model, parameters, spec_of
+from tests.peer.other_algorithms import OUTER_LEARNING_RATE, OUTER_MOMENTUM, LocalSteps, largest, registered
 from tests.peer.training.test_overlap import DATA, PEERS, at_tip, draw, frozen_of, replica_of, replicas, round_of, state
+from tests.replicas import LEARNING_RATE, SGD, WARMUP, make_model, parameters, small_job, spec_of
+from tests.swarms import QuietSwarm, Recorder, Seat
 
 NAMES = [*STRATEGIES, "test-local-steps"]
 EVERY_STRATEGY = pytest.mark.parametrize("name", NAMES)
@@ -55,7 +56,7 @@ def test_the_spec_accepts_exactly_the_strategies_that_there_are() -> None:
 )
 def test_the_spec_refuses_an_unknown_name_with_the_nearest_valid_one(section: str, given: str, nearest: str) -> None:
     with pytest.raises(SpecError, match=rf"{section}\.{given.split()[0]} is") as caught:
-        RunSpec.from_toml(f'[run]\nname = "x"\n[model]\nmodel_type = "gpt2"\n[{section}]\n{given}\n')
+        RunSpec.from_toml(f'[run]\nname = "x"\n[{section}]\n{given}\n')
     assert f'Did you mean "{nearest}"?' in caught.value.remedy
 
 
@@ -160,14 +161,26 @@ def test_local_steps_with_an_outer_optimizer_are_what_torch_alone_computes() -> 
     assert (parameters(base) - parameters(make_model(torch.float64))).abs().max() > 0.01, "the parameters moved"
 
 
-def test_whole_peers_train_with_the_strategy_and_the_rule_that_their_settings_name(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.peer.other_algorithms", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    first, second = found["states"]
-    shared = first.keys() & second.keys()
-    assert len(shared) >= EPOCHS, done.stderr
-    assert all(first[lineage] == second[lineage] for lineage in shared)
-    assert max(first.values()) > 1e-3, "a clipped gradient would move a parameter by 1.4e-5 an epoch"
-    assert found["combined"] >= EPOCHS - 1
+class LocalStepsObserver(Recorder):
+    def after_event(self, process: Source) -> None:
+        """Local steps write to parameters between commits, though not to the state's own."""
+
+
+def test_whole_peers_train_with_the_strategy_and_the_rule_that_their_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    combined: list[int] = []
+
+    def counted(parts: Sequence[FloatArray], weights: Sequence[int]) -> FloatArray:
+        combined.append(len(parts))
+        return largest(parts, weights)
+
+    monkeypatch.setitem(RULES, "test-largest", counted)
+    monkeypatch.setattr(Feedback, "check_mean", lambda *_: None)  # it is no mean
+    options: dict[str, Any] = {"strategy": "test-local-steps", "rule": "test-largest", "recorder": LocalStepsObserver}
+    start = parameters(make_model(torch.float64))
+    with QuietSwarm(Seat("ann"), Seat("bob", 2), problem=small_job(torch.float64, SGD), **options) as swarm:
+        swarm.epochs(4)  # the observer holds their states against each other at every lineage
+        kinds = {type(process.replica.strategy) for process in swarm.alive}
+        (end,) = {process.state.weights.tobytes() for process in swarm.alive}
+    assert kinds == {LocalSteps}
+    assert combined.count(2) >= 3
+    assert (torch.frombuffer(bytearray(end), dtype=torch.float64) - start).abs().max() > 0.01, "the parameters moved"

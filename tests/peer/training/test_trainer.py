@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from peer.training.job_queue import JobQueue
 from peer.training.trainer import RATE_SHARE, Trainer
-from tests.peer.test_equivalence import Data
 from tests.peer.training.test_overlap import frozen_of, replicas
+from tests.replicas import Data, SquaredError
 
 SAMPLES = 3
 Progress = list[tuple[int, int, float, float]]
 
 
-class Rows:
-    """A task whose batches are row numbers of one peer's data."""
-
-    data = Data.make(torch.float64)
-
-    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        first = int(batch["rows"][0])
-        return self.data.loss_sum(model, "ann", slice(first, first + SAMPLES))
-
-    def samples_in(self, batch: dict[str, torch.Tensor]) -> int:
-        return len(batch["rows"])
-
-
-def batches() -> Iterator[dict[str, torch.Tensor]]:
-    return ({"rows": torch.arange(at, at + SAMPLES)} for at in itertools.count(0, SAMPLES))
-
-
 def trainer(clock: Callable[[], float]) -> tuple[Trainer, Progress]:
     told: Progress = []
-    (it,), task, source = replicas(1, overlap=False), Rows(), batches()
-    loose: Any = {"task": task, "batches": source}
+    (it,), source = replicas(1, overlap=False), Data.make(torch.float64).batches("ann", SAMPLES)
+    loose: Any = {"task": SquaredError(), "batches": source}
     device = torch.device("cpu")
     return Trainer(it, JobQueue(), device=device, progressed=lambda *what: told.append(what), clock=clock, **loose), told
 

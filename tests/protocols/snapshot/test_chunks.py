@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.errors import BadMessageError
-from protocols.snapshot.chunks import MAX_CHUNKS_A_RANGE, MAX_FETCHERS, Download, Manifest
+from protocols.messages import Manifest
+from protocols.snapshot.chunks import MAX_CHUNKS_A_RANGE, MAX_FETCHERS, Download
 
 CHUNK = 8
 

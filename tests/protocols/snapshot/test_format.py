@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -18,16 +18,6 @@ from protocols.errors import BadMessageError
 from protocols.optimization import build_optimizer
 from protocols.run_spec import RunSpec
 from protocols.snapshot.format import StateHeader, capture, manifest_of, read_header, read_parameters, restore
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for each other's threads on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 HEADER = StateHeader(run_digest="aa", epoch=7, lineage="bb", samples=900, commit="cc", scheduler={"epoch": 7})
 
@@ -49,7 +39,7 @@ class Net(nn.Module):
 
 def make(name: str = "adamw", width: int = 4, **options: Any) -> tuple[Net, torch.optim.Optimizer]:
     net = Net(width)
-    spec = RunSpec.model_validate({"run": {"name": "x"}, "model": {"model_type": "gpt2"}, "optimizer": {"name": name, **options}})
+    spec = RunSpec.model_validate({"run": {"name": "x"}, "optimizer": {"name": name, **options}})
     return net, build_optimizer(spec, net)
 
 

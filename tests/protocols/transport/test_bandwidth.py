@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
 from protocols.transport.bandwidth import FALL_SHARE, LATE, RISE_SHARE, Bandwidth, Direction
+from tests.peer.virtual import Node, in_virtual_time
 
 
 class Clock:
@@ -92,12 +92,42 @@ def test_no_more_than_the_limit_is_promised() -> None:
 
 
 def test_a_limit_holds_back_what_would_go_faster() -> None:
-    flow = Direction(1e6, time.monotonic)
-
-    async def send() -> float:
-        began = time.monotonic()
+    async def send(node: Node) -> float:
+        direction = Direction(1e6, node.loop.time)
         for _ in range(10):
-            await flow.turn(50_000)
-        return time.monotonic() - began
+            await direction.turn(50_000)
+        return node.loop.time()
 
-    assert asyncio.run(send()) >= 0.4, "500 kB at 1 MB/s, of which 50 ms may pass at once"
+    assert in_virtual_time(send) == pytest.approx(0.45), "500 kB at 1 MB/s, of which 50 ms may pass at once"
+
+
+def test_whoever_asks_first_passes_first_and_all_share_one_limit() -> None:
+    async def send(node: Node) -> tuple[list[int], float]:
+        direction, passed = Direction(1e6, node.loop.time), list[int]()
+
+        async def piece(number: int) -> None:
+            await direction.turn(100_000)
+            passed.append(number)
+
+        await asyncio.gather(*(piece(number) for number in range(5)))
+        return passed, node.loop.time()
+
+    passed, seconds = in_virtual_time(send)
+    assert passed == [0, 1, 2, 3, 4] and seconds == pytest.approx(0.45)
+
+
+def test_without_a_limit_nobody_waits() -> None:
+    async def send(node: Node) -> float:
+        await Direction(None, node.loop.time).turn(10**12)
+        return node.loop.time()
+
+    assert in_virtual_time(send) == 0.0
+
+
+def test_the_two_directions_have_a_limit_each() -> None:
+    async def both(node: Node) -> float:
+        line = Bandwidth(max_upload_bytes_s=1e6, max_download_bytes_s=1e6, clock=node.loop.time)
+        await asyncio.gather(line.up.turn(1_000_000), line.down.turn(1_000_000))
+        return node.loop.time()
+
+    assert in_virtual_time(both) == pytest.approx(0.95)

@@ -35,8 +35,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-CHUNK_BLOCKS = 4  # grid blocks in a chunk: the tests' small shards have several chunks, so that "mid-shard" exists
-MID_SHARD_BYTES = 3 * CHUNK_BLOCKS * 1024 * 4  # three of fp32
+PACE_S = float(os.environ.get("DUGNAD_TEST_PACE_S", "0"))  # that each micro-batch takes longer
+MID_SHARD_CHUNKS = 3  # of fp32; the tests' shards are of more
 
 
 def install(arguments: Sequence[str]) -> None:
@@ -52,10 +52,9 @@ def install(arguments: Sequence[str]) -> None:
             0,
             AfterImport(
                 {
-                    "protocols.gradients.shard_average": small_chunks,
                     "peer.training.replica": hooks.replica,
                     "peer.training.trainer": hooks.trainer,
-                    "peer.epoch.engine": hooks.averaging,
+                    "peer.epoch.engine": hooks.engine,
                 }
             ),
         )
@@ -81,10 +80,6 @@ class AfterImport(importlib.abc.MetaPathFinder):
 
         spec.loader.exec_module = execute  # type: ignore[method-assign]
         return spec
-
-
-def small_chunks(reduction: ModuleType) -> None:
-    reduction.CHUNK_ELEMENTS = CHUNK_BLOCKS * reduction.GRID  # type: ignore[attr-defined]
 
 
 class Hooks:
@@ -115,16 +110,29 @@ class Hooks:
             self._drawn += 1
 
         module.Trainer.micro_batch = drawing
+        if PACE_S:
+            from peer.training.strategies.base import Strategy
 
-    def averaging(self, module: ModuleType) -> None:
-        from peer.epoch import leader_link
+            after_backward = Strategy.after_backward
+
+            def paced(strategy: Any, samples: int, loss_sum: float) -> None:
+                time.sleep(PACE_S)  # where the trainer measures its speed
+                after_backward(strategy, samples, loss_sum)
+
+            Strategy.after_backward = paced  # type: ignore[method-assign]
+
+    def engine(self, module: ModuleType) -> None:
         from peer.epoch.round_traffic import RoundTraffic
-        from protocols.round.leader import Announce
+        from protocols.gradients.shard_average import MIN_CHUNK_ELEMENTS
+        from protocols.round.leader_actions import Announce
+        from protocols.round.member import Ready
+        from protocols.round.records import Hello
         from protocols.transport.bandwidth import Direction
+        from protocols.transport.grpc_streams import GrpcStream
+        from protocols.wire.calls import CALL_OF
 
-        run, act, apply = RoundTraffic.run, module.Engine._act, module.Engine._apply
-        write_all = leader_link._write_all
-
+        run, act, apply, begin = RoundTraffic.run, module.Engine._act, module.Engine._apply, GrpcStream.__init__
+        mid_shard_bytes, to_leader = MID_SHARD_CHUNKS * MIN_CHUNK_ELEMENTS * 4, CALL_OF[Hello].up
         exchanged = (self._folder / "exchanges.jsonl").open("a", buffering=1)
 
         async def running(round_traffic: Any, plan: Any, contribution: Any, *rest: Any) -> Any:
@@ -139,30 +147,35 @@ class Hooks:
                 exchanged.write(json.dumps(line) + "\n")
 
         def counting(move: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
-            def moving(flow: Any, size: int) -> None:
-                move(flow, size)
+            def moving(direction: Any, size: int) -> None:
+                move(direction, size)
                 before, self._moved_bytes = self._moved_bytes, self._moved_bytes + size
-                if before < MID_SHARD_BYTES <= self._moved_bytes:
+                if before < mid_shard_bytes <= self._moved_bytes:
                     self.enter("mid-shard")
 
             return moving
 
-        async def writing(call: Any, outbox: Any) -> None:
-            await write_all(_Written(call, lambda: self.enter("ready-before-commit")), outbox)
+        def beginning(stream: Any, peer: str, read: Any, write: Any, *, incoming: Any, outgoing: Any) -> None:
+            async def writing(message: bytes) -> None:
+                await write(message)
+                if outgoing is to_leader and isinstance(outgoing.from_bytes(message), Ready):
+                    self.enter("ready-before-commit")
 
-        def acting(averaging: Any, action: Any) -> None:
+            begin(stream, peer, read, writing, incoming=incoming, outgoing=outgoing)
+
+        def acting(engine: Any, action: Any) -> None:
             if isinstance(action, Announce):
                 self.enter("ready-before-commit")
-            act(averaging, action)
+            act(engine, action)
 
-        async def applying(averaging: Any, *arguments: Any) -> None:
+        async def applying(engine: Any, *arguments: Any) -> None:
             self.enter("after-commit-before-apply")
-            await apply(averaging, *arguments)
+            await apply(engine, *arguments)
 
         RoundTraffic.run = running  # type: ignore[method-assign,assignment]
         Direction.moved = counting(Direction.moved)  # type: ignore[method-assign]
+        GrpcStream.__init__ = beginning  # type: ignore[method-assign,assignment]
         module.Engine._act, module.Engine._apply = acting, applying
-        leader_link._write_all = writing
 
     def enter(self, phase: str) -> None:
         try:
@@ -180,19 +193,6 @@ class Hooks:
             cut_connections()
         else:
             os.kill(whom, {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "cut": signal.SIGUSR1}[fault["act"]])
-
-
-class _Written:
-    """A call that says when Ready was written."""
-
-    def __init__(self, call: Any, ready: Callable[[], None]) -> None:
-        self._call = call
-        self._ready = ready
-
-    async def write(self, message: Any) -> None:
-        await self._call.write(message)
-        if message.WhichOneof("kind") == "ready":
-            self._ready()
 
 
 def cut_connections() -> None:

@@ -1,0 +1,397 @@
+"""Calls over real gRPC on loopback: records both ways, refusals, broken links, and who is let in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from protocols.errors import BadMessageError, PortInUseError, RefusedError, UnreachableError
+from protocols.messages import (
+    MAX_CHUNK_BYTES,
+    AskRequest,
+    Chunk,
+    CommitsRequest,
+    Heartbeat,
+    Leave,
+    NeedState,
+    NotLeader,
+    SnapshotRequest,
+)
+from protocols.reasons import Reason
+from protocols.round.records import Candidate, Hello, Report, Standing
+from protocols.transport.frames import FrameStream, Kind
+from protocols.transport.grpc_streams import SERVICE
+from protocols.transport.interface import Stream, call, refusal
+from protocols.transport.network import NetworkTransport
+from tests.protocols.transport.test_bulk import LIMIT_S, RUN, credentials
+
+HELLO = Hello(1, False, "", "", "ann")
+STANDING = Standing(3, "c" * 64, 30)
+
+
+def report(number: int) -> Report:
+    return Report(STANDING, number, 0.0, 0.0, 0, 0, True, "training", 0.0, 0.0, None, ())
+
+
+def beat(number: int) -> Heartbeat:
+    return Heartbeat(STANDING, number, 0.0, 1)
+
+
+Serve = Callable[[Stream, Any], Awaitable[None]]
+
+
+class Service:
+    """Answers each call with `serve`, and notes how that ended."""
+
+    def __init__(self, serve: Serve) -> None:
+        self._serve = serve
+        self.began, self.ended = asyncio.Event(), asyncio.Event()
+        self.callers: list[str] = []
+        self.heard: list[Any] = []
+
+    async def serve(self, stream: Stream, opening: Any) -> None:
+        self.callers.append(stream.peer)
+        self.heard.append(opening)
+        self.began.set()
+        try:
+            await self._serve(stream, opening)
+        finally:
+            self.ended.set()
+
+    async def serve_bulk(self, stream: FrameStream, kind: Kind, length: int) -> None:
+        await stream.send(Kind.DONE, b"by bulk")
+
+
+@dataclass
+class Pair:
+    """A peer that calls (`here`) and one that serves (`there`)."""
+
+    here: NetworkTransport
+    there: NetworkTransport
+    service: Service
+    me: str
+    peer: Candidate
+    bulk_address: str
+
+    def open(self, opening: Any = HELLO) -> Any:
+        return self.here.open(self.peer, opening)
+
+    async def opened_with(self, data: bytes, name: str = "Control") -> None:
+        """A call whose first bytes are `data`. Raises as gRPC does."""
+        channel = self.here._channels.to(self.peer.peer, self.peer.address)
+        stream = channel.stream_stream(f"/{SERVICE}/{name}", bytes, bytes)(metadata=self.here._channels.metadata)
+        await stream.write(data)
+        await stream.read()
+
+
+@contextlib.asynccontextmanager
+async def pair(folder: Path, serve: Serve, *, authority: str = "ours", run: str = RUN, pretend: str = "") -> AsyncIterator[Pair]:
+    """`pretend`: the peer that the caller means."""
+    theirs, mine = credentials(folder), credentials(folder, authority)
+    there, here = NetworkTransport(theirs, RUN), NetworkTransport(replace(mine, authority=theirs.authority), run)
+    service = Service(serve)
+    port, bulk_port = there.listen("127.0.0.1", 0)
+    await there.serve(service)
+    peer = Candidate(pretend or theirs.peer_id, f"127.0.0.1:{port}")
+    try:
+        yield Pair(here, there, service, mine.peer_id, peer, f"127.0.0.1:{bulk_port}")
+    finally:
+        await here.aclose()
+        await there.aclose()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, LIMIT_S))
+
+
+async def for_ever(stream: Stream, opening: Any) -> None:
+    await asyncio.Event().wait()
+
+
+async def echo(stream: Stream, opening: Any) -> None:
+    while (record := await stream.receive()) is not None and not isinstance(record, Leave):
+        await stream.send(beat(record.samples))
+
+
+# -- records -------------------------------------------------------------------------------------------------------------------
+
+
+def test_records_go_both_ways_in_order_until_the_server_ends_the_call(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, echo) as two, two.open() as stream:
+            for number in range(5):
+                await stream.send(report(number))
+                assert await stream.receive() == beat(number)
+            await stream.send(Leave())
+            assert await stream.receive() is None
+            assert two.service.heard == [HELLO] and two.service.callers == [two.me]
+            assert stream.peer == two.peer.peer
+
+    run(work())
+
+
+def test_a_server_that_speaks_before_it_is_told_anything_more_is_heard(tmp_path: Path) -> None:
+    async def greet(stream: Stream, opening: Any) -> None:
+        await stream.send(NotLeader("", "", True))
+
+    async def work() -> None:
+        async with pair(tmp_path, greet) as two:
+            assert await call(two.here, two.peer, HELLO, LIMIT_S) == NotLeader("", "", True)
+
+    run(work())
+
+
+def test_what_was_posted_arrives_in_order_before_either_side_ends(tmp_path: Path) -> None:
+    heard: list[Any] = []
+
+    async def post_and_listen(stream: Stream, opening: Any) -> None:
+        for number in range(100):
+            stream.post(beat(number))
+        while not isinstance(record := await stream.receive(), Leave):
+            heard.append(record)
+
+    async def work() -> None:
+        async with pair(tmp_path, post_and_listen) as two, two.open() as stream:
+            for number in range(100):
+                stream.post(report(number))
+            stream.post(Leave())
+            told = []
+            while (record := await stream.receive()) is not None:
+                told.append(record)
+            assert told == [beat(number) for number in range(100)]
+            assert heard == [report(number) for number in range(100)]
+
+    run(work())
+
+
+def test_who_posts_and_goes_has_posted(tmp_path: Path) -> None:
+    heard: list[Any] = []
+
+    async def listen(stream: Stream, opening: Any) -> None:
+        while (record := await stream.receive()) is not None:
+            heard.append(record)
+            await stream.send(NeedState())
+
+    async def work() -> None:
+        async with pair(tmp_path, listen) as two:
+            async with two.open() as stream:
+                stream.post(report(7))
+                await stream.receive()
+            await two.service.ended.wait()
+            assert heard == [report(7)]
+
+    run(work())
+
+
+def test_a_chunk_of_the_largest_size_passes(tmp_path: Path) -> None:
+    chunk = Chunk(5, bytes(MAX_CHUNK_BYTES))
+
+    async def give(stream: Stream, opening: Any) -> None:
+        await stream.send(chunk)
+
+    async def work() -> None:
+        async with pair(tmp_path, give) as two:
+            assert await call(two.here, two.peer, SnapshotRequest("a" * 64, 0, 1), LIMIT_S) == chunk
+
+    run(work())
+
+
+def test_a_posted_record_after_the_end_is_dropped(tmp_path: Path) -> None:
+    async def end(stream: Stream, opening: Any) -> None:
+        pass
+
+    async def work() -> None:
+        async with pair(tmp_path, end) as two, two.open() as stream:
+            assert await stream.receive() is None
+            stream.post(report(1))
+
+    run(work())
+
+
+# -- saying no, and going away ---------------------------------------------------------------------------------------------------
+
+
+def test_a_refusal_comes_with_its_reason_and_its_sentence(tmp_path: Path) -> None:
+    async def refuse(stream: Stream, opening: Any) -> None:
+        raise refusal(Reason.OTHER_LINEAGE, "it does not reach back: so far")
+
+    async def work() -> None:
+        async with pair(tmp_path, refuse) as two:
+            with pytest.raises(RefusedError) as error:
+                await call(two.here, two.peer, CommitsRequest("f" * 64), LIMIT_S)
+            assert (error.value.reason, error.value.sentence) == (Reason.OTHER_LINEAGE.value, "it does not reach back: so far")
+
+    run(work())
+
+
+def test_a_server_that_goes_away_breaks_the_call_for_receiver_and_sender(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, for_ever) as two, two.open() as stream:
+            await two.service.began.wait()
+            receiving = asyncio.ensure_future(stream.receive())
+            await two.there.aclose()
+            with pytest.raises(UnreachableError):
+                await receiving
+            with pytest.raises(UnreachableError):
+                await stream.send(report(1))
+
+    run(work())
+
+
+@pytest.mark.parametrize("serve", [for_ever, echo], ids=["waits for something else", "waits for the caller"])
+def test_a_client_that_closes_ends_the_servers_handler(tmp_path: Path, serve: Serve) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, serve) as two:
+            async with two.open():
+                await two.service.began.wait()
+                assert not two.service.ended.is_set()
+            await two.service.ended.wait()
+
+    run(work())
+
+
+def test_a_handler_that_fails_ends_its_call_alone(tmp_path: Path) -> None:
+    async def fail(stream: Stream, opening: Any) -> None:
+        if isinstance(opening, Hello):
+            raise ZeroDivisionError
+        raise refusal(Reason.BEHIND, "still here")
+
+    async def work() -> None:
+        async with pair(tmp_path, fail) as two:
+            with pytest.raises(UnreachableError):
+                await call(two.here, two.peer, HELLO, LIMIT_S)
+            with pytest.raises(RefusedError, match="still here"):
+                await call(two.here, two.peer, AskRequest(), LIMIT_S)
+
+    run(work())
+
+
+def test_who_does_not_answer_in_time_is_unreachable(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, for_ever) as two:
+            with pytest.raises(UnreachableError, match="does not answer"):
+                await call(two.here, two.peer, AskRequest(), 0.05)
+
+    run(work())
+
+
+def test_who_answers_nothing_breaks_the_protocol(tmp_path: Path) -> None:
+    async def nothing(stream: Stream, opening: Any) -> None:
+        pass
+
+    async def work() -> None:
+        async with pair(tmp_path, nothing) as two:
+            with pytest.raises(BadMessageError, match="answered nothing"):
+                await call(two.here, two.peer, AskRequest(), LIMIT_S)
+
+    run(work())
+
+
+# -- bytes that are no records ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [(b"\xff\xff\xff", "Control"), (b"", "Control"), (b"\x12\x00", "Control"), (b"\xff\xff\xff", "Snapshot")],
+    ids=["noise", "an envelope without content", "another record than the opening", "noise in place of a request"],
+)
+def test_bytes_that_break_the_protocol_end_their_call_and_not_the_server(
+    tmp_path: Path, data: bytes, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, echo) as two:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await two.opened_with(data, name)
+            assert error.value.details().startswith(Reason.BAD_MESSAGE.value)
+            assert two.service.heard == [], "nothing of it came through"
+            async with two.open() as stream:
+                await stream.send(report(1))
+                assert await stream.receive() == beat(1)
+            assert f"{two.me[:8]} breaks the protocol in {name}" in caplog.text
+
+    run(work())
+
+
+def test_bytes_in_the_middle_of_a_call_that_are_no_record_end_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, echo) as two, two.open() as stream:
+            await stream._write(b"\xff\xff\xff")
+            with pytest.raises(RefusedError) as error:
+                await stream.receive()
+            assert error.value.reason == Reason.BAD_MESSAGE.value
+
+    run(work())
+
+
+def test_a_server_that_sends_no_record_breaks_the_protocol(tmp_path: Path) -> None:
+    async def noise(stream: Any, opening: Any) -> None:
+        await stream._write(b"\xff\xff\xff")
+
+    async def work() -> None:
+        async with pair(tmp_path, noise) as two:
+            with pytest.raises(BadMessageError):
+                await call(two.here, two.peer, AskRequest(), LIMIT_S)
+
+    run(work())
+
+
+# -- who is let in ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_peer_of_another_run_is_told_so(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, echo, run="cd" * 32) as two:
+            with pytest.raises(RefusedError) as error:
+                await call(two.here, two.peer, AskRequest(), LIMIT_S)
+            assert error.value.reason == Reason.OTHER_RUN.value and two.service.heard == []
+
+    run(work())
+
+
+@pytest.mark.parametrize("how", [{"pretend": "0" * 32}, {"authority": "strangers"}], ids=["answers in its name", "not admitted"])
+def test_nobody_speaks_in_anothers_name_or_without_the_runs_certificate(tmp_path: Path, how: dict[str, str]) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, echo, **how) as two:
+            with pytest.raises(UnreachableError):
+                await call(two.here, two.peer, AskRequest(), LIMIT_S)
+            assert two.service.heard == []
+
+    run(work())
+
+
+def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
+    async def work() -> None:
+        here = NetworkTransport(credentials(tmp_path), RUN)
+        with pytest.raises(UnreachableError, match="cannot be reached"):
+            await call(here, Candidate("0" * 32, "127.0.0.1:1"), AskRequest(), LIMIT_S)
+        await here.aclose()
+
+    run(work())
+
+
+def test_bulk_connections_are_served_beside_the_calls(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, echo) as two, two.here.bulk(two.peer.peer, two.bulk_address) as stream:
+            await stream.send(Kind.PROBE)
+            kind, length = await stream.header()
+            data = bytearray(length)
+            await stream.receive_into(memoryview(data))
+            assert (kind, bytes(data)) == (Kind.DONE, b"by bulk")
+
+    run(work())
+
+
+def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, echo) as two:
+            with pytest.raises(PortInUseError):
+                NetworkTransport(credentials(tmp_path), RUN).listen("127.0.0.1", int(two.peer.address.split(":")[1]))
+
+    run(work())
