@@ -184,5 +184,5 @@ def _sentence(summary: Summary, unigram: float) -> str:
         f"{summary.peers_joined} peers made {summary.epochs} epochs from {summary.samples_committed:,} samples; "
         "one was killed on the way.\n"
         f"{summary.rounds_retried} attempts had to be repeated; no sample was counted twice.\n"
-        f"Held-out loss {summary.loss_first:.2f} -> {summary.loss_last:.2f} nats per token (unigram: {unigram:.2f})."
+        f"Held-out loss {summary.loss_first:.2f} -> {summary.loss_last:.2f} {summary.loss_unit} (unigram: {unigram:.2f})."
     )

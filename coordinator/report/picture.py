@@ -57,7 +57,7 @@ def _draw(axes: Axes, summary: Summary, unigram_loss: float | None) -> None:
     axes.grid(axis="y", color="#e8ebef", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_xlabel("epoch", color=QUIET)
-    axes.set_ylabel("loss (nats per token)", color=QUIET)
+    axes.set_ylabel(summary.loss_label, color=QUIET)
 
     epochs = [epoch for epoch, _ in (*summary.train_curve, *summary.eval_curve)]
     losses = [loss for _, loss in (*summary.train_curve, *summary.eval_curve)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Curve = tuple[tuple[int, float], ...]  # (epoch, loss in nats per token), by epoch
+Curve = tuple[tuple[int, float], ...]  # (epoch, loss), by epoch
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Summary:
     """A run in numbers. Only the surviving lineage counts: commits of a lineage that was given up are left out.
 
     `peers_joined` counts contributors, each once however often it came back. `rounds_retried` counts failed attempts.
-    `loss_first` and `loss_last` are held-out losses in nats per token.
+    `loss_first` and `loss_last` are held-out losses. All losses are in `loss_unit`, the task's ("" if the record does not say).
     """
 
     epochs: int
@@ -39,6 +39,11 @@ class Summary:
     eval_curve: Curve
     marks: tuple[Mark, ...]
     duration_s: float
+    loss_unit: str
+
+    @property
+    def loss_label(self) -> str:
+        return f"loss ({self.loss_unit})" if self.loss_unit else "loss"
 
 
 def summarise(events: Iterable[dict[str, Any]]) -> Summary:
@@ -50,12 +55,14 @@ def summarise(events: Iterable[dict[str, Any]]) -> Summary:
     retried = 0
     duration = 0.0
     before: float | None = None
+    loss_unit = ""
     for record in events:
         event, at = record["event"], float(record["time"])
         # Time in which no coordinator ran is not the run's; a clock set back counts as nothing.
         if before is not None and event not in ("run_started", "run_resumed"):
             duration += max(0.0, at - before)
         before = at
+        loss_unit = str(record.get("loss_unit") or loss_unit)
         if event == "committed":
             epoch = int(record["epoch"])
             known = commits.get(epoch)
@@ -88,6 +95,7 @@ def summarise(events: Iterable[dict[str, Any]]) -> Summary:
         eval_curve=tuple(losses),
         marks=tuple(marks),
         duration_s=duration,
+        loss_unit=loss_unit,
     )
 
 

@@ -46,7 +46,7 @@ def terminal_loss_curve(
     drawn = str(figure.build().string(colorless=not colour)).rstrip("\n")
     # A caption above, for plotext's own legend covers part of the curve.
     names = [f"\x1b[{code}m{glyph}\x1b[0m {name}" if colour else f"{glyph} {name}" for glyph, name, code in caption]
-    return "loss (nats per token)   " + "   ".join(names) + "\n" + drawn
+    return f"{summary.loss_label}   " + "   ".join(names) + "\n" + drawn
 
 
 def _whole_ticks(first: int, last: int, most: int) -> list[int]:

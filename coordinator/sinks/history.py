@@ -16,8 +16,8 @@ Each line is `{"time": <unix seconds>, "event": <name>, ...}` with the fields be
 | auxiliary_restarted | reason |
 | run_finished | epoch, lineage, samples |
 
-- `committed.loss` is the training loss, averaged over the samples; `evaluated.loss` is the held-out loss. Both are in nats per
-  token.
+- `committed.loss` is the training loss, averaged over the samples; `evaluated.loss` is the held-out loss. Both are in
+  `run_started.loss_unit`.
 - `committed.contributors` is a list of `{peer, incarnation, first, end, base, loss}`: the peer drew the samples
   first <= counter < end.
 - `committed.members` are all members of the plan. `committed.absent` maps each peer that was there and contributed nothing to

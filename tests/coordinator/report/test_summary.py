@@ -10,7 +10,7 @@ def committed(epoch: int, *, at: float = 0.0, lineage: str = "", samples: int = 
 def test_a_summary_counts_what_was_committed_and_who_came() -> None:
     summary = summarise(
         [
-            {"time": 0.0, "event": "run_started", "run": "r", "run_digest": "d"},
+            {"time": 0.0, "event": "run_started", "run": "r", "run_digest": "d", "loss_unit": "nats per image"},
             {"time": 1.0, "event": "peer_joined", "peer": "aa", "name": "", "role": "contributor"},
             {"time": 1.0, "event": "peer_joined", "peer": "ff", "name": "", "role": "auxiliary"},
             {"time": 1.5, "event": "evaluated", "epoch": 0, "loss": 9.0},
@@ -29,6 +29,7 @@ def test_a_summary_counts_what_was_committed_and_who_came() -> None:
     assert summary.eval_curve == ((0, 9.0), (2, 5.5))
     assert summary.marks[2] == Mark(1, "left", "aa", "ola", "connection-lost")
     assert summary.duration_s == 4.0
+    assert summary.loss_label == "loss (nats per image)"
 
 
 def test_commits_of_an_abandoned_lineage_do_not_count() -> None:
