@@ -82,7 +82,7 @@ class World:
 
     def trace(self, text: str, *, notable: bool = False) -> None:
         self._digest.update(f"{self.now!r} {text}\n".encode())
-        if notable:
+        if notable and self.violation is None:  # what follows a violation within its event tells nothing
             self.notable.append(f"{self.now:9.3f} {text}")
 
     def violated(self, invariant: str, what: str) -> NoReturn:
