@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 from typing import Any, cast
 
 import pytest
@@ -52,6 +55,17 @@ def test_what_comes_before_the_clock_starts_does_not_count() -> None:
     found = measured([2.0] * 10, [100] * 10)
     assert found["seconds"] == 20.0
     assert found["median_epoch_s"] == 2.0
+
+
+@pytest.mark.swarm
+def test_a_small_swarm_commits_most_of_what_it_draws() -> None:
+    command = [sys.executable, "-m", "benchmarks.step_efficiency", "--engines", "dugnad", "--peers", "2", "--params", "10000"]
+    command += ["--target-batch", "64", "--epochs", "10", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert 0 < result["efficiency"]["dugnad"] <= 1
+    assert result["ideal_samples_per_second"] == 200.0
 
 
 def test_speeds_are_for_all_or_for_each() -> None:
