@@ -282,11 +282,15 @@ def main() -> None:
 def compare(asked: argparse.Namespace) -> None:
     options = Options(asked.params, asked.samples_per_second, asked.target_batch, asked.mbit, asked.window_s, asked.pairs)
     result = measure(options, tables.say)
+    served_mbit = {"alone": "–", "serving": f"{result['served_mbit']:.0f}"}
     rows = [
-        [how, f"{result[f'samples_per_second_{how}']:.1f}", f"{result[f'cpu_share_{how}']:.3f}"] for how in ("alone", "serving")
+        [how, f"{result[f'samples_per_second_{how}']:.1f}", f"{result[f'cpu_share_{how}']:.3f}", served_mbit[how]]
+        for how in served_mbit
     ]
-    title = f"ratio {result['ratio']:.4f}, median of {options.pairs}; served at {result['served_mbit']:.0f} Mbit/s"
-    tables.show(result, [tables.table(title, ["", "samples/s", "CPU cores"], rows)], as_json=asked.json)
+    drawn = tables.table(
+        f"ratio {result['ratio']:.4f}, median of {options.pairs}", ["", "samples/s", "CPU cores", "Mbit/s"], rows
+    )
+    tables.show(result, [drawn], as_json=asked.json)
 
 
 if __name__ == "__main__":
