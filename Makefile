@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# For people: linters, types, and tests in about eight minutes on two cores. Real processes come after the others, alone.
+# For people: linters, types and tests. Real processes come after the others, alone.
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not swarm and not slow and not faults' $(ARGS)
 	$(BIN)/python -m pytest -m 'swarm and not slow and not faults' $(ARGS)

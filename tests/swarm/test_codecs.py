@@ -9,7 +9,7 @@ import pytest
 from tests.swarm.faults import assert_identical
 from tests.swarm.swarm import Process, Swarm, assert_disjoint, assert_one_history, wait_until
 
-pytestmark = pytest.mark.swarm
+pytestmark = [pytest.mark.swarm, pytest.mark.slow]
 # 0.25 MB/s, for vectors of 0.26 MB with fp16 and half of that with int8. The codec changes once fp16 takes a tenth of an epoch,
 # which is so in epochs of less than 9 s. Whoever joins fetches commits faster than they come in epochs of more than a second:
 # two peers that draw at most 200 samples/s each take longer, however fast the machine.
