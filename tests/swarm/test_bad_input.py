@@ -14,8 +14,6 @@ from protocols.identity import Ticket
 from tests.factories import CORPUS
 from tests.swarm.swarm import SPEC, Swarm, free_port, run_dugnad
 
-pytestmark = pytest.mark.swarm
-
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:

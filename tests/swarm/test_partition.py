@@ -14,7 +14,7 @@ from tests.swarm.faults import Auxiliary, Node, assert_identical, assert_no_samp
 from tests.swarm.network import TwoSides
 from tests.swarm.swarm import Swarm, wait_until
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.swarm, pytest.mark.slow, pytest.mark.timeout(600)]
 LIMIT_S = 120.0
 
 

@@ -53,6 +53,7 @@ def _has_ipv6() -> bool:
 
 
 @pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.slow
 def test_a_swarm_trains_over_ipv6_alone(tmp_path: Path) -> None:
     with Swarm(tmp_path, seed=24, host="::1") as swarm:
         port = free_port()
@@ -108,6 +109,7 @@ def test_survivors_commit_after_a_contributor_the_coordinator_and_the_next_leade
         assert_one_history(logs)
 
 
+@pytest.mark.slow
 def test_the_auxiliary_peer_that_leads_is_replaced_when_it_dies_and_does_not_displace_its_successor(tmp_path: Path) -> None:
     with Swarm(tmp_path, seed=13) as swarm:
         peers = [swarm.start_peer(f"peer-{number}") for number in range(2)]
@@ -131,6 +133,7 @@ def _last_members(peer: Process) -> list[str]:
     return list(planned[-1]["members"]) if planned else []
 
 
+@pytest.mark.slow
 def test_a_late_joiner_is_bit_identical_to_the_others_once_it_has_contributed(tmp_path: Path) -> None:
     # Epochs are long enough for two snapshots to be taken in one.
     with Swarm(tmp_path, seed=14, codec="fp16", batch=1536) as swarm:
@@ -148,6 +151,7 @@ def test_a_late_joiner_is_bit_identical_to_the_others_once_it_has_contributed(tm
         assert ours == theirs, "parameters, optimizer state and learning rate are the same bytes"
 
 
+@pytest.mark.slow
 def test_a_swarm_of_client_mode_peers_trains_through_the_coordinators_auxiliary_peer(tmp_path: Path) -> None:
     with Swarm(tmp_path, seed=15) as swarm:
         peers = [swarm.start_peer(f"hidden-{number}", "--client-mode") for number in range(2)]
@@ -170,6 +174,7 @@ def test_a_swarm_of_client_mode_peers_trains_through_the_coordinators_auxiliary_
         }
 
 
+@pytest.mark.slow
 def test_client_mode_peers_bring_their_state_to_a_coordinator_that_starts_again_from_an_older_checkpoint(tmp_path: Path) -> None:
     with Swarm(tmp_path, seed=19) as swarm:
         peers = [swarm.start_peer(f"hidden-{number}", "--client-mode") for number in range(2)]
