@@ -53,7 +53,6 @@ def _has_ipv6() -> bool:
 
 
 @pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
-@pytest.mark.slow
 def test_a_swarm_trains_over_ipv6_alone(tmp_path: Path) -> None:
     with Swarm(tmp_path, seed=24, host="::1") as swarm:
         port = free_port()
@@ -151,7 +150,6 @@ def test_a_late_joiner_is_bit_identical_to_the_others_once_it_has_contributed(tm
         assert ours == theirs, "parameters, optimizer state and learning rate are the same bytes"
 
 
-@pytest.mark.slow
 def test_a_swarm_of_client_mode_peers_trains_through_the_coordinators_auxiliary_peer(tmp_path: Path) -> None:
     with Swarm(tmp_path, seed=15) as swarm:
         peers = [swarm.start_peer(f"hidden-{number}", "--client-mode") for number in range(2)]
