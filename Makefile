@@ -34,7 +34,7 @@ lint: $(INSTALLED)
 simulate: $(INSTALLED)
 	@$(BIN)/dugnad simulate --seeds $(SEEDS) --peers $(PEERS) $(ARGS)
 
-# Every role, phase and kind of fault, with real processes: about half an hour. `make test` has a selection.
+# Every role, phase and kind of fault, with real processes: about half an hour. `make test-all` has a selection.
 faults: $(INSTALLED)
 	$(BIN)/python -m pytest -m faults -s tests/swarm/test_faults.py $(ARGS)
 

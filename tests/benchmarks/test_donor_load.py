@@ -12,6 +12,7 @@ COMMAND = [sys.executable, "-m", "benchmarks.donor_load", "--params", "100000", 
 
 
 @pytest.mark.swarm
+@pytest.mark.slow
 def test_a_small_run_compares_a_donor_that_serves_with_one_that_does_not() -> None:
     done = subprocess.run([*COMMAND, "--pairs", "1", "--json"], capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr

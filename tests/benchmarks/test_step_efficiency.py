@@ -58,6 +58,7 @@ def test_what_comes_before_the_clock_starts_does_not_count() -> None:
 
 
 @pytest.mark.swarm
+@pytest.mark.slow
 def test_a_small_swarm_commits_most_of_what_it_draws() -> None:
     command = [sys.executable, "-m", "benchmarks.step_efficiency", "--engines", "dugnad", "--peers", "2", "--params", "10000"]
     command += ["--target-batch", "64", "--epochs", "10", "--json"]

@@ -38,12 +38,6 @@ SELECTION = [
     Cell("coordinator", "after-commit-before-apply", "kill"),
 ]
 
-FEW = [
-    Cell("reducer", "mid-shard", "kill"),
-    Cell("leader", "ready-before-commit", "stop"),
-    Cell("contributor", "before-sending", "cut"),
-]
-
 
 def test_the_selection_covers_every_act_at_every_phase_and_every_role() -> None:
     assert {(cell.act, cell.phase) for cell in SELECTION} == {(act, phase) for act in ACTS for phase in PHASES}
@@ -79,10 +73,6 @@ def test_replicas_that_differ_at_a_lineage_are_found(tmp_path: Path) -> None:
     assert_identical([tmp_path / "ann", tmp_path / "bob"])
     with pytest.raises(AssertionError, match="ann and cid differ at epoch 1"):
         assert_identical([tmp_path / "ann", tmp_path / "cid"])
-
-
-def test_survivors_go_on_after_a_kill_a_stop_and_a_cut(tmp_path: Path) -> None:
-    _strike(tmp_path, 30, FEW)
 
 
 @pytest.mark.slow

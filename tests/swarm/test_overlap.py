@@ -10,7 +10,7 @@ import pytest
 from tests.swarm.faults import assert_identical
 from tests.swarm.swarm import Process, Swarm, assert_disjoint, assert_one_history
 
-pytestmark = pytest.mark.swarm
+pytestmark = [pytest.mark.swarm, pytest.mark.slow]
 EPOCHS = 12
 
 
