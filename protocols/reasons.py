@@ -29,7 +29,7 @@ class Reason(str, Enum):
     CONNECTION_LOST = "connection-lost"  # the connection to a member broke: the member or its network failed
     SILENT = "silent"  # a member sent no byte for the detection time
     STALLED = "stalled"  # no byte of the round moved for the attempt's patience
-    REDUCER_LOST = "reducer-lost"  # a contributor could not finish its exchange with a reducer
+    REDUCER_LOST = "reducer-lost"  # a contributor could not send its shard to a reducer, or get the average back
     CONTRIBUTOR_LOST = "contributor-lost"  # a reducer waited for a contributor whose stream broke
     BAD_CHUNK = "bad-chunk"  # shape, finiteness, weight or membership of a chunk is wrong
     COUNTED = "already-counted"  # a contribution holds samples that a commit has named before

@@ -48,3 +48,15 @@ def admitted(authority: Authority) -> Credentials:
     """Of a new key."""
     key = Key.generate()
     return Credentials(key, authority.admit(key.request()), authority.pem)
+
+
+COMMITTED_EVENT: dict[str, Any] = {  # as the coordinator's history has it
+    "time": 1.7e9,
+    "event": "committed",
+    "epoch": 12,
+    "samples": 96,
+    "contributors": [{}, {}, {}, {}],
+    "loss": 4.312,
+    "seconds": 0.214,
+    "attempts": 1,
+}

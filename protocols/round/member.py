@@ -107,7 +107,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Failed:
-    """Answer to a plan: the exchange between `member` and `reducer` broke. One of the two is the sender of this answer."""
+    """Answer to a plan: the connection between `member` and `reducer` broke. One of the two is the sender of this answer."""
 
     plan_digest: str
     reason: Reason
@@ -374,7 +374,7 @@ class Member:
         return [*actions, *self._apply()] if self._commit is not None else actions
 
     def reduce_failed(self, plan_digest: str, reason: Reason, member: str, reducer: str) -> list[MemberAction]:
-        """Answer to Reduce: the exchange between `member` and `reducer` broke."""
+        """Answer to Reduce: the connection between `member` and `reducer` broke."""
         if self.plan is None or plan_digest != self.plan.digest or self.phase is not Phase.REDUCING:
             return []
         if self._commit is not None:

@@ -1,6 +1,5 @@
 import io
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from rich.console import Console as Terminal
@@ -8,21 +7,12 @@ from rich.console import Console as Terminal
 from coordinator.sinks.console import Console
 from coordinator.swarm_view import SwarmView
 from protocols.observations import PeerView
+from tests.factories import COMMITTED_EVENT
 
 ALICE = PeerView("3fa2" * 16, "alice", "contributor", True, 12, 31, 102.4, "training", True)
 BOB = PeerView("91cc" * 16, "bob", "contributor", False, 12, 20, 48.2, "averaging", False)
 AUXILIARY = PeerView("aaaa" * 16, "", "auxiliary", True, 12, 0, 0.0, "training", False)
 VIEW = SwarmView("python-lm", "ab" * 32, 12, "cd" * 32, 51, 96, 1152, "training", (AUXILIARY, BOB, ALICE), 60)
-COMMITTED: dict[str, Any] = {
-    "time": 1.7e9,
-    "event": "committed",
-    "epoch": 12,
-    "samples": 96,
-    "contributors": [{}, {}, {}, {}],
-    "loss": 4.312,
-    "seconds": 0.214,
-    "attempts": 1,
-}
 
 
 class Fixture:
@@ -44,7 +34,7 @@ class Fixture:
 def test_the_view_shows_batch_loss_swarm_and_peers_at_any_width(width: int) -> None:
     on = Fixture(width)
     on.console.swarm(VIEW)
-    on.console.event(COMMITTED)
+    on.console.event(COMMITTED_EVENT)
     text = "\n".join(on.frame())
     assert max(len(line) for line in on.frame()) == width
     for shown in (
@@ -76,7 +66,7 @@ def test_a_big_swarm_does_not_outgrow_the_terminal(height: int) -> None:
     crowd = tuple(replace(BOB, peer=f"{i:04x}" * 16) for i in range(500))
     on.console.swarm(replace(VIEW, peers=(ALICE, *crowd)))
     for _ in range(9):
-        on.console.event(COMMITTED)
+        on.console.event(COMMITTED_EVENT)
     on.console.status("writing a checkpoint")
     frame = on.frame()
     assert len(frame) < height
@@ -125,7 +115,7 @@ def test_off_a_terminal_each_event_is_one_line_and_views_are_none() -> None:
         console.status("reading the corpus")
         console.status("reading the corpus")
         console.swarm(VIEW)
-        console.event(COMMITTED)
+        console.event(COMMITTED_EVENT)
         console.event({"time": 1.7e9, "event": "checkpoint_failed", "reason": "no space left on the device " * 3})
     first, second, third = on.out.getvalue().splitlines()
     assert first == "reading the corpus"
@@ -137,7 +127,7 @@ def test_on_a_terminal_the_last_view_stays_when_the_console_closes() -> None:
     on = Fixture(100)
     with on.console as console:
         console.swarm(VIEW)
-        console.event(COMMITTED)
+        console.event(COMMITTED_EVENT)
         console.say("the ticket: abc")
     assert "epoch 12 committed" in on.out.getvalue().rpartition("╭")[2]
     assert "the ticket: abc" in on.out.getvalue()

@@ -3,17 +3,7 @@ from typing import Any
 import pytest
 
 from coordinator.sinks.event_lines import describe
-
-COMMITTED: dict[str, Any] = {
-    "time": 1.7e9,
-    "event": "committed",
-    "epoch": 12,
-    "samples": 96,
-    "contributors": [{}, {}, {}, {}],
-    "loss": 4.312,
-    "seconds": 0.214,
-    "attempts": 1,
-}
+from tests.factories import COMMITTED_EVENT
 
 
 @pytest.mark.parametrize(
@@ -25,7 +15,7 @@ COMMITTED: dict[str, Any] = {
             "peer ola 3fa2… joined (auxiliary, client-mode)",
         ),
         ({"event": "peer_left", "peer": "3fa2bb", "reason": "connection-lost"}, "peer 3fa2… lost: connection-lost"),
-        (COMMITTED, "epoch 12 committed: 4 peers, 96 samples, loss 4.31, 214 ms"),
+        (COMMITTED_EVENT, "epoch 12 committed: 4 peers, 96 samples, loss 4.31, 214 ms"),
         (
             {"event": "committed", "epoch": 3, "samples": 1, "contributors": [{}], "loss": None, "attempts": 2},
             "epoch 3 committed: 1 peer, 1 sample, 2 attempts",
