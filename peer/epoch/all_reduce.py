@@ -31,7 +31,7 @@ AHEAD_CHUNKS = 2
 
 
 @dataclass(frozen=True)
-class Part:
+class Participation:
     """What one member brings to a plan."""
 
     me: str
@@ -43,22 +43,22 @@ class Part:
     chunking: Chunking
 
 
-async def all_reduce(part: Part, transport: Transport) -> tuple[Averages, memoryview]:
-    """Take part in a plan: what it averages, and the round's result as `part.layout` lays it out.
+async def all_reduce(participation: Participation, transport: Transport) -> tuple[Averages, memoryview]:
+    """Take part in a plan: what it averages, and the round's result as `participation.layout` lays it out.
 
     Raises AllReduceError for the first shard that cannot be finished; the others are given up.
     """
-    plan, layout = part.plan, part.layout
+    plan, layout = participation.plan, participation.layout
     result = np.empty(layout.total_bytes, np.uint8).data  # numpy's memory comes in large pages, unwritten
-    uploads = [_chunks(part, part.encoded, shard) for shard in plan.shards]
+    uploads = [_chunks(participation, participation.encoded, shard) for shard in plan.shards]
     abreast = _Abreast([len(chunks) for chunks in uploads])
     loop, tasks = asyncio.get_running_loop(), []
     for index, shard in enumerate(plan.shards):
-        received = _Received(shard, layout.codec, part.chunking.elements(shard), _chunks(part, result, shard))
-        if index in part.own:
-            work = _reduce_here(part, part.own[index], uploads[index], received)
+        received = _Received(shard, layout.codec, participation.chunking.elements(shard), _chunks(participation, result, shard))
+        if index in participation.own:
+            work = _reduce_here(participation, participation.own[index], uploads[index], received)
         else:
-            work = _reduce_there(part, index, _Upload(index, uploads[index], abreast), received, transport)
+            work = _reduce_there(participation, index, _Upload(index, uploads[index], abreast), received, transport)
         tasks.append(loop.create_task(work))
     try:
         shards = await asyncio.gather(*tasks)
@@ -66,24 +66,24 @@ async def all_reduce(part: Part, transport: Transport) -> tuple[Averages, memory
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return _compared(part, shards), result
+    return _compared(participation, shards), result
 
 
-def _chunks(part: Part, data: Bytes, shard: Shard) -> list[memoryview]:
-    return list(part.layout.chunks(data, shard.start, shard.stop, part.chunking.elements(shard)))
+def _chunks(participation: Participation, data: Bytes, shard: Shard) -> list[memoryview]:
+    return list(participation.layout.chunks(data, shard.start, shard.stop, participation.chunking.elements(shard)))
 
 
-def _compared(part: Part, shards: Sequence[_Received]) -> Averages:
+def _compared(participation: Participation, shards: Sequence[_Received]) -> Averages:
     """What the plan averages, once all reducers agree on it. Raises AllReduceError."""
-    plan, first = part.plan, shards[0].contributions
+    plan, first = participation.plan, shards[0].contributions
 
     def differ(reducer: str, problem: str) -> AllReduceError:
-        return AllReduceError(Reason.RESULTS_DIFFER, part.me, reducer, problem)
+        return AllReduceError(Reason.RESULTS_DIFFER, participation.me, reducer, problem)
 
     for received in shards:
         if received.contributions != first:
             raise differ(received.shard.reducer, "reducers average different contributions")
-    if part.contribution is not None and part.contribution not in first:
+    if participation.contribution is not None and participation.contribution not in first:
         raise differ(plan.shards[0].reducer, "this peer's contribution is not in the average")
     try:
         averages = Averages(first, tuple(received.result for received in shards if received.result is not None))
@@ -210,14 +210,16 @@ class _Received:
             self._next += 1
 
 
-async def _reduce_here(part: Part, shard: ServedShard, chunks: list[memoryview], received: _Received) -> _Received:
+async def _reduce_here(
+    participation: Participation, shard: ServedShard, chunks: list[memoryview], received: _Received
+) -> _Received:
     async def take() -> None:
         async for item in shard.averages():
             received.take_own(item)
 
     try:
         if chunks:
-            await asyncio.gather(send_locally(shard, part.me, part.contribution, chunks), take())
+            await asyncio.gather(send_locally(shard, participation.me, participation.contribution, chunks), take())
         else:
             await take()
     except BadMessageError as error:
@@ -225,13 +227,15 @@ async def _reduce_here(part: Part, shard: ServedShard, chunks: list[memoryview],
     return received
 
 
-async def _reduce_there(part: Part, index: int, upload: _Upload, received: _Received, transport: Transport) -> _Received:
-    plan, shard, me = part.plan, received.shard, part.me
+async def _reduce_there(
+    participation: Participation, index: int, upload: _Upload, received: _Received, transport: Transport
+) -> _Received:
+    plan, shard, me = participation.plan, received.shard, participation.me
     upload.begin()
     try:
         async with transport.bulk(shard.reducer, shard.address) as stream:
             stream.set_rate(plan.rate_of(upload.size))
-            await stream.send_record(Kind.OPEN, ReduceOpen(plan.digest, index, part.contribution))
+            await stream.send_record(Kind.OPEN, ReduceOpen(plan.digest, index, participation.contribution))
             sending = asyncio.get_running_loop().create_task(upload.run(stream))
             try:
                 await _receive(stream, received)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peer.environment import Environment
-from peer.epoch.all_reduce import Part, all_reduce, send_locally
+from peer.epoch.all_reduce import Participation, all_reduce, send_locally
 from peer.epoch.shard_server import AllReduceError, ServedShard
 from peer.settings import RunSettings
 from peer.training.side import TrainingSide
@@ -95,8 +95,8 @@ class RoundTraffic:
             raise AllReduceError(Reason.REDUCER_LOST, me, me, "the averages that it should pass on are not here any more")
         transport.bandwidth.begin()
         try:
-            part = Part(me, plan, contribution, sends, own, layout, self._environment.sizes.chunking)
-            completed = await all_reduce(part, transport)
+            participation = Participation(me, plan, contribution, sends, own, layout, self._environment.sizes.chunking)
+            completed = await all_reduce(participation, transport)
             transport.bandwidth.end(plan.planned_s, sends=contribution is not None or bool(own))
         finally:
             transport.bandwidth.give_up()

@@ -25,15 +25,15 @@ class Absences:
         self._told.clear()
         self._too_slow = frozenset()
 
-    def next_epoch(self, members: Collection[str], seated: Collection[str]) -> None:
-        """Begin the next epoch. `members` are those of the commit that closed the last one; `seated` is everybody connected.
+    def next_epoch(self, members: Collection[str], connected: Collection[str]) -> None:
+        """Begin the next epoch. `members` are those of the commit that closed the last one; `connected` is everybody connected.
 
         A peer that was no member of that commit is forgotten once a list has named it.
         """
         self._gone = {
             peer: reason
             for peer, reason in self._gone.items()
-            if (peer in members or peer not in self._told) and peer not in seated
+            if (peer in members or peer not in self._told) and peer not in connected
         }
         self._told &= self._gone.keys()
 
@@ -43,7 +43,7 @@ class Absences:
             self._gone[peer] = reason
             self._told.discard(peer)
 
-    def seated(self, peer: str) -> None:
+    def connected(self, peer: str) -> None:
         """Take note that `peer` is connected again."""
         self._gone.pop(peer, None)
         self._told.discard(peer)

@@ -129,7 +129,7 @@ class Leader:
             return []
         actions = self._lose(peer, Reason.OTHER_INCARNATION, now) if follower is not None else []
         self.followers[peer] = Follower(hello, now)
-        self._absences.seated(peer)
+        self._absences.connected(peer)
         return actions
 
     def reported(self, peer: str, report: Report, now: float) -> list[LeaderAction]:

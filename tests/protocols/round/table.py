@@ -1,4 +1,4 @@
-"""A Lead with peers seated and a clock in hand, for the tests of what a leader does."""
+"""A leader with peers connected and a clock in hand, for the tests of what a leader does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def genesis(leader: str = "lea") -> Tip:
 
 
 class Table:
-    """A Lead with peers seated and a clock in hand. Collects the actions of the last event."""
+    """A leader with peers connected and a clock in hand. Collects the actions of the last event."""
 
     def __init__(
         self,
