@@ -50,6 +50,7 @@ class Abort:
 
     plan_digest: str
     reason: Reason
+    sound: tuple[str, ...] = ()  # with reason DRIFT: the members whose states agree, from which the receiver is to fetch its own
 
 
 @dataclass(frozen=True)

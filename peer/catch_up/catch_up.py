@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from peer.catch_up.kept_state import KeptState
@@ -52,14 +52,18 @@ class CatchUp:
         self._events = events
         self._vain_searches = VainSearches()
         self.stranded = False  # it looks for state, and nobody who can be dialled has any
-        self._distrusted: set[str] = set()  # peers that gave what does not fit together, in this search
+        # In this search: peers that gave what does not fit together; and, unless that is empty, those whose state is sound.
+        self._distrusted: set[str] = set()
+        self._sound: set[str] = set()
 
     def worth(self, theirs: Standing) -> bool:
         """Whether to look for this heavier lineage. A search in vain for its holders is not repeated at once."""
         return self._vain_searches.worth(theirs, self._environment.clock())
 
-    async def run(self, reason: Reason, advanced: Advanced) -> Tip:
+    async def run(self, reason: Reason, advanced: Advanced, sound: Iterable[str] = ()) -> Tip:
         """Bring the replica to the heaviest lineage among the peers known; its tip. `advanced` hears of each replayed commit.
+
+        If one of the `sound` peers gives its state, nobody else is asked for one.
 
         If nobody is further than this replica, the tip is its own. Raises UnreachableError, which names the last problem, after
         TRIES tries in a row that brought nothing: no commit, and no chunk of a snapshot that was begun before.
@@ -69,7 +73,7 @@ class CatchUp:
             await self._forget()
         max_bytes = max_snapshot_bytes(self._replica.elements)
         fetch = SnapshotFetch(self._transport, max_bytes, self._environment.progress, self._failed)
-        self._distrusted.clear()
+        self._distrusted, self._sound = set(), set(sound)
         problem: RemoteError = UnreachableError("no peer answers that holds the run's state")
         vain, pause_s = 0, FIRST_PAUSE_S
         while vain < TRIES:
@@ -124,10 +128,9 @@ class CatchUp:
     async def _advance(self, ahead: list[Whereabouts], hidden: list[str], fetch: SnapshotFetch, advanced: Advanced) -> None:
         """By replay, else from a snapshot, else from one that is pushed. Raises RemoteError when nothing of it works."""
         problem: RemoteError = UnreachableError("nobody who is further gives its state")
-        trusted = [there for there in ahead if there.peer.peer not in self._distrusted]
-        if not trusted:  # whoever is left, then: a fault may pass
-            self._distrusted.clear()
-            trusted = ahead
+        if not any(map(self._trusts, (*(there.peer.peer for there in ahead), *hidden))):  # whoever is left, then
+            self._distrusted, self._sound = set(), set()
+        trusted = [there for there in ahead if self._trusts(there.peer.peer)]
         for there in trusted[:REPLAYS_A_TRY]:
             try:
                 if self._replica.tip is not None and await self._replay(there.peer, advanced):
@@ -141,7 +144,7 @@ class CatchUp:
                 return
             except RemoteError as error:
                 problem = error
-        for peer in hidden:
+        for peer in filter(self._trusts, hidden):
             try:
                 await self._restore(await self._sources.pushed_by(peer))
                 return
@@ -149,6 +152,9 @@ class CatchUp:
                 problem = error
                 self._failed(peer, error)
         raise problem
+
+    def _trusts(self, peer: str) -> bool:
+        return peer not in self._distrusted and (not self._sound or peer in self._sound)
 
     async def _take_snapshot(self, donors: list[Whereabouts], fetch: SnapshotFetch) -> None:
         furthest = {there.peer.peer for there in donors if there.standing == donors[0].standing}

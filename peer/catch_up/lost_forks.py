@@ -55,7 +55,7 @@ class LostForks:
         self._commits = commits
         self._sources = sources
         self._events = events
-        self._doubtful: list[SignedCommit] = []  # applied here, and perhaps not on this peer's lineage any more
+        self._doubtful: dict[str, SignedCommit] = {}  # by digest: applied here, and perhaps not on this peer's lineage any more
         self._moves = 0
 
     def moving(self) -> None:
@@ -69,8 +69,8 @@ class LostForks:
         """
         move = self._moves
         since = {signed.commit.digest for signed in chain_to(tip, self._commits)}  # replayed after a snapshot, or all of it
-        self._doubtful += [signed for signed in self._commits if signed.commit.digest not in since]
-        own = sorted(self._doubtful, key=lambda signed: signed.commit.ballot.epoch)
+        self._doubtful |= {signed.commit.digest: signed for signed in self._commits if signed.commit.digest not in since}
+        own = sorted(self._doubtful.values(), key=lambda signed: signed.commit.ballot.epoch)
         if not own:
             return
         replayed = [signed for signed in self._commits if signed.commit.digest in since]
@@ -79,7 +79,7 @@ class LostForks:
         theirs = await self._chain(own, tip)
         if move != self._moves:
             return
-        self._doubtful = []
+        self._doubtful = {}
         lost = lost_commits(own, theirs, tip)
         gone = {signed.commit.digest for signed in lost}
         record = {signed.commit.digest: signed for signed in (*own, *theirs, *self._commits) if signed.commit.digest not in gone}

@@ -295,8 +295,8 @@ class Engine:
                 if (record.run_digest, record.elements) != ours or record.codec not in self.settings.codecs:
                     raise BadMessageError("a plan of another run")
                 self.perform(self.member.on_plan(record))
-            case Abort(plan_digest, reason):
-                self.perform(self.member.on_abort(plan_digest, reason))
+            case Abort(plan_digest, reason, sound):
+                self.perform(self.member.on_abort(plan_digest, reason, sound))
             case NeedState():
                 if self.member.tip is not None:
                     self._spawn(push_state(self.environment, self.kept_state, leader, self.member.tip.standing))
@@ -356,11 +356,11 @@ class Engine:
                 samples = contribution.weight if contribution is not None else self.accumulated
                 if samples:
                     self.events("given_up", reason=reason, samples=samples)
-            case member_actions.CatchUp(reason):
+            case member_actions.CatchUp(reason, sound):
                 self._training.jobs.put(self._training.pause)
                 self._forget_accumulated()
                 self.report()  # a leader, which may be this peer, must not plan with what was reported before
-                self._spawn(self._catch_up(reason))
+                self._spawn(self._catch_up(reason, sound))
             case leader_actions.Ask(peers):
                 for peer in peers:
                     self._spawn(self._ask(peer))
@@ -370,8 +370,9 @@ class Engine:
                 for peer in to:
                     part = member_plan_of(plan, peer)
                     self._to_members((peer,), part, functools.partial(self.member.on_plan, part))
-            case leader_actions.SendAbort(to, plan_digest, reason):
-                self._to_members(to, Abort(plan_digest, reason), lambda: self.member.on_abort(plan_digest, reason))
+            case leader_actions.SendAbort(to, plan_digest, reason, sound):
+                here = functools.partial(self.member.on_abort, plan_digest, reason, sound)
+                self._to_members(to, Abort(plan_digest, reason, sound), here)
             case leader_actions.Announce(commit, seconds, attempts, absent):
                 signed = self.environment.signer.sign(commit)
                 self.events("announced", signed=signed, seconds=seconds, attempts=attempts, absent=absent)
@@ -463,9 +464,9 @@ class Engine:
         self.events("applied", signed=signed)
         self._finish_at(tip)
 
-    async def _catch_up(self, reason: Reason) -> None:
+    async def _catch_up(self, reason: Reason, sound: tuple[str, ...] = ()) -> None:
         self._lost_forks.moving()
-        tip = await self._catching_up.run(reason, self._advanced)
+        tip = await self._catching_up.run(reason, self._advanced, sound)
         if reason is Reason.JOINED:
             self._spawn(self._probe.measure())  # nobody waits for it: the peers that are asked may be gone
         self._spawn(self._lost_forks.settle(tip))

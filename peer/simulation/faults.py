@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # A process dies (its machine tells the others); its machine loses power (nobody is told); SIGSTOP; a disk or device that is slow;
 # a step that fails midway; a volunteer who leaves; links of one machine that break; a split of the swarm; a line that carries one
-# way only; a clock that runs at up to twice or down to half its rate; a state that drifts; a donor whose snapshots and
-# commits are damaged.
+# way only; a clock that runs at up to twice or down to half its rate; a state that drifts, here and perhaps where it was
+# fetched to; a donor whose snapshots and commits are damaged.
 DEATHS = ("crash", "power cut")
 KINDS = (
     *DEATHS,
@@ -192,9 +192,14 @@ class Injector:
                 tip, last = process.replica.tip, swarm.settings.max_epochs
                 goes_on = tip is not None and tip.epoch != last  # without another round nobody would notice
                 if goes_on and len(sound) >= MIN_OTHERS:
-                    with process.replica.strategy.at_tip():
-                        process.device.drift(random.uniform(1e-3, 1e-1))
-                    swarm.observer.drifted(process)
+                    by = random.uniform(1e-3, 1e-1)
+                    alike = [other for other in sound if other.machine.reachable and other.replica.tip == tip]
+                    random.shuffle(alike)
+                    spread = random.choice((0, (len(sound) - 2) // 2))  # most states stay sound
+                    for drifting in (process, *alike[:spread]):
+                        with drifting.replica.strategy.at_tip():
+                            drifting.device.drift(by)
+                        swarm.observer.drifted(drifting)
             case "lying donor":
                 process.transport.tamper = damaged
                 self._world.at(random.uniform(2, LONGEST_S), process, lambda: setattr(process.transport, "tamper", _true))

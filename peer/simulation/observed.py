@@ -91,10 +91,10 @@ class ObservedEngine(Engine):
         self.process.observer.asked(self.process, peer)
         await super()._ask(peer)
 
-    async def _catch_up(self, reason: Reason) -> None:
+    async def _catch_up(self, reason: Reason, sound: tuple[str, ...] = ()) -> None:
         if reason is Reason.JOINED:
             self.process.observer.catching_up(self.process, reason)
-        await super()._catch_up(reason)
+        await super()._catch_up(reason, sound)
 
     def _act(self, action: Any) -> None:
         process, observer = self.process, self.process.observer

@@ -63,22 +63,24 @@ class Attempt:
     def off(self) -> tuple[str, ...]:
         """The peers that must give up their state after a refused attempt, sorted.
 
-        They are the reducers whose values more than half of the members refuse; at exactly half, the leader's vote decides.
-        Without such a reducer they are the members that refuse, but not the leader. If all this names every member, the
-        leader keeps its state. A plan that finishes another carries values that are not the reducers' own, so it names
-        nobody; the next fresh attempt will.
+        They are the reducers whose values more than half of the members refuse, and the members that took those values: they
+        hold the same damage, and would hand it back. At exactly half, the leader's vote decides. Without such a reducer they are
+        the members that refuse, but not the leader. If all this names every member, the leader keeps its state. A plan that
+        finishes another carries values that are not the reducers' own, so it names nobody; the next fresh attempt will.
         """
-        leader, members = self.plan.ballot.leader, len(self.plan.members)
+        leader, members = self.plan.ballot.leader, set(self.plan.members)
         if self.plan.finishes is not None:
             return ()
         votes = {
             reducer: {member for member, refused in self.drifted.items() if reducer in refused}
             for reducer in {shard.reducer for shard in self.plan.shards}
         }
-        off = {reducer for reducer, against in votes.items() if 2 * len(against) > members}
-        off = off or {reducer for reducer, against in votes.items() if 2 * len(against) == members and leader in against}
+        refused = {reducer: against for reducer, against in votes.items() if 2 * len(against) > len(members)} or {
+            reducer: against for reducer, against in votes.items() if 2 * len(against) == len(members) and leader in against
+        }
+        off = {peer for reducer, against in refused.items() for peer in (members - against) | {reducer}}
         off = off or self.drifted.keys() - {leader}
-        return tuple(sorted(off if len(off) < members else off - {leader}))
+        return tuple(sorted(off - {leader} if off == members else off))
 
     @property
     def idle(self) -> list[str]:

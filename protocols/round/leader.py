@@ -428,8 +428,9 @@ class Leader:
             self._disowned.add(averages)
         note, abort = self._fail(Reason.DRIFT, off[0] if off else "")
         assert isinstance(abort, SendAbort)
-        others = SendAbort(tuple(p for p in abort.to if p not in off), abort.plan_digest, Reason.RESULTS_DIFFER)
-        return [note, SendAbort(off, abort.plan_digest, Reason.DRIFT), others]
+        sound = tuple(peer for peer in abort.to if peer not in off)
+        others = SendAbort(sound, abort.plan_digest, Reason.RESULTS_DIFFER)
+        return [note, SendAbort(off, abort.plan_digest, Reason.DRIFT, sound), others]
 
     def _maybe_commit(self, now: float) -> list[LeaderAction]:
         """Commit the attempt if a majority agrees and the grace is over; end it if no majority is possible."""

@@ -33,6 +33,7 @@ class SendAbort:
     to: tuple[str, ...]
     plan_digest: str
     reason: Reason
+    sound: tuple[str, ...] = ()  # as in Abort
 
 
 @dataclass(frozen=True)

@@ -168,9 +168,10 @@ class GiveUp:
 
 @dataclass(frozen=True)
 class CatchUp:
-    """Fetch the state from donors; answer with adopted()."""
+    """Fetch the state from donors, from `sound` ones first; answer with adopted()."""
 
     reason: Reason
+    sound: tuple[str, ...] = ()
 
 
 MemberAction = Freeze | Reduce | StopReducing | Send | Apply | Resume | GiveUp | CatchUp
@@ -316,11 +317,11 @@ class Member:
             actions.append(Freeze())
         return actions
 
-    def on_abort(self, plan_digest: str, reason: Reason) -> list[MemberAction]:
-        """Leave the attempt; with reason DRIFT, give up the state and fetch it anew."""
+    def on_abort(self, plan_digest: str, reason: Reason, sound: tuple[str, ...] = ()) -> list[MemberAction]:
+        """Leave the attempt; with reason DRIFT, give up the state and fetch it anew, from the `sound` members first."""
         if self.plan is None or self.plan.digest != plan_digest or self.phase is Phase.APPLYING:
             return []
-        return self._fall_behind(reason) if reason is Reason.DRIFT else self._drop_plan(reason)
+        return self._fall_behind(reason, sound=sound) if reason is Reason.DRIFT else self._drop_plan(reason)
 
     def on_commit(self, signed: SignedCommit) -> list[MemberAction]:
         """Apply a commit whose shards are here; ignore one of a lower ballot than promised; catch up for any other.
@@ -472,7 +473,7 @@ class Member:
         self.phase = Phase.FROZEN if self._frozen or self._freezing else Phase.TRAINING
         return [StopReducing(plan.digest, reason)] if phase in (Phase.REDUCING, Phase.READY) else []
 
-    def _fall_behind(self, reason: Reason, commit: Commit | None = None) -> list[MemberAction]:
+    def _fall_behind(self, reason: Reason, commit: Commit | None = None, sound: tuple[str, ...] = ()) -> list[MemberAction]:
         """Give up the samples of this epoch and catch up. Samples that `commit` names are kept: its state will be fetched."""
         actions = self._drop_plan(reason)
         if commit is not None and self.contribution is not None and self.contribution in commit.contributions:
@@ -481,7 +482,7 @@ class Member:
         actions += self._give_up(given_up, commit, accumulated=True)
         self._forget_contribution()
         self.phase = Phase.CATCHING_UP
-        return [*actions, CatchUp(reason)]
+        return [*actions, CatchUp(reason, sound)]
 
     def _give_up(self, reason: Reason, commit: Commit | None, *, accumulated: bool) -> list[MemberAction]:
         """GiveUp actions: for the frozen contribution, unless `commit` names it, and with `accumulated` for the accumulator.

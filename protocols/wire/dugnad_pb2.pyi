@@ -289,12 +289,14 @@ class NotLeader(_message.Message):
     def __init__(self, follows: _Optional[str] = ..., address: _Optional[str] = ..., able: _Optional[bool] = ...) -> None: ...
 
 class Abort(_message.Message):
-    __slots__ = ("plan_digest", "reason")
+    __slots__ = ("plan_digest", "reason", "sound")
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SOUND_FIELD_NUMBER: _ClassVar[int]
     plan_digest: str
     reason: str
-    def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    sound: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ..., sound: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NeedState(_message.Message):
     __slots__ = ()

@@ -211,7 +211,7 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
     messages.Heartbeat: st.builds(
         messages.Heartbeat, standing=standings, samples=counts, samples_per_second=rates, peers=st.integers(0, 2**20)
     ),
-    messages.Abort: st.builds(messages.Abort, plan_digest=digests, reason=reasons),
+    messages.Abort: st.builds(messages.Abort, plan_digest=digests, reason=reasons, sound=st.lists(peers, max_size=4).map(tuple)),
     messages.NeedState: st.just(messages.NeedState()),
     messages.AskRequest: st.just(messages.AskRequest()),
     messages.AskReply: st.builds(

@@ -95,8 +95,8 @@ class Joiner:
     async def pushed_by(self, peer: str) -> bytes:
         return self.hidden_ones[peer][1]
 
-    def run(self, reason: Reason = Reason.JOINED) -> Tip:
-        return self.node.play(self.catch_up.run(reason, lambda signed, tip, result: self.replayed.append(tip.epoch)))
+    def run(self, reason: Reason = Reason.JOINED, sound: tuple[str, ...] = ()) -> Tip:
+        return self.node.play(self.catch_up.run(reason, lambda signed, tip, result: self.replayed.append(tip.epoch), sound))
 
 
 # -- from a snapshot --------------------------------------------------------------------------------------------------------
@@ -196,6 +196,25 @@ def test_a_client_mode_peer_that_is_further_is_asked_to_push_when_nobody_else_gi
     joiner = Joiner(net, Donor(net, "ann", history, 3), stand=history.stand("joiner", 3))
     joiner.hidden_ones = {"hid": (history.tips[9].standing, history.snapshots[9])}
     assert joiner.run() == history.tips[9]
+
+
+def test_a_peer_whose_state_was_off_takes_one_from_those_that_are_sound_though_others_are_nearer(
+    net: Net, history: History
+) -> None:
+    ann, bob = Donor(net, "ann", history, 7), Donor(net, "bob", history, 7)
+    joiner = Joiner(net, ann, bob, stand=history.stand("joiner", 7))
+    assert joiner.run(Reason.DRIFT, sound=("bob",)) == history.tips[7]
+    assert (len(ann.asked_for(OfferRequest)), len(bob.asked_for(OfferRequest))) == (0, 1)
+
+    joiner = Joiner(net, ann, stand=history.stand("joiner", 7))
+    joiner.hidden_ones = {"hid": (history.tips[7].standing, history.snapshots[7])}
+    assert joiner.run(Reason.DRIFT, sound=("hid",)) == history.tips[7]
+    assert ann.asked_for(OfferRequest) == []
+
+
+def test_when_none_that_is_sound_can_give_its_state_the_others_are_asked(net: Net, history: History) -> None:
+    ann = Donor(net, "ann", history, 7)
+    assert Joiner(net, ann, stand=history.stand("joiner", 7)).run(Reason.DRIFT, sound=("away",)) == history.tips[7]
 
 
 # -- by replay --------------------------------------------------------------------------------------------------------------

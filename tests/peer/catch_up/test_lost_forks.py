@@ -175,3 +175,17 @@ def test_a_peer_that_moves_twice_and_loses_both_forks_tells_all_of_it_once(net: 
     assert (lost["commits"], lost["lineage"], lost["to"]) == (3, OURS[-1].commit.digest, TIP.lineage)
     assert [fields["samples"] for fields in bob.node.told_of("given_up")] == [12]
     assert list(bob.commits) == [*COMMON, *THEIRS]
+
+
+def test_a_commit_that_was_applied_twice_on_the_way_is_lost_once(net: Net) -> None:
+    """A device that fails may cost the state between the two: then a snapshot brings it back to before the commit."""
+    bob = Bob(net, [*COMMON, *OURS], record_of(*COMMON, *THEIRS))
+    bob.forks.moving()
+    first = bob.node.start(bob.forks.settle(Tip.after(THEIRS[0].commit)))
+    net.world.run_until(3.0)
+    bob.commits.extend(OURS)
+    bob.forks.moving()
+    bob.node.play(bob.forks.settle(TIP))
+    net.world.run_until(net.world.now + 60.0, first.done)
+    (lost,) = bob.node.told_of("fork_lost")
+    assert (lost["commits"], lost["samples"]) == (3, 24)

@@ -17,6 +17,7 @@ from peer.catch_up import lost_forks
 from peer.epoch.engine import Engine
 from peer.epoch.round_traffic import PLAN_ARRIVES_S, RoundTraffic
 from peer.epoch.shard_server import ServedShard
+from peer.simulation.faults import Fault, Schedule
 from peer.simulation.problem import DeviceError
 from peer.simulation.scenario import simulate
 from peer.training.base_parameters import BaseParameters
@@ -29,6 +30,7 @@ from protocols.gradients.shard_average import ShardAverage
 from protocols.messages import Abort
 from protocols.reasons import Reason
 from protocols.round.absences import Absences
+from protocols.round.attempt import Attempt
 from protocols.round.leader import Leader
 from protocols.round.member import GiveUp, Member, Resume
 from protocols.round.plans import MemberPlan, PlanIdentity
@@ -300,6 +302,17 @@ def forks_that_cost_less_than_they_did(patch: Patch) -> None:
     patch.setattr(lost_forks.LostForks, "_tell", mutant)
 
 
+def damage_that_its_takers_keep(patch: Patch) -> None:
+    """Only the reducer whose values most refuse gives up its state. Those that hold the same hand it back."""
+    off = Attempt.off
+
+    def mutant(attempt: Attempt) -> tuple[str, ...]:
+        reducers = {shard.reducer for shard in attempt.plan.shards}
+        return tuple(peer for peer in off(attempt) if peer in reducers)
+
+    patch.setattr(Attempt, "off", mutant)
+
+
 MUTANTS: dict[Callable[[Patch], None], str] = {
     ballots_without_the_leader: "3 ballots",
     a_late_commit_applied_after_a_promise: "3 promises",
@@ -324,7 +337,16 @@ MUTANTS: dict[Callable[[Patch], None], str] = {
     a_run_without_an_end: "5 end",
     results_that_nobody_checks: "1 bytes",
     forks_that_cost_less_than_they_did: "7 forks",
+    damage_that_its_takers_keep: "4 liveness",
 }
+
+
+def a_drift(seed: int) -> Schedule:
+    return (Fault(0, 5.0, "drift", "training", "p1", seed),)
+
+
+# For mutants that a single kind of fault shows, and all faults together seldom.
+SCHEDULES: dict[Callable[[Patch], None], Callable[[int], Schedule]] = {damage_that_its_takers_keep: a_drift}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
@@ -340,9 +362,9 @@ def test_a_mutant_is_caught_by_the_invariant_that_it_breaks(
     mutant: Callable[[Patch], None], invariant: str, monkeypatch: Patch
 ) -> None:
     mutant(monkeypatch)
-    others = []
+    schedule, others = SCHEDULES.get(mutant), []
     for seed in range(MAX_SEEDS):
-        seed_result = simulate(seed)
+        seed_result = simulate(seed, schedule=schedule(seed) if schedule is not None else None)
         if seed_result.violated == invariant:
             print(f"caught by seed {seed}: {seed_result.what}; before it {others}")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,10 +74,23 @@ def off(members: str, refused: dict[str, str], *, leader: str = "ann") -> tuple[
             ("bob", "cid"),
             id="nobody agrees: the leader stays",
         ),
+        pytest.param(
+            "ann bob cid dag eve",
+            {"ann": "bob cid", "dag": "bob cid", "eve": "bob cid", "bob": "ann dag eve", "cid": "ann dag eve"},
+            ("bob", "cid"),
+            id="two with the same damage",
+        ),
     ],
 )
 def test_the_outvoted_are_off(members: str, refused: dict[str, str], expected: tuple[str, ...]) -> None:
     assert off(members, refused) == expected
+
+
+def test_who_took_the_values_that_most_refuse_is_off_as_their_reducer_is() -> None:
+    plan = replace(plan_of("ann bob cid dag eve", "ann"), shards=(Shard("bob", "bob:1", 0, 1024),))
+    attempt = Attempt(plan, 0.0, Deadline((), 0.0, 1.0, {}), "fp32")
+    attempt.drifted = dict.fromkeys(("ann", "dag", "eve"), ("bob",))
+    assert attempt.off() == ("bob", "cid")
 
 
 # -- the leader ------------------------------------------------------------------------------------------------------------------
@@ -132,7 +146,7 @@ def test_a_reducer_that_most_refuse_gives_up_its_state_and_nothing_of_its_attemp
     actions = leader.answer("bob", Drifted(plan.digest, ("cid",)), 0.0)
     assert actions[:3] == [
         NoteFailure(plan.ballot, Reason.DRIFT, "cid"),
-        SendAbort(("cid",), plan.digest, Reason.DRIFT),
+        SendAbort(("cid",), plan.digest, Reason.DRIFT, sound=("ann", "bob")),
         SendAbort(("ann", "bob"), plan.digest, Reason.RESULTS_DIFFER),
     ]
     (again,) = [action.plan for action in actions if isinstance(action, SendPlan)]
@@ -159,7 +173,8 @@ def test_averages_whose_canonical_values_are_refused_are_not_finished_for_ever()
         leader.answer(name, Accept(plan.digest, None), 1.5)
     leader.answer("ann", Drifted(plan.digest, ("ann",)), 1.5)
     actions = leader.answer("bob", Drifted(plan.digest, ("ann",)), 1.5)
-    assert SendAbort((), plan.digest, Reason.DRIFT) in actions, "who passed them on is not to blame"
+    (drifted,) = [it for it in actions if isinstance(it, SendAbort) and it.reason is Reason.DRIFT]
+    assert drifted.to == (), "who passed them on is not to blame"
     assert [action.plan.finishes for action in actions if isinstance(action, SendPlan)] == [None]
 
 
@@ -211,9 +226,9 @@ def test_a_commit_that_came_first_is_refused_as_well() -> None:
 def test_the_outvoted_are_told_and_catch_up_while_the_others_stay_frozen() -> None:
     member, plan = reducing()
     member.reduced(plan.digest, averages_of(plan))
-    actions = member.on_abort(plan.digest, Reason.DRIFT)
+    actions = member.on_abort(plan.digest, Reason.DRIFT, ("ann",))
     assert actions[0] == StopReducing(plan.digest, Reason.DRIFT)
-    assert actions[-1] == CatchUp(Reason.DRIFT)
+    assert actions[-1] == CatchUp(Reason.DRIFT, sound=("ann",))
     other, plan = reducing()
     other.drifted(plan.digest, ("cid",))
     assert other.on_abort(plan.digest, Reason.RESULTS_DIFFER) == [StopReducing(plan.digest, Reason.RESULTS_DIFFER)]
