@@ -55,6 +55,8 @@ class CatchUp:
         # In this search: peers that gave what does not fit together; and, unless that is empty, those whose state is sound.
         self._distrusted: set[str] = set()
         self._sound: set[str] = set()
+        # Where a commit leads that showed drift in a replay. From a snapshot that is older, it would show the same again.
+        self._past_drift: Standing | None = None
 
     def worth(self, theirs: Standing) -> bool:
         """Whether to look for this heavier lineage. A search in vain for its holders is not repeated at once."""
@@ -74,6 +76,7 @@ class CatchUp:
         max_bytes = max_snapshot_bytes(self._replica.elements)
         fetch = SnapshotFetch(self._transport, max_bytes, self._environment.progress, self._failed)
         self._distrusted, self._sound = set(), set(sound)
+        self._past_drift = None
         problem: RemoteError = UnreachableError("no peer answers that holds the run's state")
         vain, pause_s = 0, FIRST_PAUSE_S
         while vain < TRIES:
@@ -160,9 +163,8 @@ class CatchUp:
         furthest = {there.peer.peer for there in donors if there.standing == donors[0].standing}
         mine = self._replica.tip
         began = self._environment.clock()
-        snapshot = await fetch.run(
-            [there.peer for there in donors], best=furthest, at_least=mine.standing if mine is not None else None
-        )
+        at_least = mine.standing if mine is not None else self._past_drift
+        snapshot = await fetch.run([there.peer for there in donors], best=furthest, at_least=at_least)
         shares = dict(fetch.download.verified_by)
         self._events("fetched", bytes=len(snapshot), chunks=shares, seconds=self._environment.clock() - began)
         fetch.download.forget()
@@ -190,6 +192,7 @@ class CatchUp:
         """False when the donor's commits do not reach back to this replica's tip."""
         assert self._replica.tip is not None
         commits = fetch_commits(self._transport, donor, self._replica.tip.lineage, self._replica.layout)
+        signed: SignedCommit | None = None
         try:
             async for signed, result in commits:
                 self._environment.signer.verify(signed)
@@ -197,6 +200,7 @@ class CatchUp:
                 advanced(signed, tip, result)
         except DriftError as error:
             _log.warning("%s; taking a snapshot instead", error)
+            self._past_drift = Tip.after(signed.commit).standing if signed is not None else None
             await self._forget()
             return False
         except RefusedError as error:

@@ -290,6 +290,23 @@ def test_a_peer_whose_own_state_is_off_takes_one_even_from_peers_that_are_no_fur
     assert joiner.stand.weights == history.weights[6]
 
 
+def test_a_snapshot_from_before_a_commit_that_shows_drift_is_not_taken_again(net: Net, history: History) -> None:
+    """The state that the donor kept is not the one that its commits continue. Only one from after them helps."""
+    ann, off = Donor(net, "ann", history, 8, keeps=True), history.stand("off", 5)
+    with torch.no_grad():
+        off.device.model.weights += 0.5
+    kept, _, _ = off.replica.capture()
+
+    def kept_or_newer(request: Any) -> None:
+        if isinstance(request, OfferRequest):
+            ann.sends = lambda: history.snapshots[8] if request.at_least is not None else kept
+
+    ann.when_asked = kept_or_newer
+    joiner = Joiner(net, ann)
+    assert joiner.run() == history.tips[8]
+    assert [request.at_least for request in ann.asked_for(OfferRequest)] == [None, history.tips[6].standing]
+
+
 # -- whether to search at all -----------------------------------------------------------------------------------------------
 
 
