@@ -84,6 +84,7 @@ class OfferRequest:
 
     digest: str  # the snapshot whose download is under way; '' if none
     at_least: Standing | None  # nothing lighter is wanted
+    strictly: bool = False  # nor that very state
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ REPLAYS_A_TRY = 3
 DONORS_A_TRY = 8
 
 _log = logging.getLogger(__name__)
+Restored = Callable[[Tip], None]  # (the tip of a snapshot that was restored)
 Advanced = Callable[[SignedCommit, Tip, bytes], None]  # (a commit that was replayed, the tip after it, its round's result)
 
 
@@ -55,15 +56,17 @@ class CatchUp:
         # In this search: peers that gave what does not fit together; and, unless that is empty, those whose state is sound.
         self._distrusted: set[str] = set()
         self._sound: set[str] = set()
-        # Where a commit leads that showed drift in a replay. From a snapshot that is older, it would show the same again.
-        self._past_drift: Standing | None = None
+        # Where a replay showed drift. From a snapshot of that state, or of an older one, it would show the same again.
+        self._drifted_at: Standing | None = None
 
     def worth(self, theirs: Standing) -> bool:
         """Whether to look for this heavier lineage. A search in vain for its holders is not repeated at once."""
         return self._vain_searches.worth(theirs, self._environment.clock())
 
-    async def run(self, reason: Reason, advanced: Advanced, sound: Iterable[str] = ()) -> Tip:
-        """Bring the replica to the heaviest lineage among the peers known; its tip. `advanced` hears of each replayed commit.
+    async def run(self, reason: Reason, advanced: Advanced, restored: Restored, sound: Iterable[str] = ()) -> Tip:
+        """Bring the replica to the heaviest lineage among the peers known; its tip.
+
+        `advanced` hears of each replayed commit, `restored` of each snapshot.
 
         If one of the `sound` peers gives its state, nobody else is asked for one.
 
@@ -76,7 +79,7 @@ class CatchUp:
         max_bytes = max_snapshot_bytes(self._replica.elements)
         fetch = SnapshotFetch(self._transport, max_bytes, self._environment.progress, self._failed)
         self._distrusted, self._sound = set(), set(sound)
-        self._past_drift = None
+        self._drifted_at = None
         problem: RemoteError = UnreachableError("no peer answers that holds the run's state")
         vain, pause_s = 0, FIRST_PAUSE_S
         while vain < TRIES:
@@ -91,7 +94,7 @@ class CatchUp:
                 self._arrived(before)
                 return before
             try:
-                await self._advance(ahead, hidden, fetch, advanced)
+                await self._advance(ahead, hidden, fetch, advanced, restored)
             except RemoteError as error:
                 problem = error
             if self._got_on(before, target, fetch):
@@ -128,7 +131,9 @@ class CatchUp:
 
     # -- ways to get on ----------------------------------------------------------------------------------------------------------
 
-    async def _advance(self, ahead: list[Whereabouts], hidden: list[str], fetch: SnapshotFetch, advanced: Advanced) -> None:
+    async def _advance(
+        self, ahead: list[Whereabouts], hidden: list[str], fetch: SnapshotFetch, advanced: Advanced, restored: Restored
+    ) -> None:
         """By replay, else from a snapshot, else from one that is pushed. Raises RemoteError when nothing of it works."""
         problem: RemoteError = UnreachableError("nobody who is further gives its state")
         if not any(map(self._trusts, (*(there.peer.peer for there in ahead), *hidden))):  # whoever is left, then
@@ -143,13 +148,13 @@ class CatchUp:
                 self._failed(there.peer.peer, error)
         if trusted:
             try:
-                await self._take_snapshot(trusted[:DONORS_A_TRY], fetch)
+                await self._take_snapshot(trusted[:DONORS_A_TRY], fetch, restored)
                 return
             except RemoteError as error:
                 problem = error
         for peer in filter(self._trusts, hidden):
             try:
-                await self._restore(await self._sources.pushed_by(peer))
+                restored(await self._restore(await self._sources.pushed_by(peer)))
                 return
             except RemoteError as error:
                 problem = error
@@ -159,29 +164,30 @@ class CatchUp:
     def _trusts(self, peer: str) -> bool:
         return peer not in self._distrusted and (not self._sound or peer in self._sound)
 
-    async def _take_snapshot(self, donors: list[Whereabouts], fetch: SnapshotFetch) -> None:
+    async def _take_snapshot(self, donors: list[Whereabouts], fetch: SnapshotFetch, restored: Restored) -> None:
         furthest = {there.peer.peer for there in donors if there.standing == donors[0].standing}
         mine = self._replica.tip
         began = self._environment.clock()
-        at_least = mine.standing if mine is not None else self._past_drift
-        snapshot = await fetch.run([there.peer for there in donors], best=furthest, at_least=at_least)
+        at_least = mine.standing if mine is not None else self._drifted_at
+        snapshot = await fetch.run([there.peer for there in donors], best=furthest, at_least=at_least, strictly=True)
         shares = dict(fetch.download.verified_by)
         self._events("fetched", bytes=len(snapshot), chunks=shares, seconds=self._environment.clock() - began)
         fetch.download.forget()
         try:
-            await self._restore(snapshot)
+            restored(await self._restore(snapshot))
         except BadMessageError as error:  # every chunk is what the manifest promised: so the peers that promised it are at fault
             for peer in shares:
                 self._failed(peer, error)
             raise
 
-    async def _restore(self, snapshot: bytes) -> None:
+    async def _restore(self, snapshot: bytes) -> Tip:
         mine = self._replica.tip
         header = read_header(snapshot)
         if mine is not None and mine.standing.heavier_than(Standing(header.epoch, header.lineage, header.samples)):
             raise BadMessageError("the snapshot is of a state that is less far than this peer's own")
-        await self._jobs.run(functools.partial(self._replica.restore, snapshot))
+        tip: Tip = await self._jobs.run(functools.partial(self._replica.restore, snapshot))
         self._kept_state.forget()
+        return tip
 
     async def _forget(self) -> None:
         """This peer's own state is off: nobody is to have it, this peer included."""
@@ -192,7 +198,6 @@ class CatchUp:
         """False when the donor's commits do not reach back to this replica's tip."""
         assert self._replica.tip is not None
         commits = fetch_commits(self._transport, donor, self._replica.tip.lineage, self._replica.layout)
-        signed: SignedCommit | None = None
         try:
             async for signed, result in commits:
                 self._environment.signer.verify(signed)
@@ -200,7 +205,7 @@ class CatchUp:
                 advanced(signed, tip, result)
         except DriftError as error:
             _log.warning("%s; taking a snapshot instead", error)
-            self._past_drift = Tip.after(signed.commit).standing if signed is not None else None
+            self._drifted_at = self._replica.tip.standing
             await self._forget()
             return False
         except RefusedError as error:

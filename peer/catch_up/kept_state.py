@@ -11,7 +11,7 @@ import asyncio
 import concurrent.futures
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from peer.environment import Environment
@@ -129,32 +129,36 @@ class KeptState:
             every *= 2
         return every
 
-    async def offer(self, digest: str, at_least: Standing | None) -> Manifest | None:
+    async def offer(self, digest: str, at_least: Standing | None, *, strictly: bool = False) -> Manifest | None:
         """The snapshot named `digest` if it is here and of use; else the newest of use; else one of the state as it stands.
 
-        Of use is what is not lighter than `at_least` and can be followed by the commits kept. None when
-        this peer's own state is not that far. Raises BadMessageError when its state is of no lineage.
+        Of use is what is not lighter than `at_least` (with `strictly`: heavier) and can be followed by the commits kept. None
+        when this peer's own state is not that far. Raises BadMessageError when its state is of no lineage.
         """
+
+        def is_enough(standing: Standing) -> bool:
+            return at_least is None or not (at_least.heavier_than(standing) or (strictly and standing == at_least))
+
         self._asked_at = self._clock()
         tip = self._replica.tip
-        if tip is not None and at_least is not None and at_least.heavier_than(tip.standing):
+        if tip is not None and not is_enough(tip.standing):
             return None
         async with self._capturing:
-            found = self._of_use(digest, at_least)
+            found = self._of_use(digest, is_enough)
             if found is None:
                 moves = self._moves
                 found = await self._hold(self._jobs.put(self._capture), moves)
-        if found is None or (at_least is not None and at_least.heavier_than(found.standing)):
+        if found is None or not is_enough(found.standing):
             return None
         found.used_at = self._clock()
         return found.manifest
 
-    def _of_use(self, digest: str, at_least: Standing | None) -> HeldSnapshot | None:
+    def _of_use(self, digest: str, is_enough: Callable[[Standing], bool]) -> HeldSnapshot | None:
         tip = self._replica.tip
         of_use = [
             held
             for held in self._held
-            if not (at_least is not None and at_least.heavier_than(held.standing))
+            if is_enough(held.standing)
             and (
                 (tip is not None and tip.lineage == held.manifest.lineage)
                 or self.commits_after(held.manifest.lineage) is not None

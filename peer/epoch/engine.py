@@ -459,14 +459,17 @@ class Engine:
         self.commits.append(signed)
         self.perform(self.leader.follow(tip, commit))
         self.succession.follow(tip)
-        if self.member.replayed(tip):
-            self.report()
+        self._reached(tip)
         self.events("applied", signed=signed)
         self._finish_at(tip)
 
+    def _reached(self, tip: Tip) -> None:
+        if self.member.reached(tip):
+            self.report()
+
     async def _catch_up(self, reason: Reason, sound: tuple[str, ...] = ()) -> None:
         self._lost_forks.moving()
-        tip = await self._catching_up.run(reason, self._advanced, sound)
+        tip = await self._catching_up.run(reason, self._advanced, self._reached, sound)
         if reason is Reason.JOINED:
             self._spawn(self._probe.measure())  # nobody waits for it: the peers that are asked may be gone
         self._spawn(self._lost_forks.settle(tip))

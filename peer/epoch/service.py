@@ -158,7 +158,7 @@ class PeerService:
         if member.tip is None or member.phase is Phase.CATCHING_UP:
             raise refusal(Reason.NOT_CAUGHT_UP, "this peer looks for the run's state itself")
         try:
-            manifest = await self._engine.kept_state.offer(request.digest, request.at_least)
+            manifest = await self._engine.kept_state.offer(request.digest, request.at_least, strictly=request.strictly)
         except BadMessageError as error:
             raise refusal(Reason.NOT_CAUGHT_UP, str(error)) from error
         if manifest is None:

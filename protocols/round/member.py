@@ -209,7 +209,7 @@ class Member:
         self.phase = Phase.TRAINING
         return [*actions, Resume()]
 
-    def replayed(self, tip: Tip) -> bool:
+    def reached(self, tip: Tip) -> bool:
         """Take note that the state has reached `tip` while catching up. Returns whether the leader should hear of it."""
         if self.phase is not Phase.CATCHING_UP or self.tip is None:
             return False

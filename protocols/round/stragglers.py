@@ -7,6 +7,7 @@ each time and never contribute. So the leader now and then waits for peers that 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from protocols.round.member import Phase
@@ -16,6 +17,7 @@ from protocols.round.records import Report, Tip
 # have been a pause), and MAX_WAIT_S at most. So a peer that fetches a commit in an epoch's time is level within WAITS_EVERY
 # epochs. A wait is long if it takes LONG_SHARE of that time or more, with or without success. After each long wait the leader
 # waits half as often, down to one of WAITS_LEAST_EVERY epochs. After a shorter wait it waits in one of WAITS_EVERY again.
+# If the stragglers are more than the peers at its tip, it waits WAITS_EVERY times as often: they could do more than the round.
 WAITS_EVERY, WAITS_LEAST_EVERY = 4, 64
 LONG_SHARE = 0.25
 MAX_WAIT_S = 300.0
@@ -58,17 +60,19 @@ class Stragglers:
         """
         if self._full_at is None:
             self._full_at = now
-        catching_up, there = set(), set()  # lineages of the peers that still catch up, and of those that are caught up
+        # By lineage: the peers that still catch up, and those that are caught up.
+        catching_up, there = Counter[str](), Counter[str]()
         for report in reports:
             if report.phase == Phase.CATCHING_UP.value:
-                catching_up.add(report.standing.lineage)
+                catching_up[report.standing.lineage] += 1
             elif report.caught_up:
-                there.add(report.standing.lineage)
-        if self._overlap and parent in there and now - self._advanced_at <= self._applying_s:
+                there[report.standing.lineage] += 1
+        if self._overlap and there[parent] and now - self._advanced_at <= self._applying_s:
             return True
-        is_close = parent in catching_up | there or tip.lineage in catching_up
-        if not is_close or (tip.epoch + 1) % self._every:
-            return False
+        close = catching_up[parent] + there[parent] + catching_up[tip.lineage]
+        every = self._every // WAITS_EVERY if close > there[tip.lineage] else self._every
         waited_s, max_s = now - self._full_at, min(*self._epochs_s, MAX_WAIT_S)
+        if not close or not max_s or (tip.epoch + 1) % every:
+            return False
         self._was_long = waited_s >= LONG_SHARE * max_s
         return waited_s < max_s

@@ -33,8 +33,16 @@ class SnapshotFetch:
         self._failed = failed
         self._changed = asyncio.Event()  # replaced whenever a chunk or a donor came or went
 
-    async def run(self, donors: Sequence[Candidate], *, best: Collection[str] = (), at_least: Standing | None = None) -> bytes:
-        """A snapshot that is not lighter than `at_least`, whole, every chunk checked against its manifest.
+    async def run(
+        self,
+        donors: Sequence[Candidate],
+        *,
+        best: Collection[str] = (),
+        at_least: Standing | None = None,
+        strictly: bool = False,
+    ) -> bytes:
+        """A snapshot that is not lighter than `at_least` (with `strictly`: heavier), whole, every chunk checked against its
+        manifest.
 
         `best`: the peers that are furthest; what one of them offers is taken rather than what only others do. Raises the
         last donor's RemoteError when none is left; what was fetched until then stays.
@@ -45,7 +53,7 @@ class SnapshotFetch:
 
         async def serve_from(donor: Candidate) -> None:
             try:
-                offers[donor.peer] = offer = await self._offer(donor, at_least)
+                offers[donor.peer] = offer = await self._offer(donor, at_least, strictly)
                 self._change()
                 await chosen.wait()
                 if self.download.manifest is not None and offer.digest == self.download.manifest.digest:
@@ -95,9 +103,9 @@ class SnapshotFetch:
         except asyncio.TimeoutError:
             return
 
-    async def _offer(self, donor: Candidate, at_least: Standing | None) -> Manifest:
+    async def _offer(self, donor: Candidate, at_least: Standing | None, strictly: bool) -> Manifest:
         target = self.download.manifest
-        request = OfferRequest(target.digest if target is not None else "", at_least)
+        request = OfferRequest(target.digest if target is not None else "", at_least, strictly)
         manifest: Manifest = await call(self._transport, donor, request, OFFER_S)
         if manifest.total_bytes > self._max_bytes:
             whom = f"donor {donor.peer[:8]}"

@@ -393,12 +393,14 @@ class AskReply(_message.Message):
     def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., caught_up: _Optional[bool] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ..., followers: _Optional[int] = ..., bulk_address: _Optional[str] = ...) -> None: ...
 
 class OfferRequest(_message.Message):
-    __slots__ = ("digest", "at_least")
+    __slots__ = ("digest", "at_least", "strictly")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    STRICTLY_FIELD_NUMBER: _ClassVar[int]
     digest: str
     at_least: Standing
-    def __init__(self, digest: _Optional[str] = ..., at_least: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...
+    strictly: bool
+    def __init__(self, digest: _Optional[str] = ..., at_least: _Optional[_Union[Standing, _Mapping]] = ..., strictly: _Optional[bool] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("offset", "data")

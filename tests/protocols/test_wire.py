@@ -222,7 +222,9 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         followers=st.integers(0, 2**20),
         bulk_address=texts,
     ),
-    messages.OfferRequest: st.builds(messages.OfferRequest, digest=st.just("") | digests, at_least=st.none() | standings),
+    messages.OfferRequest: st.builds(
+        messages.OfferRequest, digest=st.just("") | digests, at_least=st.none() | standings, strictly=st.booleans()
+    ),
     messages.SnapshotRequest: st.builds(
         messages.SnapshotRequest, digest=digests, first_chunk=st.integers(0, 2**20), chunks=st.integers(0, 2**10)
     ),

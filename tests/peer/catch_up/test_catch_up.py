@@ -85,6 +85,7 @@ class Joiner:
         self.kept_state = KeptState(me, environment)
         self.catch_up = CatchUp(environment, me, self.kept_state, me, self.node.told)
         self.replayed: list[int] = []
+        self.restored: list[int] = []
 
     def reachable(self) -> list[Candidate]:
         return list(self.others)
@@ -96,7 +97,15 @@ class Joiner:
         return self.hidden_ones[peer][1]
 
     def run(self, reason: Reason = Reason.JOINED, sound: tuple[str, ...] = ()) -> Tip:
-        return self.node.play(self.catch_up.run(reason, lambda signed, tip, result: self.replayed.append(tip.epoch), sound))
+        return self.node.play(self.search(reason, sound))
+
+    async def search(self, reason: Reason = Reason.JOINED, sound: tuple[str, ...] = ()) -> Tip:
+        return await self.catch_up.run(
+            reason,
+            lambda signed, tip, result: self.replayed.append(tip.epoch),
+            lambda tip: self.restored.append(tip.epoch),
+            sound,
+        )
 
 
 # -- from a snapshot --------------------------------------------------------------------------------------------------------
@@ -304,7 +313,9 @@ def test_a_snapshot_from_before_a_commit_that_shows_drift_is_not_taken_again(net
     ann.when_asked = kept_or_newer
     joiner = Joiner(net, ann)
     assert joiner.run() == history.tips[8]
-    assert [request.at_least for request in ann.asked_for(OfferRequest)] == [None, history.tips[6].standing]
+    assert [request.at_least for request in ann.asked_for(OfferRequest)] == [None, history.tips[5].standing]
+    assert all(request.strictly for request in ann.asked_for(OfferRequest))
+    assert joiner.restored == [5, 8]
 
 
 # -- whether to search at all -----------------------------------------------------------------------------------------------
@@ -327,7 +338,7 @@ def test_it_is_stranded_only_while_nobody_who_can_be_dialled_has_any_state(net: 
     """Then alone may it lead without state: client-mode peers bring theirs to a leader."""
     joiner = Joiner(net)
     assert not joiner.catch_up.stranded
-    searching = joiner.node.start(joiner.catch_up.run(Reason.JOINED, lambda signed, tip, result: None))
+    searching = joiner.node.start(joiner.search())
     net.world.run_until(2.0)
     assert joiner.catch_up.stranded
     joiner.others = [Donor(net, "ann", history, 7).candidate]

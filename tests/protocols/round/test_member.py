@@ -271,22 +271,22 @@ def test_promises_do_not_outlive_their_epoch() -> None:
 def test_while_it_replays_commits_the_leader_hears_how_far_it_is() -> None:
     it, second = member(), replace(TIP, epoch=TIP.epoch + 1, lineage="5" * 64, total_samples=TIP.total_samples + 8)
     it.on_plan(mine(plan()))
-    assert not it.replayed(second), "a commit of the round is applied by applied()"
+    assert not it.reached(second), "a commit of the round is applied by applied()"
     assert it.tip == TIP
     it.catch_up(Reason.BEHIND)
-    assert it.replayed(second)
+    assert it.reached(second)
     report = it.report(
         "lea", accumulated=0, samples_per_second=1.0, step_s=1.0, moved_bytes=0, upload_bytes_s=0.0, download_bytes_s=0.0
     )
     assert report is not None
     assert (report.standing, report.caught_up, report.promised_attempt) == (second.standing, False, 0)
-    assert it.replayed(TIP), "a step that failed leads back"
+    assert it.reached(TIP), "a step that failed leads back"
     assert it.promised is not None and it.promised.attempt == 1
 
 
 def test_a_newcomer_is_not_heard_of_before_it_is_level() -> None:
     it = Member("me", 1)
-    assert not it.replayed(TIP)
+    assert not it.reached(TIP)
     assert it.tip is None
 
 

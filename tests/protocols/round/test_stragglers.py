@@ -130,8 +130,11 @@ def test_a_leader_that_has_just_taken_over_waits_for_nobody() -> None:
     assert plans(it.report("bob", 30))
 
 
-def waits_of(close_for_s: Callable[[int], float], epochs: int = 200, epoch_s: float = EPOCH_S) -> dict[int, float]:
-    """Epoch -> seconds that the leader waited before it. One peer is always one commit behind, for `close_for_s(epoch)`."""
+def waits_of(
+    close_for_s: Callable[[int], float], epochs: int = 200, epoch_s: float = EPOCH_S, *, stragglers: int = 1
+) -> dict[int, float]:
+    """Epoch -> seconds that the leader waited before it. Two peers are at its tip, and `stragglers` always one commit behind,
+    for `close_for_s(epoch)`."""
     behind, tip, now = Stragglers(1.0, overlap=False), Table("bob").tip, 0.0
     behind.begin(now)
     waited = {}
@@ -140,12 +143,19 @@ def waits_of(close_for_s: Callable[[int], float], epochs: int = 200, epoch_s: fl
         behind.advanced(now)
         now += epoch_s
         full_at, level_at = now, now + close_for_s(epoch + 1)
+        level = [Report(tip.standing, 0, 0.0, 0.0, 0, 0, caught_up=True, phase="training")] * 2
         one_behind = Report(replace(tip.standing, lineage="b" * 64), 0, 0.0, 0.0, 0, 0, caught_up=False, phase="catching up")
-        while behind.awaited(tip, "b" * 64, [one_behind] if now < level_at else [], now):
+        while behind.awaited(tip, "b" * 64, [*level, *[one_behind] * stragglers] if now < level_at else level, now):
             now += epoch_s / 16
         if now > full_at:
             waited[epoch + 1] = now - full_at
     return waited
+
+
+def test_stragglers_that_outnumber_the_round_are_waited_for_more_often() -> None:
+    assert list(waits_of(lambda epoch: EPOCH_S / 8, 12, stragglers=2)) == [4, 8, 12]
+    assert list(waits_of(lambda epoch: EPOCH_S / 8, 6, stragglers=3)) == [4, 5, 6], "at first it does not know how long"
+    assert list(waits_of(lambda epoch: 1e9, 70, stragglers=3)) == [4, 6, 8, 16, 32, 48, 64]
 
 
 def test_long_waits_become_rare_and_are_usual_again_after_a_short_one() -> None:
