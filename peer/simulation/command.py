@@ -89,6 +89,7 @@ def _print(summary: Summary, wall_s: float, peers: int) -> None:
     print(f"overtaken   {summary.overtaken} messages, by later ones on other connections")
     print(f"forks       {summary.forks_lost} times a peer told what it lost with a lineage that it left")
     print(f"donors      {summary.donors_failed} failed or lied to a peer that was catching up")
+    print(f"slow lines  {summary.starved} seeds in which nothing else could bring the commits to who was behind, to the end")
     print(f"longest     {summary.longest_after_kill_s:.1f} s from a single kill to a commit")
     print(f"            {summary.longest_recovery_s:.1f} s from the last fault to one lineage and two commits")
     print(f"trace       {summary.trace_digest}")

@@ -12,7 +12,7 @@ import torch
 
 from peer.simulation.faults import FAULTS_S, KINDS, LONGEST_S, PATIENCE_S, Fault, Schedule, draw
 from peer.simulation.process import SimulatedPeer
-from peer.simulation.swarm import Swarm
+from peer.simulation.swarm import SLOW_BYTES_S, Swarm
 from peer.simulation.world import ViolationError, World
 
 WARM_UP_S = 10.0
@@ -49,6 +49,7 @@ class SeedResult:
     donors_failed: int = 0  # as a peer that catches up finds
     virtual_s: float = 0.0
     recovery_s: float = 0.0
+    starved: bool = False  # to the end, only slow lines could bring the commits to those who were behind
     kill_to_commit_s: float | None = None
     trace_digest: str = ""
     violated: str = ""
@@ -177,12 +178,27 @@ def _settle(world: World, swarm: Swarm, seed_result: SeedResult) -> None:
 
     world.run_until(began + LIVENESS_S, settled)
     seed_result.recovery_s = world.now - began
-    if not settled():
+    seed_result.starved = not settled() and _is_starved(swarm, began)
+    if not settled() and not seed_result.starved:
         standings = sorted({observer.standing_of(process)[:8] or "none" for process in swarm.alive})
         recent = sum(at > began for at in observer.lineages.times.values())
         world.violated(
             "4 liveness", f"{LIVENESS_S:.0f} s after the last fault: {recent} commits, lineages {', '.join(standings)}"
         )
+
+
+def _is_starved(swarm: Swarm, began: float) -> bool:
+    """The case for which docs/PROTOCOL.md ("Stragglers") promises nothing: the swarm commits, and only slow lines can bring the
+    commits to those who are behind."""
+    observer, lineages = swarm.observer, swarm.observer.lineages
+    newest = max(lineages.times, key=lineages.times.__getitem__)
+    if lineages.times[newest] <= began:
+        return False
+    level = {newest, lineages[newest].parent}
+    donors = [process for process in swarm.alive if process.machine.reachable and observer.standing_of(process) in level]
+    behind = {observer.standing_of(process) for process in swarm.alive} - {""}
+    on_the_way = all(lineages.is_ancestor(standing, newest) for standing in behind)
+    return on_the_way and all(process.machine.up_bytes_s < SLOW_BYTES_S for process in donors)
 
 
 ALL_KINDS = (*KINDS, "restart with memory", "restart without memory")

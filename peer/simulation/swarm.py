@@ -28,7 +28,7 @@ MISSED_LOOKS = 10
 # Of the machines after the first two: how many of them accept connections.
 REACHABLE = (0.1, 0.5, 0.9)
 # One machine in so many has an upload that takes nearly as long as a batch takes to draw.
-SLOW_UPLOADS = 8
+SLOW_UPLOADS, SLOW_BYTES_S = 8, 8e4
 # Of the runs: one in three leaves the choice to measured rates, so that it changes between epochs.
 CODEC_CHOICES = ("fp64", "fp64", "fp32", "fp16", "bf16", "int8", "int4", "int4", "auto", "auto", "auto", "auto")
 SAVE_EVERY = 2  # commits between two snapshots on disk
@@ -100,7 +100,7 @@ class Swarm:
         up = random.uniform(1e5, 2e6)
         down = up * random.uniform(1, 5)
         if random.randrange(SLOW_UPLOADS) == 0:
-            up = random.uniform(2e4, 8e4)
+            up = random.uniform(2e4, SLOW_BYTES_S)
         memory_bytes = random.choice((0, random.randint(1, 8) * WINDOW_BYTES))
         jitter_s = latency_s * random.random()
         return Machine(f"p{index}", reachable, latency_s, jitter_s, up, down, Clock(self.world), memory_bytes)

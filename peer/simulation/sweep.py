@@ -53,6 +53,7 @@ class Summary:
     overtaken: int = 0
     forks_lost: int = 0
     donors_failed: int = 0
+    starved: int = 0
     virtual_s: float = 0.0
     violations: list[SeedResult] = field(default_factory=list)
     commits_by_seed: list[int] = field(default_factory=list)
@@ -74,6 +75,7 @@ class Summary:
         self.overtaken += seed_result.overtaken
         self.forks_lost += seed_result.forks_lost
         self.donors_failed += seed_result.donors_failed
+        self.starved += seed_result.starved
         self.virtual_s += seed_result.virtual_s
         self.commits_by_seed.append(seed_result.commits)
         self.faults_by_seed.append(sum(seed_result.faults.values()))
@@ -105,6 +107,7 @@ class Summary:
             "overtaken": self.overtaken,
             "forks_lost": self.forks_lost,
             "donors_failed": self.donors_failed,
+            "starved": self.starved,
             "median_commits": statistics.median(self.commits_by_seed or [0]),
             "median_faults": statistics.median(self.faults_by_seed or [0]),
             "longest_recovery_s": round(self.longest_recovery_s, 3),
