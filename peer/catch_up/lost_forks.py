@@ -44,6 +44,18 @@ def chain_to(tip: Tip, records: Iterable[SignedCommit]) -> list[SignedCommit]:
     return chain[::-1]
 
 
+def forks_in(lost: Iterable[SignedCommit]) -> list[list[SignedCommit]]:
+    """`lost` as unbroken chains, each oldest first. There are several if this peer left a second lineage meanwhile."""
+    rest = {signed.commit.digest: signed for signed in lost}
+    forks = []
+    while rest:
+        end = max(rest.values(), key=lambda signed: signed.commit.ballot.epoch)
+        forks.append(chain_to(Tip.after(end.commit), rest.values()))
+        for signed in forks[-1]:
+            del rest[signed.commit.digest]
+    return forks
+
+
 class LostForks:
     """Tells what a fork cost, after this peer has moved to a heavier lineage."""
 
@@ -85,8 +97,8 @@ class LostForks:
         record = {signed.commit.digest: signed for signed in (*own, *theirs, *self._commits) if signed.commit.digest not in gone}
         self._commits.clear()
         self._commits.extend(sorted(record.values(), key=lambda signed: signed.commit.ballot.epoch))
-        if lost:
-            self._tell(lost, tip)
+        for fork in forks_in(lost):
+            self._tell(fork, tip)
 
     def _tell(self, lost: Sequence[SignedCommit], tip: Tip) -> None:
         lineage = lost[-1].commit.digest

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from peer.catch_up.lost_forks import LostForks, chain_to, lost_commits
+from peer.catch_up.lost_forks import LostForks, chain_to, forks_in, lost_commits
 from peer.simulation.transport import SimulatedSigner
 from protocols.messages import ObserveRequest
 from protocols.observations import Committed, Swarm
@@ -69,6 +69,13 @@ def test_a_chain_ends_at_its_tip_and_has_no_gap() -> None:
     assert chain_to(TIP, [*COMMON, *OURS, *THEIRS]) == [*COMMON, *THEIRS]
     assert chain_to(TIP, [*COMMON, *THEIRS[:2], *THEIRS[3:]]) == THEIRS[3:]
     assert chain_to(Tip.after(OURS[0].commit), THEIRS) == []
+
+
+def test_lost_commits_of_two_lineages_are_two_forks() -> None:
+    other = chain("dee", range(5, 7), OURS[0].commit.digest)
+    assert forks_in([*OURS, *other]) in ([OURS, other], [[OURS[0], *other], OURS[1:]])
+    assert forks_in(OURS) == [OURS]
+    assert forks_in([]) == []
 
 
 def record_of(*commits: SignedCommit) -> Answers:
