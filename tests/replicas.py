@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ from protocols.optimization import build_optimizer, build_scheduler
 from protocols.round.records import SignedCommit, Tip
 from protocols.run_spec import RunSpec
 from protocols.signing import check_signed
-from tests.factories import RUN, run_spec
+from protocols.tasks.base import Task
+from protocols.tasks.registry import open_task, prepare
+from tests.factories import CORPUS, RUN, run_spec
 
 # -- a small job -----------------------------------------------------------------------------------------------------------------
 
@@ -100,6 +103,40 @@ def small_job(dtype: torch.dtype, optimizer: dict[str, Any], **change: Any) -> P
 def spec_of(optimizer: dict[str, Any]) -> RunSpec:
     schedule = {"name": "constant_with_warmup", "warmup_steps": WARMUP}
     return run_spec(optimizer=optimizer, schedule=schedule)
+
+
+LANGUAGE_JOB = """
+[run]
+name = "small"
+seed = {seed}
+[task]
+sequence_length = 32
+[task.model]
+model_type = "gpt2"
+n_embd = {width}
+n_layer = 2
+n_head = 2
+n_positions = 32
+resid_pdrop = 0.0
+embd_pdrop = 0.0
+attn_pdrop = 0.0
+[task.data]
+source = "files"
+paths = ["*.txt"]
+held_out_bytes = 16384
+[task.tokenizer]
+vocab_size = 400
+[optimizer]
+learning_rate = {learning_rate}
+[schedule]
+warmup_steps = {warmup_steps}
+"""
+
+
+def language_job(folder: Path, **values: Any) -> tuple[RunSpec, Task]:
+    """LANGUAGE_JOB with these values, prepared in `folder`. It trains on CORPUS, wherever that lies."""
+    spec = prepare(RunSpec.from_toml(LANGUAGE_JOB.format(**values), CORPUS), folder, lambda line: None)
+    return spec, open_task(spec, folder)
 
 
 def parameters(model: nn.Module) -> torch.Tensor:

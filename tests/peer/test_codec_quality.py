@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,53 +12,19 @@ from protocols.round.plans import Plan, member_plan_of
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, Shard, SignedCommit, Tip
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Task
-from protocols.tasks.registry import open_task, prepare
-from tests.factories import CORPUS
-from tests.replicas import make_replica
+from tests.factories import RUN
+from tests.replicas import language_job, make_replica
 
-JOB = """
-[run]
-name = "small"
-seed = {seed}
-[task]
-sequence_length = 32
-[task.model]
-model_type = "gpt2"
-n_embd = 32
-n_layer = 2
-n_head = 2
-n_positions = 32
-resid_pdrop = 0.0
-embd_pdrop = 0.0
-attn_pdrop = 0.0
-[task.data]
-source = "files"
-paths = ["{corpus}/*.txt"]
-held_out_bytes = 16384
-[task.tokenizer]
-vocab_size = 400
-[optimizer]
-learning_rate = 3e-3
-[schedule]
-warmup_steps = 10
-[training]
-target_batch_size = 24
-"""
-RUN, STEPS = "ab" * 32, 80
+STEPS = 80
 LEADER = Candidate("ann", "a:1")
 PEERS = {"ann": 6, "bob": 8, "cid": 10}  # samples an epoch
 
 
-def job_of(folder: Path, seed: int) -> tuple[RunSpec, Task]:
-    folder.mkdir(exist_ok=True)
-    print(f"seed {seed}")
-    spec = prepare(RunSpec.from_toml(JOB.format(seed=seed, corpus=CORPUS)), folder, lambda line: None)
-    return spec, open_task(spec, folder)
-
-
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSpec, Task]:
-    return job_of(tmp_path_factory.mktemp("job"), 1)
+    print("seed 1")
+    folder = tmp_path_factory.mktemp("job")
+    return language_job(folder, seed=1, width=32, learning_rate=3e-3, warmup_steps=10)
 
 
 def replica_of(peer: str, spec: RunSpec, task: Task, codec: str) -> Replica:

@@ -21,9 +21,8 @@ from protocols.gradients.aggregation import rule_named
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Batches, Task
-from protocols.tasks.registry import open_task, prepare
-from tests.factories import CORPUS, RUN, commit
-from tests.replicas import ADAMW, LEARNING_RATE, WARMUP, Data, make_model, make_replica, parameters, spec_of
+from tests.factories import RUN, commit
+from tests.replicas import ADAMW, LEARNING_RATE, WARMUP, Data, language_job, make_model, make_replica, parameters, spec_of
 
 PEERS = ("ann", "bob")
 LEADER = Candidate("ann", "a:1")
@@ -291,34 +290,6 @@ def test_a_trainer_goes_on_drawing_after_a_freeze_only_in_a_run_that_overlaps(ov
 
 # -- what staleness costs --------------------------------------------------------------------------------------------------------
 
-JOB = """
-[run]
-name = "small"
-seed = 7
-[task]
-sequence_length = 32
-[task.model]
-model_type = "gpt2"
-n_embd = 48
-n_layer = 2
-n_head = 2
-n_positions = 32
-resid_pdrop = 0.0
-embd_pdrop = 0.0
-attn_pdrop = 0.0
-[task.data]
-source = "files"
-paths = ["*.txt"]
-held_out_bytes = 16384
-[task.tokenizer]
-vocab_size = 400
-[optimizer]
-learning_rate = 5e-4
-[schedule]
-warmup_steps = 20
-[training]
-target_batch_size = 32
-"""
 STEPS = 150
 # nats. Measured at this learning rate: 0.11. Staleness bounds the rate that a job bears: at six times this one, such a job learns
 # faster without overlap and far slower with it, as torch alone does with gradients one step stale.
@@ -328,8 +299,7 @@ MARGIN = 0.15
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSpec, Task]:
     folder = tmp_path_factory.mktemp("job")
-    spec = prepare(RunSpec.from_toml(JOB, CORPUS), folder, lambda line: None)
-    return spec, open_task(spec, folder)
+    return language_job(folder, seed=7, width=48, learning_rate=5e-4, warmup_steps=20)
 
 
 def held_out_loss(job: tuple[RunSpec, Task], *, overlap: bool) -> tuple[float, float]:
