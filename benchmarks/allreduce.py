@@ -91,7 +91,7 @@ class Measured:
 
 def measure(options: Options, crews: Sequence[Crew], screen: Screen, measured: dict[str, Measured]) -> None:
     for crew in crews:
-        screen.say(f"starting {len(crew.seats)} processes of {crew.engine}")
+        screen.say(f"starting {len(crew.setups)} processes of {crew.engine}")
         crew.meet()
     turn = 0
     for number in range(options.rounds + 1):  # the first opens connections, and is not counted
@@ -152,8 +152,8 @@ def benchmark(options: Options) -> dict[str, Any]:
         crews = []
         for engine in options.engines:
             codec = options.codec_of(engine)
-            seats = stage.seats(options.params, codec, options.split)
-            crews.append(stack.enter_context(Crew(engine, seats, stage.under)))
+            setups = stage.setups(options.params, codec, options.split)
+            crews.append(stack.enter_context(Crew(engine, setups, stage.under)))
         with screen:
             measure(options, crews, screen, measured)
         return report(options, measured, stage.network)

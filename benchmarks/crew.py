@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from benchmarks.engines.base import Seat
+from benchmarks.engines.base import PeerSetup
 
 LOG_LINES = 12
 
@@ -93,7 +93,7 @@ class Crew:
     def __init__(
         self,
         engine: str,
-        seats: Sequence[Seat],
+        setups: Sequence[PeerSetup],
         under: Sequence[Sequence[str]],
         *,
         module: str = "benchmarks.worker",
@@ -101,7 +101,7 @@ class Crew:
     ) -> None:
         """`more`: further arguments, the same for everybody."""
         self.engine = engine
-        self.seats = seats
+        self.setups = setups
         self._under = under
         self._module = module
         self._more = more
@@ -109,10 +109,10 @@ class Crew:
 
     def __enter__(self) -> Crew:
         try:
-            for seat, under in zip(self.seats, self._under, strict=True):
-                log = seat.folder / f"{self.engine}-{seat.rank}.log"
-                arguments = [self.engine, seat.to_json(), *self._more]
-                self.hands.append(Hand(f"{self.engine}, peer {seat.rank}", self._module, arguments, log, under))
+            for setup, under in zip(self.setups, self._under, strict=True):
+                log = setup.folder / f"{self.engine}-{setup.rank}.log"
+                arguments = [self.engine, setup.to_json(), *self._more]
+                self.hands.append(Hand(f"{self.engine}, peer {setup.rank}", self._module, arguments, log, under))
         except BaseException:
             self.end()
             raise

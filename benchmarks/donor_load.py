@@ -27,7 +27,7 @@ import psutil
 import peer.catch_up.kept_state
 from benchmarks import tables
 from benchmarks.crew import Hand
-from benchmarks.engines.base import Greeting, Seat
+from benchmarks.engines.base import Greeting, PeerSetup
 from benchmarks.engines.dugnad import RUN, Member, Sleeper
 from benchmarks.links import Link
 from benchmarks.serving import serve_forever
@@ -63,9 +63,9 @@ class Donor:
 
     def __init__(self, options: Options, folder: Path) -> None:
         peer.catch_up.kept_state.WANTED_S = 1.0  # so that windows without a joiner are without captures for one, too
-        seat = Seat(0, (Link(),), "127.0.0.1", "lo", options.params, "fp16", "ours", folder)
+        setup = PeerSetup(0, (Link(),), "127.0.0.1", "lo", options.params, "fp16", "ours", folder)
         task = Sleeper(MICRO_BATCH, options.samples_per_second)
-        self._member = Member(seat, task=task, optimizer="adamw", target_batch=options.target_batch)
+        self._member = Member(setup, task=task, optimizer="adamw", target_batch=options.target_batch)
         self._running: concurrent.futures.Future[None] | None = None
 
     def start(self) -> Greeting:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from benchmarks.engines.base import Seat
+from benchmarks.engines.base import PeerSetup
 from benchmarks.links import Link, check, parse_links
 from benchmarks.namespaces import Shaped
 from protocols.identity import Authority
@@ -77,8 +77,8 @@ class Stage:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
 
-    def seats(self, params: int, codec: str, split: str) -> list[Seat]:
+    def setups(self, params: int, codec: str, split: str) -> list[PeerSetup]:
         return [
-            Seat(rank, self._channels, address, self.device, params, codec, split, self.folder)
+            PeerSetup(rank, self._channels, address, self.device, params, codec, split, self.folder)
             for rank, address in enumerate(self.addresses)
         ]

@@ -53,7 +53,7 @@ class Options:
 
 
 def measure(options: Options, crew: Crew, say: Callable[[str], None]) -> dict[str, Any]:
-    say(f"starting {len(crew.seats)} processes of {crew.engine}")
+    say(f"starting {len(crew.setups)} processes of {crew.engine}")
     crew.meet()
     crew.all("begin")
     ideal_s = options.target_batch / options.ideal
@@ -94,9 +94,9 @@ def benchmark(options: Options) -> dict[str, Any]:
     found = {}
     with Stage(options.links, tables.say) as stage:
         for engine in options.engines:
-            seats = stage.seats(options.params, options.codec, "ours")
+            setups = stage.setups(options.params, options.codec, "ours")
             more = [options.job.to_json()]
-            with Crew(engine, seats, stage.under, module="benchmarks.engines.training", more=more) as crew:
+            with Crew(engine, setups, stage.under, module="benchmarks.engines.training", more=more) as crew:
                 found[engine] = measure(options, crew, tables.say)
     return {
         "benchmark": "step_efficiency",

@@ -9,24 +9,24 @@ from typing import Any
 
 import psutil
 
-from benchmarks.engines.base import Engine, NotAveragedError, Seat
+from benchmarks.engines.base import Engine, NotAveragedError, PeerSetup
 from benchmarks.serving import serve_forever
 from benchmarks.vectors import contribution, largest_excess
 
 
-def engine_of(name: str, seat: Seat) -> Engine:
+def engine_of(name: str, setup: PeerSetup) -> Engine:
     # Imported here, since each brings seconds of imports with it that the others can do without.
     if name == "dugnad":
         from benchmarks.engines.dugnad import Dugnad
 
-        return Dugnad(seat)
+        return Dugnad(setup)
     if name == "hivemind":
         from benchmarks.engines.hivemind import Hivemind
 
-        return Hivemind(seat)
+        return Hivemind(setup)
     from benchmarks.engines.gloo import Gloo
 
-    return Gloo(seat)
+    return Gloo(setup)
 
 
 class Family:
@@ -71,12 +71,12 @@ def _memory(pid: int) -> dict[str, int]:
 
 
 class Worker:
-    def __init__(self, engine: str, seat: Seat) -> None:
+    def __init__(self, engine: str, setup: PeerSetup) -> None:
         self._name = engine
-        self._seat = seat
+        self._setup = setup
         self._family = Family()
         self._cpu_s = 0.0
-        self._engine = engine_of(engine, seat)
+        self._engine = engine_of(engine, setup)
 
     def start(self, first: dict[str, Any] | None) -> dict[str, Any]:
         return self._engine.start(first)
@@ -88,8 +88,8 @@ class Worker:
         self._family.settle()
 
     def prepare(self, turn: int) -> None:
-        seat = self._seat
-        self._engine.prepare(turn, contribution(seat.noise, seat.params, seat.rank, turn, 0, seat.params))
+        setup = self._setup
+        self._engine.prepare(turn, contribution(setup.noise, setup.params, setup.rank, turn, 0, setup.params))
 
     def prepared(self) -> bool:
         return self._engine.prepared()
@@ -110,16 +110,16 @@ class Worker:
         self._family.end()
         cost = {"cpu_s": self._family.cpu_s() - self._cpu_s, "peak_bytes": self._family.peak_bytes}
         result = self._engine.result()
-        seat = self._seat
+        setup = self._setup
         if result is None:
             return {**cost, "excess": 0.0}
-        added_to = seat.rank if self._name == "hivemind" else None
-        excess = largest_excess(result, seat.noise, seat.contributors, turn, codec, added_to=added_to)
+        added_to = setup.rank if self._name == "hivemind" else None
+        excess = largest_excess(result, setup.noise, setup.contributors, turn, codec, added_to=added_to)
         return {**cost, "excess": excess}
 
 
 def main() -> None:
-    serve_forever(lambda: Worker(sys.argv[1], Seat.from_json(sys.argv[2])))
+    serve_forever(lambda: Worker(sys.argv[1], PeerSetup.from_json(sys.argv[2])))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ LIMIT_S = 120.0  # of virtual time, for whatever a test waits for
 
 
 @dataclass(frozen=True)
-class Seat:
-    """A machine and what its volunteer starts there. The defaults draw 7.5 samples a second."""
+class Volunteer:
+    """A machine, and the peer that its volunteer starts there. The defaults draw 7.5 samples a second."""
 
     name: str
     micro_batch: int = 3
@@ -84,7 +84,7 @@ class Recorder(Observer):
 
 
 class QuietSwarm(Swarm):
-    """The first seat's peer starts the run: it has the genesis, leads at first, and has to be reachable.
+    """The first volunteer's peer starts the run: it has the genesis, leads at first, and has to be reachable.
 
     Use it as a context: leaving ends what never ended.
     """
@@ -93,7 +93,7 @@ class QuietSwarm(Swarm):
 
     def __init__(
         self,
-        *seats: Seat,
+        *volunteers: Volunteer,
         seed: int = 0,
         target: int = 24,
         codec: str = "fp64",
@@ -106,11 +106,11 @@ class QuietSwarm(Swarm):
     ) -> None:
         """`target` samples make a batch; `settings` are fields of RunSettings."""
         print(f"seed {seed}")
-        self._seats = list(seats)
+        self._volunteers = list(volunteers)
         world = World(seed)
-        super().__init__(world, len(seats), make, problem=problem, overlap=overlap, codec=codec, max_epochs=max_epochs)
+        super().__init__(world, len(volunteers), make, problem=problem, overlap=overlap, codec=codec, max_epochs=max_epochs)
         self.restarts = False
-        self.speeds = {seat.name: (seat.micro_batch, seat.step_s) for seat in seats}
+        self.speeds = {volunteer.name: (volunteer.micro_batch, volunteer.step_s) for volunteer in volunteers}
         self.settings = replace(self.settings, target_batch_size=target, **settings)
         self.disks[self.names[0]] = genesis_snapshot(problem, self.settings)
         genesis = self.settings.genesis.lineage
@@ -119,9 +119,9 @@ class QuietSwarm(Swarm):
         self._dial, self.network.dial = self.network.dial, self._maybe_dial  # type: ignore[method-assign]
 
     def _machine(self, index: int, reachable: bool) -> Machine:
-        seat = self._seats[index]
+        volunteer = self._volunteers[index]
         line = LINE_BYTES_S
-        return Machine(seat.name, seat.reachable, LATENCY_S, LATENCY_S / 2, line, line, Clock(self.world))
+        return Machine(volunteer.name, volunteer.reachable, LATENCY_S, LATENCY_S / 2, line, line, Clock(self.world))
 
     def _maybe_dial(self, client: Any, server: str, kind: str, *rest: Any) -> NetworkStream:
         stream = self._dial(client, server, kind, *rest)
@@ -136,13 +136,13 @@ class QuietSwarm(Swarm):
 
     # -- what happens ----------------------------------------------------------------------------------------------------------
 
-    def seat(self, seat: Seat) -> None:
+    def join(self, volunteer: Volunteer) -> None:
         """One more machine, whose peer starts now."""
-        self._seats.append(seat)
-        self.names.append(seat.name)
-        self.network.machines[seat.name] = self._machine(len(self._seats) - 1, seat.reachable)
-        self.speeds[seat.name] = (seat.micro_batch, seat.step_s)
-        self.start(seat.name)
+        self._volunteers.append(volunteer)
+        self.names.append(volunteer.name)
+        self.network.machines[volunteer.name] = self._machine(len(self._volunteers) - 1, volunteer.reachable)
+        self.speeds[volunteer.name] = (volunteer.micro_batch, volunteer.step_s)
+        self.start(volunteer.name)
 
     def end(self, name: str, *, silently: bool = False) -> None:
         """The process dies. `silently`: its machine loses power, so that nobody is told."""

@@ -18,8 +18,8 @@ class NotAveragedError(Exception):
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Where a process sits: everything that it needs to know of the benchmark."""
+class PeerSetup:
+    """What one process is told of the benchmark: which peer it is, and what all of them measure."""
 
     rank: int
     links: tuple[Link, ...]
@@ -34,7 +34,7 @@ class Seat:
         return json.dumps({**asdict(self), "folder": str(self.folder)})
 
     @classmethod
-    def from_json(cls, text: str) -> Seat:
+    def from_json(cls, text: str) -> PeerSetup:
         fields = json.loads(text)
         links = tuple(Link(**link) for link in fields.pop("links"))
         return cls(**{**fields, "links": links, "folder": Path(fields["folder"])})

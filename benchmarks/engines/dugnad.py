@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.empty_directory import EmptyDirectory
-from benchmarks.engines.base import Greeting, NotAveragedError, Seat
+from benchmarks.engines.base import Greeting, NotAveragedError, PeerSetup
 from benchmarks.namespaces import PAYLOAD_SHARE
 from benchmarks.splits import SPLITS
 from benchmarks.splits import shards as cut
@@ -91,7 +91,7 @@ class Member:
 
     def __init__(
         self,
-        seat: Seat,
+        setup: PeerSetup,
         *,
         task: Sleeper | None = None,
         optimizer: str = "sgd",
@@ -100,18 +100,18 @@ class Member:
         events: EventSink = _ignore,
     ) -> None:
         """With a `task` it draws samples; without, it only does the engine's jobs."""
-        authority = Authority.load_or_create(seat.folder)
+        authority = Authority.load_or_create(setup.folder)
         key = Key.generate()
         self.credentials = Credentials(key, authority.admit(key.request()), authority.pem)
-        self.seat = seat
+        self.setup = setup
         self._signer = CertificateSigner(self.credentials)
         self._events = events
         self.settings = RunSettings(
             run_digest=RUN,
             target_batch_size=target_batch,
             max_epochs=None,
-            codecs=(seat.codec,),
-            genesis=Tip(0, GENESIS, 0, Candidate(self.credentials.peer_id, ""), seat.codec),
+            codecs=(setup.codec,),
+            genesis=Tip(0, GENESIS, 0, Candidate(self.credentials.peer_id, ""), setup.codec),
             genesis_sha256="",
             overlap=overlap,
         )
@@ -132,7 +132,7 @@ class Member:
         self.engine: Engine | None = None
 
     def _make_replica(self, spec: RunSpec) -> Replica:
-        model = model_of(self.seat.params)
+        model = model_of(self.setup.params)
         optimizer = build_optimizer(spec, model)
         return Replica(
             model,
@@ -144,28 +144,28 @@ class Member:
 
     def listen(self) -> Greeting:
         """Bind the ports. The greeting says who this is and where, '' in client mode."""
-        if not self.seat.link.client_mode:
+        if not self.setup.link.client_mode:
             self._addresses = self.network.call(self._listen())
         address, bulk_address = self._addresses
         return {"peer": self.credentials.peer_id, "address": address, "bulk_address": bulk_address}
 
     async def _listen(self) -> tuple[str, str]:
-        host = self.seat.address
+        host = self.setup.address
         port, bulk_port = self._transport.listen(host, 0)
         return f"{host}:{port}", f"{host}:{bulk_port}"
 
     def meet(self, everybody: Sequence[Greeting]) -> None:
         """Serve from now on. `everybody` comes by rank; the first peer that can be dialled leads."""
         candidates = [Candidate(it["peer"], it["address"]) for it in everybody if it["address"]]
-        self.replica.tip = Tip(0, GENESIS, 0, candidates[0], self.seat.codec, tuple(candidates[1:]))
+        self.replica.tip = Tip(0, GENESIS, 0, candidates[0], self.setup.codec, tuple(candidates[1:]))
         me = self.credentials.peer_id
         others = tuple(candidate for candidate in candidates if candidate.peer != me)
         self.engine = self.network.call(self._serve(others))
         threading.Thread(target=self.trainer.run, name="training", daemon=True).start()
 
     async def _serve(self, others: tuple[Candidate, ...]) -> Engine:
-        seat, me = self.seat, self.credentials.peer_id
-        hello = Hello(INCARNATION, seat.link.auxiliary, *self._addresses, f"rank {seat.rank}")
+        setup, me = self.setup, self.credentials.peer_id
+        hello = Hello(INCARNATION, setup.link.auxiliary, *self._addresses, f"rank {setup.rank}")
         environment = Environment(me, self._transport, EmptyDirectory(), self._signer, events=self._events)
         peer = Peer(hello, environment, self.settings, self.trainer, others)
         await self._transport.serve(peer.service)
@@ -184,14 +184,14 @@ class Member:
 class Dugnad:
     """dugnad as one of the engines that average vectors."""
 
-    def __init__(self, seat: Seat) -> None:
-        self._seat = seat
-        self._member = Member(seat)
+    def __init__(self, setup: PeerSetup) -> None:
+        self._setup = setup
+        self._member = Member(setup)
         self._present: dict[str, planner.Present] = {}
         self._leader = ""
         self._turn = 0
         self._averaged: Vector | None = None
-        self._decoded = torch.zeros(seat.params)
+        self._decoded = torch.zeros(setup.params)
 
     def start(self, first: Greeting | None) -> Greeting:
         return self._member.listen()
@@ -204,14 +204,14 @@ class Dugnad:
                 link.upload_bytes_s * PAYLOAD_SHARE,  # what probing finds
                 link.download_bytes_s * PAYLOAD_SHARE,
             )
-            for it, link in zip(greetings, self._seat.links, strict=True)
+            for it, link in zip(greetings, self._setup.links, strict=True)
         }
         self._leader = next(it["peer"] for it in greetings if it["address"])
         self._member.meet(greetings)
 
     def prepare(self, turn: int, vector: Vector) -> None:
         self._turn, self._averaged = turn, None
-        if not self._seat.link.auxiliary:
+        if not self._setup.link.auxiliary:
             self._member.jobs.put(lambda: self._accumulate(vector)).result()
 
     def _accumulate(self, vector: Vector) -> None:
@@ -232,13 +232,13 @@ class Dugnad:
             raise NotAveragedError(str(error)) from error
 
     def _plan(self) -> MemberPlan:
-        elements, codec = self._seat.params, CODECS[self._seat.codec]
+        elements, codec = self._setup.params, CODECS[self._setup.codec]
         due = planner.Round(1, elements, codec.encoded_bytes(elements), target_batch_size=1)
         layout = planner.fresh(self._present, self._leader, due)
         assert layout is not None
         shards = layout.shards
-        if self._seat.split != "ours":
-            fractions = SPLITS[self._seat.split](self._seat.links, elements, due.vector_bytes)
+        if self._setup.split != "ours":
+            fractions = SPLITS[self._setup.split](self._setup.links, elements, due.vector_bytes)
             reducers = {peer: it.address for peer, it in self._present.items() if it.address}
             shards = cut(elements, reducers, dict(zip(self._present, fractions, strict=True)))
         ballot = Ballot(1, GENESIS, self._turn + 1, self._leader)

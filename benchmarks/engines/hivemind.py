@@ -9,7 +9,7 @@ from typing import Any
 import scipy.optimize
 import torch
 
-from benchmarks.engines.base import Greeting, NotAveragedError, Seat
+from benchmarks.engines.base import Greeting, NotAveragedError, PeerSetup
 from benchmarks.vectors import Vector
 
 START_S = 120.0
@@ -18,46 +18,46 @@ PART_BYTES = 1 << 20
 
 
 class Hivemind:
-    def __init__(self, seat: Seat) -> None:
+    def __init__(self, setup: PeerSetup) -> None:
         _mend_linprog()
         import hivemind  # after mending, and only where it is measured: importing it takes seconds
 
         self._hivemind = hivemind
-        self._seat = seat
-        self._tensor = torch.zeros(seat.params)
+        self._setup = setup
+        self._tensor = torch.zeros(setup.params)
         self._step: Any = None
         self._step_began = 0.0
 
     def start(self, first: Greeting | None) -> Greeting:
         """Here everything forks: the DHT, its daemon, and the averager."""
-        seat, hivemind, compression = self._seat, self._hivemind, self._hivemind.compression
+        setup, hivemind, compression = self._setup, self._hivemind, self._hivemind.compression
         dht = hivemind.DHT(
             initial_peers=first["maddrs"] if first else None,
-            host_maddrs=[f"/ip4/{seat.address}/tcp/0"],
-            client_mode=seat.link.client_mode,
+            host_maddrs=[f"/ip4/{setup.address}/tcp/0"],
+            client_mode=setup.link.client_mode,
             start=True,
             startup_timeout=START_S,
         )
-        fp32 = seat.codec == "fp32"
-        rate = min(seat.link.upload_bytes_s, seat.link.download_bytes_s)
+        fp32 = setup.codec == "fp32"
+        rate = min(setup.link.upload_bytes_s, setup.link.download_bytes_s)
         self._averager = hivemind.DecentralizedAverager(
             [self._tensor],
             dht,
             prefix="benchmark",
             start=True,
-            target_group_size=seat.peers,
-            min_group_size=seat.peers,
+            target_group_size=setup.peers,
+            min_group_size=setup.peers,
             min_matchmaking_time=5.0,
             request_timeout=3.0,
             part_size_bytes=PART_BYTES,
             compression=compression.NoCompression() if fp32 else compression.Float16Compression(),
             bandwidth=rate or None,
-            auxiliary=seat.link.auxiliary,
-            client_mode=seat.link.client_mode,
+            auxiliary=setup.link.auxiliary,
+            client_mode=setup.link.client_mode,
             allow_state_sharing=False,
         )
         self._dht = dht
-        return {"maddrs": [str(address) for address in dht.get_visible_maddrs()] if seat.rank == 0 else []}
+        return {"maddrs": [str(address) for address in dht.get_visible_maddrs()] if setup.rank == 0 else []}
 
     def connect(self, greetings: list[Greeting]) -> None:
         pass
@@ -83,14 +83,14 @@ class Hivemind:
             group = self._step.result(600.0)
         except Exception as error:  # it raises many kinds; the round is not counted, and the report says why
             raise NotAveragedError(repr(error)) from error
-        if group is None or len(group) != self._seat.peers:
-            raise NotAveragedError(f"a group of {len(group or ())} instead of {self._seat.peers}")
+        if group is None or len(group) != self._setup.peers:
+            raise NotAveragedError(f"a group of {len(group or ())} instead of {self._setup.peers}")
 
     def result(self) -> Vector | None:
         if self._step is not None and not self._step.done():
             self._step.cancel()
         with self._averager.get_tensors() as (tensor,):
-            return None if self._seat.link.auxiliary else tensor.numpy().copy()
+            return None if self._setup.link.auxiliary else tensor.numpy().copy()
 
 
 def _mend_linprog() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.engines.base import Greeting, Seat
+from benchmarks.engines.base import Greeting, PeerSetup
 from benchmarks.serving import serve_forever
 
 MICRO_BATCH_S = 0.02
@@ -54,14 +54,14 @@ class Training(Protocol):
 
 
 class DugnadTraining:
-    def __init__(self, seat: Seat, job: Job) -> None:
+    def __init__(self, setup: PeerSetup, job: Job) -> None:
         from benchmarks.engines.dugnad import Member, Sleeper
 
-        auxiliary = seat.link.auxiliary
-        rate = job.samples_per_second[seat.rank]
-        task = None if auxiliary else Sleeper(job.micro_batch(seat.rank), rate)
+        auxiliary = setup.link.auxiliary
+        rate = job.samples_per_second[setup.rank]
+        task = None if auxiliary else Sleeper(job.micro_batch(setup.rank), rate)
         self._epochs: list[Epoch] = []
-        self._member = Member(seat, task=task, target_batch=job.target_batch, overlap=job.overlap, events=self._happened)
+        self._member = Member(setup, task=task, target_batch=job.target_batch, overlap=job.overlap, events=self._happened)
         self._running: Any = None
 
     def start(self, first: Greeting | None) -> Greeting:
@@ -88,8 +88,8 @@ class DugnadTraining:
 class HivemindTraining:
     """hivemind.Optimizer. That an epoch is over says nothing of how many took part: it is counted as a full batch."""
 
-    def __init__(self, seat: Seat, job: Job) -> None:
-        self._seat = seat
+    def __init__(self, setup: PeerSetup, job: Job) -> None:
+        self._setup = setup
         self._job = job
         self._epochs: list[Epoch] = []
         self._optimizer: Any = None
@@ -100,24 +100,24 @@ class HivemindTraining:
 
         from benchmarks.engines.dugnad import model_of
 
-        seat, job = self._seat, self._job
-        self._model = model_of(seat.params)
+        setup, job = self._setup, self._job
+        self._model = model_of(setup.params)
         dht = hivemind.DHT(
             initial_peers=first["maddrs"] if first else None,
-            host_maddrs=[f"/ip4/{seat.address}/tcp/0"],
-            client_mode=seat.link.client_mode,
+            host_maddrs=[f"/ip4/{setup.address}/tcp/0"],
+            client_mode=setup.link.client_mode,
             start=True,
             startup_timeout=120.0,
         )
         compression = hivemind.compression
-        narrow = compression.NoCompression() if seat.codec == "fp32" else compression.Float16Compression()
+        narrow = compression.NoCompression() if setup.codec == "fp32" else compression.Float16Compression()
         self._optimizer = hivemind.Optimizer(
             dht=dht,
             run_id="benchmark",
             params=list(self._model.parameters()),
             optimizer=lambda params: torch.optim.SGD(params, lr=1e-3),
             target_batch_size=job.target_batch,
-            batch_size_per_step=None if seat.link.auxiliary else job.micro_batch(seat.rank),
+            batch_size_per_step=None if setup.link.auxiliary else job.micro_batch(setup.rank),
             matchmaking_time=job.matchmaking_s,
             averaging_timeout=120.0,
             reuse_grad_buffers=not job.overlap,
@@ -126,11 +126,11 @@ class HivemindTraining:
             delay_grad_averaging=job.overlap,
             grad_compression=narrow,
             state_averaging_compression=narrow,
-            client_mode=seat.link.client_mode,
-            auxiliary=seat.link.auxiliary,
+            client_mode=setup.link.client_mode,
+            auxiliary=setup.link.auxiliary,
         )
         self._dht = dht
-        return {"maddrs": [str(address) for address in dht.get_visible_maddrs()] if seat.rank == 0 else []}
+        return {"maddrs": [str(address) for address in dht.get_visible_maddrs()] if setup.rank == 0 else []}
 
     def connect(self, greetings: list[Greeting]) -> None:
         pass
@@ -151,13 +151,13 @@ class HivemindTraining:
             raise
 
     def _steps(self) -> None:
-        job, rank = self._job, self._seat.rank
+        job, rank = self._job, self._setup.rank
         step_s = job.micro_batch(rank) / job.samples_per_second[rank]
         pause = threading.Event().wait
         epoch = self._optimizer.local_epoch
         while True:
             pause(step_s)
-            if self._seat.link.auxiliary:
+            if self._setup.link.auxiliary:
                 self._optimizer.step()
                 continue
             (next(self._model.parameters()).sum() * 0.0).backward()  # type: ignore[no-untyped-call]
@@ -169,9 +169,9 @@ class HivemindTraining:
                 self._epochs.append((time.monotonic(), job.target_batch))
 
 
-def training_of(engine: str, seat: Seat, job: Job) -> Training:
-    return DugnadTraining(seat, job) if engine == "dugnad" else HivemindTraining(seat, job)
+def training_of(engine: str, setup: PeerSetup, job: Job) -> Training:
+    return DugnadTraining(setup, job) if engine == "dugnad" else HivemindTraining(setup, job)
 
 
 if __name__ == "__main__":
-    serve_forever(lambda: training_of(sys.argv[1], Seat.from_json(sys.argv[2]), Job.from_json(sys.argv[3])))
+    serve_forever(lambda: training_of(sys.argv[1], PeerSetup.from_json(sys.argv[2]), Job.from_json(sys.argv[3])))

@@ -19,7 +19,7 @@ class Scripted:
     """A crew whose first peer saw these epochs."""
 
     engine = "dugnad"
-    seats = (1, 2)
+    setups = (1, 2)
     complaint = ""
 
     def __init__(self, epochs: list[tuple[float, int]]) -> None:

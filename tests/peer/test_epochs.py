@@ -21,13 +21,13 @@ from protocols.round.leader import DETECTION_S
 from protocols.round.member import Accept, Answer, Failed
 from protocols.round.plans import MemberPlan, Plan
 from protocols.round.records import Ballot, Contribution
-from tests.swarms import QuietSwarm, Seat
+from tests.swarms import QuietSwarm, Volunteer
 
-ANN, BOB, CID = Seat("ann"), Seat("bob", 3, 0.3), Seat("cid", 2, 0.3)
-DAG = Seat("dag", 2, 0.4)
+ANN, BOB, CID = Volunteer("ann"), Volunteer("bob", 3, 0.3), Volunteer("cid", 2, 0.3)
+DAG = Volunteer("dag", 2, 0.4)
 HIDDEN_DAG = replace(DAG, reachable=False)
 FOUR = (ANN, BOB, CID, DAG)
-NAMES = {seat.name for seat in FOUR}
+NAMES = {volunteer.name for volunteer in FOUR}
 SEEDS = range(6)
 # A silent leader: detection, and as long again until the next has heard of all. An attempt begun with the dead ends in twice
 # that. Then those who are left draw a batch and exchange it.
@@ -212,7 +212,7 @@ def _failures_that_end_an_attempt(process: SimulatedPeer) -> list[tuple[Ballot, 
 def test_a_newcomer_catches_up_contributes_and_does_not_displace_the_leader(seed: int) -> None:
     with QuietSwarm(BOB, CID, DAG, seed=seed) as swarm:
         swarm.epochs(2)
-        swarm.seat(Seat("aaa"))
+        swarm.join(Volunteer("aaa"))
         swarm.epochs(3)
         last = swarm.history()[-1]
         assert swarm.leader == last.leader.peer == "bob"
@@ -311,8 +311,8 @@ def test_a_run_ends_after_its_last_epoch(max_epochs: int) -> None:
         assert len(swarm.observer.plans) == max_epochs
 
 
-AUX = Seat("aux", 0)
-HIDDEN = tuple(replace(seat, reachable=False) for seat in FOUR)
+AUX = Volunteer("aux", 0)
+HIDDEN = tuple(replace(volunteer, reachable=False) for volunteer in FOUR)
 
 
 def test_client_mode_peers_train_through_one_that_only_reduces() -> None:

@@ -18,11 +18,17 @@ from protocols.gradients.codecs import FloatArray
 from protocols.reasons import Reason
 from protocols.round.records import Commit
 from tests.replicas import ADAMW, LEARNING_RATE, SGD, WARMUP, Data, make_model, parameters, small_job
-from tests.swarms import QuietSwarm, Seat
+from tests.swarms import QuietSwarm, Volunteer
 
 EPOCHS = 6
 # eve only reduces and leads; dag only opens connections, and is too slow to give anything from some epoch on.
-SEATS = (Seat("eve", 0), Seat("ann", 3, 0.3), Seat("bob", 1, 2.0), Seat("cid", 2, 0.6), Seat("dag", 5, 1.7, reachable=False))
+VOLUNTEERS = (
+    Volunteer("eve", 0),
+    Volunteer("ann", 3, 0.3),
+    Volunteer("bob", 1, 2.0),
+    Volunteer("cid", 2, 0.6),
+    Volunteer("dag", 5, 1.7, reachable=False),
+)
 
 
 def one_process(
@@ -68,7 +74,7 @@ def difference(
     """Largest difference of any parameter between the swarm and one process, after EPOCHS epochs."""
     start = parameters(make_model(dtype))
     options: dict[str, Any] = {"target": 30, "codec": codec, "max_epochs": EPOCHS, "max_grad_norm": max_grad_norm}
-    with QuietSwarm(*SEATS, problem=small_job(dtype, optimizer), seed=4, **options) as swarm:
+    with QuietSwarm(*VOLUNTEERS, problem=small_job(dtype, optimizer), seed=4, **options) as swarm:
         disturb(swarm)
         swarm.until(lambda: swarm.epoch_of("ann") >= 4)
         swarm.processes["dag"].thread.step_s = 10.0
@@ -147,7 +153,7 @@ def test_the_equivalence_holds_through_attempts_that_fail() -> None:
 
 def test_samples_of_a_peer_that_died_are_in_no_commit() -> None:
     job = small_job(torch.float64, SGD)
-    with QuietSwarm(*SEATS, problem=job, target=90, max_epochs=2, max_grad_norm=0.0) as swarm:
+    with QuietSwarm(*VOLUNTEERS, problem=job, target=90, max_epochs=2, max_grad_norm=0.0) as swarm:
         swarm.epochs()
         swarm.run(1)
         lost = swarm.processes["cid"].replica.strategy

@@ -251,7 +251,7 @@ def a_member_that_steps_twice(patch: Patch) -> None:
 
 
 def an_absence_without_a_reason(patch: Patch) -> None:
-    patch.setattr(Absences, "from_plan", lambda absences, plan, too_slow, tip, seats: ())
+    patch.setattr(Absences, "from_plan", lambda absences, plan, too_slow, tip, followers: ())
 
 
 def a_contribution_that_vanishes(patch: Patch) -> None:

@@ -9,13 +9,19 @@ from peer.simulation.problem import Device
 from protocols.gradients.slices import Slices
 from protocols.reasons import Reason
 from tests.replicas import ADAMW, make_model, small_job, spec_of
-from tests.swarms import QuietSwarm, Recorder, Seat
+from tests.swarms import QuietSwarm, Recorder, Volunteer
 
 EPS = torch.finfo(torch.float32).eps
 PERIOD = 3
 ROUNDING = 2.0  # epsilons, one way or the other, of every value after each step
 # ann leads at first, dag only opens connections, eve only reduces.
-SEATS = (Seat("ann"), Seat("bob", 2), Seat("cid", 2, 0.6), Seat("dag", 1, reachable=False), Seat("eve", 0))
+VOLUNTEERS = (
+    Volunteer("ann"),
+    Volunteer("bob", 2),
+    Volunteer("cid", 2, 0.6),
+    Volunteer("dag", 1, reachable=False),
+    Volunteer("eve", 0),
+)
 
 
 class Machine(Device):
@@ -52,7 +58,7 @@ def machines(seed: int = 0) -> QuietSwarm:
         device=lambda: Machine(make_model(torch.float32), spec),
         slices=Slices(elements, PERIOD),
     )
-    return QuietSwarm(*SEATS, problem=job, codec="fp32", max_grad_norm=0.0, recorder=UnlikeMachines, seed=seed)
+    return QuietSwarm(*VOLUNTEERS, problem=job, codec="fp32", max_grad_norm=0.0, recorder=UnlikeMachines, seed=seed)
 
 
 def machine(swarm: QuietSwarm, name: str) -> Machine:

@@ -22,7 +22,7 @@ from protocols.run_spec import RunSpec, StrategyName
 from tests.peer.other_algorithms import OUTER_LEARNING_RATE, OUTER_MOMENTUM, LocalSteps, largest, registered
 from tests.peer.training.test_overlap import DATA, PEERS, at_tip, draw, frozen_of, replica_of, replicas, round_of, state
 from tests.replicas import LEARNING_RATE, SGD, WARMUP, make_model, parameters, small_job, spec_of
-from tests.swarms import QuietSwarm, Recorder, Seat
+from tests.swarms import QuietSwarm, Recorder, Volunteer
 
 NAMES = [*STRATEGIES, "test-local-steps"]
 EVERY_STRATEGY = pytest.mark.parametrize("name", NAMES)
@@ -177,7 +177,7 @@ def test_whole_peers_train_with_the_strategy_and_the_rule_that_their_settings_na
     monkeypatch.setattr(Feedback, "check_mean", lambda *_: None)  # it is no mean
     options: dict[str, Any] = {"strategy": "test-local-steps", "rule": "test-largest", "recorder": LocalStepsObserver}
     start = parameters(make_model(torch.float64))
-    with QuietSwarm(Seat("ann"), Seat("bob", 2), problem=small_job(torch.float64, SGD), **options) as swarm:
+    with QuietSwarm(Volunteer("ann"), Volunteer("bob", 2), problem=small_job(torch.float64, SGD), **options) as swarm:
         swarm.epochs(4)  # the observer holds their states against each other at every lineage
         kinds = {type(process.replica.strategy) for process in swarm.alive}
         (end,) = {process.state.weights.tobytes() for process in swarm.alive}

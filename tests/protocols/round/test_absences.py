@@ -30,7 +30,7 @@ def test_a_peer_taken_for_dead_is_planned_again_once_it_has_come_again() -> None
     table = Table("bob", target=20)
     table.reports(lea=0, bob=4)
     silence(table, "bob")
-    assert table.report("bob", 20) == [], "it has no seat: its stream ends, and it opens another"
+    assert table.report("bob", 20) == [], "it is no follower: its stream ends, and it opens another"
     table.join("bob")
     assert the_plan(table.reports(lea=0, bob=20)).contributors == ("bob",)
 

@@ -553,14 +553,14 @@ def test_a_pair_never_meets_again_even_when_every_reducer_failed_for_somebody() 
 # -- who leads -------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_newer_process_of_a_peer_takes_its_seat() -> None:
+def test_a_newer_process_of_a_peer_takes_its_place() -> None:
     table, plan = three()
     actions = table.join("cid", incarnation=5)
     assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, Reason.OTHER_INCARNATION, "cid")]
     assert table.leader.followers["cid"].hello.incarnation == 5
 
 
-def test_an_older_process_of_a_peer_does_not_take_the_newer_ones_seat() -> None:
+def test_an_older_process_of_a_peer_does_not_take_the_newer_ones_place() -> None:
     """The newest incarnation wins, even if an older one connects later."""
     table = Table("bob")
     table.join("cid", incarnation=5)
