@@ -23,7 +23,7 @@ from benchmarks.bound import bound, encoded_bytes, equal_fractions, seconds
 from benchmarks.crew import Crew, CrewError
 from benchmarks.links import Link
 from benchmarks.splits import SPLITS
-from benchmarks.stage import Stage, add_peers, links_of
+from benchmarks.stage import Stage, add_peers, links_of, parser_of
 from benchmarks.vectors import write_noise
 from protocols.host.terminal import Screen
 
@@ -204,14 +204,12 @@ def drawn(options: Options, measured: dict[str, Measured]) -> Table:
 
 
 def parser() -> argparse.ArgumentParser:
-    it = argparse.ArgumentParser(
-        prog="python -m benchmarks.allreduce",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n"
-        "  python -m benchmarks.allreduce --peers 4 --params 16000000 --codec fp32 --rounds 5\n"
-        "  sudo python -m benchmarks.allreduce --links 100/100x4 --engines dugnad,gloo\n"
-        "  sudo python -m benchmarks.allreduce --links 50/50x4,25/25x8,12/12x4 --params 4000000 --split equal\n",
+    it = parser_of(
+        "allreduce",
+        __doc__,
+        "python -m benchmarks.allreduce --peers 4 --params 16000000 --codec fp32 --rounds 5",
+        "sudo python -m benchmarks.allreduce --links 100/100x4 --engines dugnad,gloo",
+        "sudo python -m benchmarks.allreduce --links 50/50x4,25/25x8,12/12x4 --params 4000000 --split equal",
     )
     add_peers(it)
     it.add_argument("--params", type=int, default=16_000_000, help="length of the vector")
@@ -219,7 +217,6 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--engines", default=",".join(ENGINES), help="of dugnad, hivemind, gloo")
     it.add_argument("--rounds", type=int, default=5, help="counted ones; one more comes first")
     it.add_argument("--split", choices=SPLITS, default="ours", help="who reduces how much (benchmarks/splits.py)")
-    it.add_argument("--json", action="store_true", help="one object on standard output")
     return it
 
 

@@ -31,6 +31,7 @@ from benchmarks.engines.base import Greeting, PeerSetup
 from benchmarks.engines.dugnad import RUN, Member, Sleeper
 from benchmarks.links import Link
 from benchmarks.serving import serve_forever
+from benchmarks.stage import parser_of
 from peer.catch_up.pushed_snapshots import max_snapshot_bytes
 from protocols.errors import RemoteError
 from protocols.identity import Authority, Credentials, Key
@@ -251,16 +252,13 @@ def describe(pair: dict[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    it = argparse.ArgumentParser(
-        prog="python -m benchmarks.donor_load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    it = parser_of("donor_load", __doc__)
     it.add_argument("--params", type=int, default=16_000_000)
     it.add_argument("--samples-per-second", type=float, default=100.0)
     it.add_argument("--target-batch", type=int, default=256)
     it.add_argument("--mbit", type=float, default=100.0, help="the joiner's line")
     it.add_argument("--window-s", type=float, default=12.0)
     it.add_argument("--pairs", type=int, default=10)
-    it.add_argument("--json", action="store_true", help="one object on standard output")
     for hidden in ("--part", "--folder", "--options", "--donor"):
         it.add_argument(hidden, help=argparse.SUPPRESS)
     return it

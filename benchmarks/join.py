@@ -21,7 +21,7 @@ from benchmarks import tables
 from benchmarks.crew import CrewError
 from benchmarks.links import MBIT_BYTES, Link
 from benchmarks.namespaces import PAYLOAD_SHARE, Shaped
-from benchmarks.stage import add_links, checked_links
+from benchmarks.stage import add_links, checked_links, parser_of
 from tests.swarm.swarm import REPOSITORY, Process, Swarm
 
 PLACES = 3  # the coordinator's, that of the peer that is there already, the newcomer's
@@ -163,12 +163,12 @@ def report(options: Options, joins: Sequence[dict[str, float]], network: dict[st
 
 
 def parser() -> argparse.ArgumentParser:
-    it = argparse.ArgumentParser(
-        prog="python -m benchmarks.join",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n  python -m benchmarks.join\n  sudo python -m benchmarks.join --links 100/100x3\n"
-        "  sudo python -m benchmarks.join --links 200/200x2,20/100x1c   (a newcomer behind a home router)\n",
+    it = parser_of(
+        "join",
+        __doc__,
+        "python -m benchmarks.join",
+        "sudo python -m benchmarks.join --links 100/100x3",
+        "sudo python -m benchmarks.join --links 200/200x2,20/100x1c   (a newcomer behind a home router)",
     )
     add_links(it, "of the coordinator, the peer that is there already, and the newcomer; loopback when left out")
     it.add_argument("--joins", type=int, default=3, help="newcomers, one after another")
@@ -176,7 +176,6 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--layers", type=int, default=4)
     it.add_argument("--target-batch", type=int, default=96, help="samples of 32 tokens an epoch")
     it.add_argument("--limit-s", type=float, default=240.0, help="for each newcomer")
-    it.add_argument("--json", action="store_true", help="one object on standard output")
     return it
 
 

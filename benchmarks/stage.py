@@ -1,4 +1,4 @@
-"""Where the peers of a benchmark sit: loopback, or a namespace each on links that are shaped."""
+"""Where the peers of a benchmark run: on loopback, or in a namespace each on shaped links. And the command lines that say so."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ from benchmarks.engines.base import PeerSetup
 from benchmarks.links import Link, check, parse_links
 from benchmarks.namespaces import Shaped
 from protocols.identity import Authority
+
+
+def parser_of(module: str, purpose: str | None, *examples: str) -> argparse.ArgumentParser:
+    """The command line of `benchmarks.<module>`, with --json."""
+    it = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{module}",
+        description=purpose,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n  ".join(["examples:", *examples]) if examples else None,
+    )
+    it.add_argument("--json", action="store_true", help="one object on standard output")
+    return it
 
 
 def add_links(parser: argparse.ArgumentParser, whose: str) -> None:

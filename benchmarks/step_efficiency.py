@@ -19,7 +19,7 @@ from benchmarks import tables
 from benchmarks.crew import Crew, CrewError
 from benchmarks.engines.training import Job
 from benchmarks.links import Link
-from benchmarks.stage import Stage, add_peers, links_of
+from benchmarks.stage import Stage, add_peers, links_of, parser_of
 
 ENGINES = ("dugnad", "hivemind")
 CODECS = ("fp32", "fp16", "bf16", "int8", "int4")
@@ -116,14 +116,12 @@ def benchmark(options: Options) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    it = argparse.ArgumentParser(
-        prog="python -m benchmarks.step_efficiency",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n"
-        "  python -m benchmarks.step_efficiency --peers 4 --samples-per-second 100 --target-batch 1024 --params 4000000\n"
-        "  python -m benchmarks.step_efficiency --samples-per-second 160,120,80,40\n"
-        "  sudo python -m benchmarks.step_efficiency --links 100/100x4 --engines dugnad\n",
+    it = parser_of(
+        "step_efficiency",
+        __doc__,
+        "python -m benchmarks.step_efficiency --peers 4 --samples-per-second 100 --target-batch 1024 --params 4000000",
+        "python -m benchmarks.step_efficiency --samples-per-second 160,120,80,40",
+        "sudo python -m benchmarks.step_efficiency --links 100/100x4 --engines dugnad",
     )
     add_peers(it)
     it.add_argument("--samples-per-second", default="100", help="of each peer: one number for all, or one for each, as in 160,80")
@@ -134,7 +132,6 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--epochs", type=int, default=12, help=f"counted ones, at least 10; {WARM_UP_EPOCHS} and one more come first")
     it.add_argument("--overlap", action="store_true", help="average an epoch while the next accumulates")
     it.add_argument("--matchmaking-s", type=float, default=3.0, help="hivemind's matchmaking_time; its guide says 3 to 5 locally")
-    it.add_argument("--json", action="store_true", help="one object on standard output")
     return it
 
 

@@ -12,6 +12,7 @@ from protocols.run_spec import RunSpec
 from protocols.tasks.base import Task
 from protocols.tasks.registry import initial_model, open_task, prepare
 from tests.packages import install
+from tests.protocols.tasks.teaching import teach
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,12 +36,7 @@ def test_the_digits_example_learns(opened: tuple[Task, RunSpec], tmp_path: Path)
     model = initial_model(resolved, resolved, tmp_path / "run")
     before = task.evaluate(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
-    with task.batches(seed=0, peer="ann", micro_batch=64) as batches:
-        for _ in range(40):
-            batch = next(batches)
-            optimizer.zero_grad()
-            (task.loss(model, batch) / task.samples_in(batch)).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+    teach(task, model, optimizer, micro_batch=64, steps=40)
     assert before == pytest.approx(2.3, abs=0.1)  # ln(10): it guesses
     assert task.evaluate(model) < 1.0
 

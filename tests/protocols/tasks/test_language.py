@@ -25,6 +25,7 @@ from protocols.tasks.language.corpus import Document
 from protocols.tasks.language.settings import MaskedSettings
 from protocols.tasks.language.task import LanguageTask
 from protocols.tasks.registry import initial_model, prepare
+from tests.protocols.tasks.teaching import teach
 
 CAUSAL: dict[str, Any] = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 CAUSAL |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -364,12 +365,7 @@ def test_a_few_steps_teach_something(opened: Opened) -> None:
     model = initial_model(resolved, resolved, directory)
     before = task.evaluate(model, 16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
-    with task.batches(seed=0, peer="a", micro_batch=8) as batches:
-        for _ in range(30):
-            batch = next(batches)
-            optimizer.zero_grad()
-            (task.loss(model, batch) / task.samples_in(batch)).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+    teach(task, model, optimizer, micro_batch=8, steps=30)
     assert task.evaluate(model, 16) < before - 0.3
 
 

@@ -15,6 +15,7 @@ from protocols.tasks.language.causal_lm import CausalLanguageTask
 from protocols.tasks.language.masked_lm import MaskedLanguageTask
 from protocols.tasks.registry import checked, find_task, initial_model, open_task, prepare
 from tests.packages import install, install_lines
+from tests.protocols.tasks.teaching import teach
 
 LINES = '[run]\nname = "lines"\n[task]\nkind = "lines"\n'
 
@@ -121,12 +122,7 @@ def test_a_task_without_text_needs_no_text_settings(lines: RunSpec, tmp_path: Pa
     model = initial_model(lines, resolved, tmp_path / "run")
     before = task.evaluate(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-    with task.batches(seed=0, peer="ann", micro_batch=16) as batches:
-        for _ in range(60):
-            batch = next(batches)
-            optimizer.zero_grad()
-            (task.loss(model, batch) / task.samples_in(batch)).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+    teach(task, model, optimizer, micro_batch=16, steps=60)
     assert task.evaluate(model) < 0.1 * before
 
 
