@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
+from coordinator.genesis import RunFolder
 from protocols.errors import BadMessageError
-from protocols.host.files import write_durably
-from protocols.identity import Authority, Key, Ticket
 from protocols.reasons import Reason
 from protocols.round.records import Candidate
-from protocols.run_spec import RunSpec
 from protocols.tasks.assets import read_asset
 from protocols.transport.channels import PROTOCOL_VERSION, refuse
 from protocols.transport.discovery import Announcement, read_announcement
-from protocols.transport.enrolling import Genesis
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import to_wire
 from protocols.wire.dugnad_pb2_grpc import EnrolmentServicer
@@ -25,33 +21,18 @@ _PART_BYTES = 1 << 20
 MAX_BOOTSTRAP_PEERS = 32
 
 
-def load_or_create_secret(path: Path) -> bytes:
-    """The ticket's secret, kept so that a ticket outlives the coordinator's process."""
-    if not path.exists():
-        write_durably(path, Ticket.new_secret().hex().encode(), mode=0o600)
-    return bytes.fromhex(path.read_text())
-
-
 class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated without types
     """`discovery` and `peers` give what is known at each enrolment; `announced` is told where peers say they are."""
 
     def __init__(
         self,
-        authority: Authority,
-        secret: bytes,
-        spec: RunSpec,
-        directory: Path,
-        genesis: Genesis,
+        folder: RunFolder,
         discovery: Callable[[], tuple[str, ...]],
         peers: Callable[[], list[Candidate]],
         announced: Callable[[Announcement], None],
     ) -> None:
-        self._authority = authority
-        self._secret = secret
-        self._spec = spec
-        self._spec_toml = spec.to_toml()
-        self._directory = directory
-        self._genesis = genesis
+        self._folder = folder
+        self._run_toml = folder.spec.to_toml()
         self._discovery = discovery
         self._peers = peers
         self._announced = announced
@@ -61,13 +42,13 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
             await refuse(context, Reason.OTHER_VERSION, f"protocol {PROTOCOL_VERSION}, this program speaks {request.protocol}")
         await self._admit(request.secret, context)
         try:
-            certificate = self._authority.admit(request.request)
+            certificate = self._folder.authority.admit(request.request)
         except BadMessageError as error:
             await refuse(context, Reason.BAD_TICKET, str(error))
         return pb.EnrolReply(
             certificate=certificate,
-            run_toml=self._spec_toml,
-            genesis=to_wire(self._genesis),
+            run_toml=self._run_toml,
+            genesis=to_wire(self._folder.genesis),
             discovery=self._discovery(),
             peers=self._some_peers(),
         )
@@ -75,7 +56,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
     async def Asset(self, request: pb.AssetRequest, context: Any) -> AsyncIterator[pb.AssetPart]:
         await self._admit(request.secret, context)
         try:
-            content = read_asset(self._spec, self._directory, request.name)
+            content = read_asset(self._folder.spec, self._folder.path, request.name)
         except BadMessageError as error:
             await refuse(context, Reason.NOT_A_MEMBER, str(error))
         for at in range(0, len(content), _PART_BYTES):
@@ -83,7 +64,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
 
     async def Announce(self, request: pb.SignedAnnouncement, context: Any) -> pb.AnnounceReply:
         try:
-            self._announced(read_announcement(request.SerializeToString(), self._authority.pem))
+            self._announced(read_announcement(request.SerializeToString(), self._folder.authority.pem))
         except BadMessageError as error:
             await refuse(context, Reason.NOT_A_MEMBER, str(error))
         return pb.AnnounceReply(peers=self._some_peers())
@@ -92,13 +73,5 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
         return [to_wire(peer) for peer in self._peers()[:MAX_BOOTSTRAP_PEERS]]
 
     async def _admit(self, secret: bytes, context: Any) -> None:
-        if not hmac.compare_digest(secret, self._secret):
+        if not hmac.compare_digest(secret, self._folder.secret):
             await refuse(context, Reason.BAD_TICKET, "the ticket's secret is not this run's")
-
-
-def make_ticket(authority: Authority, secret: bytes, hosts: tuple[str, ...], port: int) -> Ticket:
-    return Ticket(hosts, port, authority.fingerprint, secret)
-
-
-def coordinator_key(directory: Path) -> Key:
-    return Key.load_or_create(directory / "coordinator.key")

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.admission import coordinator_key, load_or_create_secret
 from coordinator.checkpoints.store import Checkpoints
 from protocols.errors import DiskError, UsageError
 from protocols.host.files import write_durably
-from protocols.identity import Authority, Credentials, Key
+from protocols.identity import Authority, Credentials, Key, Ticket
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.run_spec import RunSpec
 from protocols.snapshot.format import StateHeader, capture, parameters_sha256
@@ -36,7 +35,8 @@ def open_run(author: RunSpec, path: Path, checkpoints: Checkpoints, progress: Ca
     """Raises UsageError when the folder holds another run; SpecError, CorpusError or DiskError from making it."""
     author = checked(author)
     spec = _resolved(author, path, progress)
-    authority = Authority.load_or_create(path / "identity")
+    identity = path / "identity"
+    authority = Authority.load_or_create(identity)
     auxiliary = Key.load_or_create(path / "auxiliary" / "identity.key")
     first = path / "genesis.safetensors"
     if not first.exists():
@@ -52,12 +52,19 @@ def open_run(author: RunSpec, path: Path, checkpoints: Checkpoints, progress: Ca
         path=path,
         spec=spec,
         authority=authority,
-        credentials=authority.coordinator_credentials(coordinator_key(path / "identity")),
-        secret=load_or_create_secret(path / "identity" / "ticket.secret"),
+        credentials=authority.coordinator_credentials(Key.load_or_create(identity / "coordinator.key")),
+        secret=_load_or_create_secret(identity / "ticket.secret"),
         genesis=genesis,
         snapshot=newest.snapshot_path if newest is not None else first,
         resumed=newest is not None,
     )
+
+
+def _load_or_create_secret(path: Path) -> bytes:
+    """The ticket's secret, kept so that a ticket outlives the coordinator's process."""
+    if not path.exists():
+        write_durably(path, Ticket.new_secret().hex().encode(), mode=0o600)
+    return bytes.fromhex(path.read_text())
 
 
 def _resolved(author: RunSpec, path: Path, progress: Callable[[str], None]) -> RunSpec:

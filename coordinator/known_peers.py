@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from protocols.round.records import Candidate
 from protocols.transport.discovery import ANNOUNCEMENT_S, Announcement
@@ -15,8 +14,7 @@ DISCOVERY_PEERS = 8
 class KnownPeers:
     """Peers by their newest announcement. It is forgotten at the age at which the DHT would drop it."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._announced: dict[str, tuple[float, Announcement]] = {}
 
     def add(self, announcement: Announcement) -> None:
@@ -25,7 +23,7 @@ class KnownPeers:
             return
         known = self._announced.get(announcement.peer)
         if known is None or announcement.incarnation >= known[1].incarnation:
-            self._announced[announcement.peer] = (self._clock(), announcement)
+            self._announced[announcement.peer] = (time.monotonic(), announcement)
 
     def candidates(self) -> list[Candidate]:
         """Auxiliary peers first: they have the time to answer."""
@@ -39,6 +37,6 @@ class KnownPeers:
         return peer in self._announced and self._announced[peer][1].auxiliary
 
     def _fresh(self) -> list[Announcement]:
-        now = self._clock()
+        now = time.monotonic()
         fresh = [item for at, item in self._announced.values() if now - at < ANNOUNCEMENT_S]
         return sorted(fresh, key=lambda item: not item.auxiliary)

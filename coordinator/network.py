@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-from coordinator.admission import EnrolmentService, make_ticket
+from coordinator.admission import EnrolmentService
 from coordinator.config import CoordinatorConfig
 from coordinator.genesis import RunFolder
 from coordinator.known_peers import KnownPeers
@@ -55,20 +55,15 @@ class Network:
     def serving(self) -> Iterator[Ticket]:
         """Serve enrolment and discovery. Gives the ticket by which newcomers find them. Raises PortInUseError."""
         stop = asyncio.Event()
-        ready: asyncio.Future[int] = self._thread.loop.create_future()
+        ready: concurrent.futures.Future[int] = concurrent.futures.Future()
         serving = self._thread.start(self._serve(ready, stop))
-
-        async def port() -> int:
-            ended: asyncio.Future[Any] = asyncio.wrap_future(serving)
-            waiting: list[asyncio.Future[Any]] = [ended, ready]
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                ended.result()
-            return ready.result()
-
-        bound = self._thread.call(port())
+        waiting: list[concurrent.futures.Future[Any]] = [serving, ready]
+        concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+        port = ready.result()
         try:
-            yield make_ticket(self._folder.authority, self._folder.secret, announced_hosts(self._config), bound)
+            yield Ticket(announced_hosts(self._config), port, self._folder.authority.fingerprint, self._folder.secret)
         finally:
             self._thread.loop.call_soon_threadsafe(stop.set)
             done, _ = concurrent.futures.wait([serving], timeout=CLOSE_S)
@@ -96,7 +91,7 @@ class Network:
 
     # -- on the network's thread -----------------------------------------------------------------------------------------------
 
-    async def _serve(self, ready: asyncio.Future[int], stop: asyncio.Event) -> None:
+    async def _serve(self, ready: concurrent.futures.Future[int], stop: asyncio.Event) -> None:
         config, folder = self._config, self._folder
         authority = folder.authority
         server, tls = enrolment_server(authority.key_pem, authority.pem)
@@ -119,11 +114,7 @@ class Network:
             stack.push_async_callback(discovery.aclose)
             await discovery.start()
             service = EnrolmentService(
-                authority,
-                folder.secret,
-                folder.spec,
-                folder.path,
-                folder.genesis,
+                folder,
                 discovery=lambda: (*self._announced_as(discovery), *discovery.addresses, *self._known.discovery()),
                 peers=self._known.candidates,
                 announced=self._known.add,
