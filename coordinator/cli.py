@@ -64,4 +64,4 @@ def demo(
     """
     from coordinator.demo import run_demo
 
-    raise typer.Exit(run_demo(directory, as_json=json))
+    run_demo(directory, as_json=json)

@@ -11,8 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ PEERS_AT_FIRST = 3
 LATE_JOIN, KILL = 0.25, 0.55
 LIMIT_S = 600.0
 PROMPT = "def "
-EXIT_DONE = 0
 
 
 @dataclass
@@ -71,7 +69,7 @@ class _Processes:
             **streams,
         )
 
-    def end(self) -> None:
+    def close(self) -> None:
         children = [*self.peers.values(), *([self.coordinator] if self.coordinator is not None else [])]
         for child in children:
             if child.stdin is not None:
@@ -82,27 +80,18 @@ class _Processes:
                 child.stdout.close()
 
 
-def run_demo(directory: Path | None, *, as_json: bool) -> int:
-    """Returns the exit code. Raises LocalError when a process of the demo fails."""
+def run_demo(directory: Path | None, *, as_json: bool) -> None:
+    """Raises LocalError when a process of the demo fails."""
     directory = directory or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     epochs = RunSpec.load(RUN_FILE).training.max_epochs
     assert epochs is not None
     began = time.monotonic()
-    with _processes(directory) as processes:
+    with closing(_Processes(directory)) as processes:
         processes.start_coordinator()
         for number in range(PEERS_AT_FIRST):
             processes.start_peer(f"peer-{number + 1}")
         killed = _play(processes, directory / "events.jsonl", epochs)
     _show(directory, killed, time.monotonic() - began, as_json=as_json)
-    return EXIT_DONE
-
-
-@contextmanager
-def _processes(directory: Path) -> Iterator[_Processes]:
-    with ExitStack() as stack:
-        processes = _Processes(directory)
-        stack.callback(processes.end)
-        yield processes
 
 
 def _play(processes: _Processes, events: Path, epochs: int) -> list[str]:
@@ -169,7 +158,7 @@ def _show(directory: Path, killed: list[str], seconds: float, *, as_json: bool) 
             "checkpoint": str(checkpoint.path),
             "loss_curve": str(picture),
             "duration_s": round(seconds, 1),
-            "rounds_committed": summary.rounds_committed,
+            "rounds_committed": summary.epochs,
             "rounds_retried": summary.rounds_retried,
         }
         print(json.dumps(numbers), flush=True)

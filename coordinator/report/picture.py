@@ -15,15 +15,13 @@ from protocols.host.terminal import display_name, duration, plural
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TRAINING, HELD_OUT, UNIGRAM, JOINED, LEFT, INK, QUIET = (
-    "#2a6f97",
-    "#d1495b",
-    "#8d99ae",
-    "#3a8f5c",
-    "#c26a00",
-    "#22272e",
-    "#6b7480",
-)
+TRAINING = "#2a6f97"
+HELD_OUT = "#d1495b"
+UNIGRAM = "#8d99ae"
+JOINED = "#3a8f5c"
+LEFT = "#c26a00"
+INK = "#22272e"
+QUIET = "#6b7480"
 _MAX_MARKS = 12  # labels of more would cover the curve; those beyond stay in the history
 
 
@@ -59,39 +57,38 @@ def _draw(axes: Axes, summary: Summary, unigram_loss: float | None) -> None:
     axes.set_xlabel("epoch", color=QUIET)
     axes.set_ylabel(summary.loss_label, color=QUIET)
 
-    epochs = [epoch for epoch, _ in (*summary.train_curve, *summary.eval_curve)]
-    losses = [loss for _, loss in (*summary.train_curve, *summary.eval_curve)]
-    if not epochs:
+    points = [*summary.train_curve, *summary.eval_curve]
+    if not points:
         axes.text(0.5, 0.5, "no epoch has been committed yet", transform=axes.transAxes, ha="center", color=QUIET)
         return
+    first, last = min(epoch for epoch, _ in points), max(epoch for epoch, _ in points)
+    losses = [loss for _, loss in points]
     if unigram_loss is not None:
         losses.append(unigram_loss)
-    span = max(max(epochs) - min(epochs), 1)
-    axes.set_xlim(min(epochs) - 0.02 * span, max(epochs) + 0.15 * span)  # room for the labels at the curves' ends
-    ticks = MaxNLocator(nbins=12, integer=True).tick_values(min(epochs), max(epochs))
-    axes.set_xticks([tick for tick in ticks if min(epochs) <= tick <= max(epochs)])
+    span = max(last - first, 1)
+    left = first - 0.02 * span
+    axes.set_xlim(left, last + 0.15 * span)  # room for the labels at the curves' ends
+    ticks = MaxNLocator(nbins=12, integer=True).tick_values(first, last)
+    axes.set_xticks([tick for tick in ticks if first <= tick <= last])
     margin = 0.08 * max(max(losses) - min(losses), 0.05)
     axes.set_ylim(min(losses) - margin, max(losses) + margin)
 
     ends: list[tuple[float, str, str]] = []
     if unigram_loss is not None:
-        axes.plot(
-            [min(epochs) - 0.02 * span, max(epochs)], [unigram_loss] * 2, color=UNIGRAM, linewidth=1.2, linestyle=(0, (5, 4))
-        )
+        axes.plot([left, last], [unigram_loss] * 2, color=UNIGRAM, linewidth=1.2, linestyle=(0, (5, 4)))
         ends.append((unigram_loss, f"unigram {unigram_loss:.2f}", QUIET))
     if summary.train_curve:
-        raw = [loss for _, loss in summary.train_curve]
-        at = [epoch for epoch, _ in summary.train_curve]
-        axes.plot(at, raw, color=TRAINING, linewidth=1.0, alpha=0.35)
-        axes.plot(at, smoothed(raw), color=TRAINING, linewidth=2.0, solid_capstyle="round")
-        ends.append((smoothed(raw)[-1], f"training {smoothed(raw)[-1]:.2f}", TRAINING))
+        epochs, raw = zip(*summary.train_curve, strict=True)
+        smooth = smoothed(raw)
+        axes.plot(epochs, raw, color=TRAINING, linewidth=1.0, alpha=0.35)
+        axes.plot(epochs, smooth, color=TRAINING, linewidth=2.0, solid_capstyle="round")
+        ends.append((smooth[-1], f"training {smooth[-1]:.2f}", TRAINING))
     if summary.eval_curve:
-        at = [epoch for epoch, _ in summary.eval_curve]
-        held_out = [loss for _, loss in summary.eval_curve]
-        axes.plot(at, held_out, color=HELD_OUT, linewidth=1.2, marker="o", markersize=5, markeredgecolor="white")
+        epochs, held_out = zip(*summary.eval_curve, strict=True)
+        axes.plot(epochs, held_out, color=HELD_OUT, linewidth=1.2, marker="o", markersize=5, markeredgecolor="white")
         ends.append((held_out[-1], f"held-out {held_out[-1]:.2f}", HELD_OUT))
-    _label_ends(axes, ends, x=max(epochs) + 0.012 * span)
-    _draw_marks(axes, summary, first=min(epochs))
+    _label_ends(axes, ends, x=last + 0.012 * span)
+    _draw_marks(axes, summary, first=first)
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, str, str]], *, x: float) -> None:
@@ -149,9 +146,10 @@ def _subtitle(summary: Summary) -> str:
         plural(summary.epochs, "epoch"),
         plural(summary.samples_committed, "sample"),
         plural(summary.peers_joined, "contributor"),
+        plural(summary.rounds_retried, "failed attempt"),
+        duration(summary.duration_s),
     ]
-    parts.append(f"{summary.rounds_retried} failed {'attempt' if summary.rounds_retried == 1 else 'attempts'}")
-    return "  ·  ".join([*parts, duration(summary.duration_s)])
+    return "  ·  ".join(parts)
 
 
 def _write_whole(path: Path, canvas: Any) -> None:

@@ -31,7 +31,6 @@ class Summary:
     epochs: int
     peers_joined: int
     samples_committed: int
-    rounds_committed: int
     rounds_retried: int
     loss_first: float | None
     loss_last: float | None
@@ -87,7 +86,6 @@ def summarise(events: Iterable[dict[str, Any]]) -> Summary:
         epochs=len(commits),
         peers_joined=len(joined),
         samples_committed=sum(int(commit.get("samples") or 0) for commit in commits.values()),
-        rounds_committed=len(commits),
         rounds_retried=retried,
         loss_first=losses[0][1] if losses else None,
         loss_last=losses[-1][1] if losses else None,

@@ -36,11 +36,11 @@ def terminal_loss_curve(
         figure.draw(figure.signal([first, last], [unigram_loss] * 2, marker=plotext.marker("╌", "gray")).lines())
         caption.append(("╌", f"unigram {unigram_loss:.2f}", 90))
     if summary.train_curve:
-        at, raw = [epoch for epoch, _ in summary.train_curve], [loss for _, loss in summary.train_curve]
+        at, raw = zip(*summary.train_curve, strict=True)
         figure.draw(figure.signal(at, smoothed(raw), marker=plotext.marker("braille", "cyan")).lines())
         caption.append(("⣀", f"training {smoothed(raw)[-1]:.2f}", 36))
     if summary.eval_curve:
-        at, held_out = [epoch for epoch, _ in summary.eval_curve], [loss for _, loss in summary.eval_curve]
+        at, held_out = zip(*summary.eval_curve, strict=True)
         figure.draw(figure.signal(at, held_out, marker=plotext.marker("●", "red")))
         caption.append(("●", f"held-out {held_out[-1]:.2f}", 31))
     drawn = str(figure.build().string(colorless=not colour)).rstrip("\n")

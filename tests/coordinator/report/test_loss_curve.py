@@ -15,7 +15,7 @@ def a_summary(epochs: int = 30, marks: tuple[Mark, ...] = ()) -> Summary:
     train = tuple((epoch, 5 + 4 * 0.9**epoch) for epoch in range(1, epochs + 1))
     held_out = tuple((epoch, loss + 0.1) for epoch, loss in train if epoch % 10 == 0)
     first, last = (held_out[0][1], held_out[-1][1]) if held_out else (None, None)
-    return Summary(epochs, 4, epochs * 96, epochs, 1, first, last, train, held_out, marks, 61.0, "nats per token")
+    return Summary(epochs, 4, epochs * 96, 1, first, last, train, held_out, marks, 61.0, "nats per token")
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 2, 30])
