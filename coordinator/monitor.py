@@ -236,18 +236,17 @@ class Monitor:
     def _write(self, snapshot: bytes, header: StateHeader, commit: Commit | None, loss: float) -> None:
         spec = self._run.spec
         facts = CheckpointFacts(
+            run=spec.run.name,
             run_digest=spec.digest,
             epoch=header.epoch,
             lineage=header.lineage,
             samples=header.samples,
             peers=[contribution.peer for contribution in commit.contributions] if commit is not None else [],
-            held_out_loss=loss,
+            loss=loss,
         )
         began = self._clock()
         try:
-            path = self._checkpoints.write(
-                snapshot, self._run.model, self._run.task, spec_toml=spec.to_toml(), run_name=spec.run.name, facts=facts
-            )
+            path = self._checkpoints.write(snapshot, self._run.model, self._run.task, spec_toml=spec.to_toml(), facts=facts)
         except DiskError as error:
             # Training goes on without checkpoints. The next one is tried in its turn.
             self._sinks.event("checkpoint_failed", epoch=header.epoch, reason=f"{error} {error.remedy}")

@@ -6,11 +6,11 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 SNAPSHOT = "training_state.safetensors"
 STATE = "training_state.json"
@@ -20,19 +20,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """A state in numbers. `peers` are the contributors of its commit; `held_out_loss` is in the task's unit."""
+    """A state in numbers. `run` is the run's name, `peers` are the contributors of its commit, `loss` is held-out, in the task's
+    unit."""
 
+    run: str
     run_digest: str
     epoch: int
     lineage: str
     samples: int
     peers: list[str]
-    held_out_loss: float | None
+    loss: float | None
 
     @property
     def finite_loss(self) -> float | None:
         """The held-out loss, if it was measured and is a finite number."""
-        return self.held_out_loss if self.held_out_loss is not None and math.isfinite(self.held_out_loss) else None
+        return self.loss if self.loss is not None and math.isfinite(self.loss) else None
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,6 @@ class Checkpoint:
     """A checkpoint on the disk whose snapshot was found whole."""
 
     path: Path
-    run_name: str
-    written_at: str
     facts: CheckpointFacts
 
     @property
@@ -49,16 +49,11 @@ class Checkpoint:
         return self.path / SNAPSHOT
 
 
-def write_facts(directory: Path, run_name: str, facts: CheckpointFacts) -> None:
+def write_facts(directory: Path, facts: CheckpointFacts) -> None:
     """Write `training_state.json`. Call it last: it holds the SHA-256 of every other file in the folder."""
     digests = {path.relative_to(directory).as_posix(): _sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()}
     document = {
-        "run": run_name,
-        "run_digest": facts.run_digest,
-        "epoch": facts.epoch,
-        "lineage": facts.lineage,
-        "samples": facts.samples,
-        "peers": facts.peers,
+        **asdict(facts),
         "loss": facts.finite_loss,
         "written_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "files": digests,
@@ -73,22 +68,10 @@ def open_checkpoint(path: Path) -> Checkpoint | None:
         # The snapshot alone decides: a model card that the organiser edited must not cost the run its training.
         if _sha256(path / SNAPSHOT) != document["files"][SNAPSHOT]:
             raise ValueError(f"{SNAPSHOT} does not match its SHA-256")
-        return _checkpoint(path, document)
+        return Checkpoint(path, TypeAdapter(CheckpointFacts).validate_python(document))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("checkpoint-damaged: passing over %s (%s: %s)", path, type(error).__name__, error)
         return None
-
-
-def _checkpoint(path: Path, document: Mapping[str, Any]) -> Checkpoint:
-    facts = CheckpointFacts(
-        run_digest=str(document["run_digest"]),
-        epoch=int(document["epoch"]),
-        lineage=str(document["lineage"]),
-        samples=int(document["samples"]),
-        peers=[str(peer) for peer in document["peers"]],
-        held_out_loss=None if document["loss"] is None else float(document["loss"]),
-    )
-    return Checkpoint(path, run_name=str(document["run"]), written_at=str(document["written_at"]), facts=facts)
 
 
 def _sha256(path: Path) -> str:

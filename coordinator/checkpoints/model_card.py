@@ -11,23 +11,23 @@ from protocols.tasks.base import Task
 _PROSE = """\
 # {name}
 
-A `{architecture}` model of {parameters:,} parameters, trained from its run spec by volunteers who pooled their computers with \
-dugnad, an implementation of [DeDLOC](https://arxiv.org/abs/2106.10207). It was written while the run went on: it is a \
+A `{card.architecture}` model of {parameters:,} parameters, trained from its run spec by volunteers who pooled their computers \
+with dugnad, an implementation of [DeDLOC](https://arxiv.org/abs/2106.10207). It was written while the run went on: it is a \
 checkpoint, not a release. Nobody has reviewed what it learnt or what it says.
 
 | | |
 |---|---|
-| run | {name_in_cell} (`{run_digest:.16}`) |
-| epoch | {epoch:,} |
-| samples | {samples:,} |
+| run | {name_in_cell} (`{facts.run_digest:.16}`) |
+| epoch | {facts.epoch:,} |
+| samples | {facts.samples:,} |
 | held-out loss | {loss} |
 | peers in the last commit | {peers} |
-| lineage | `{lineage}` |
+| lineage | `{facts.lineage}` |
 
 ## Load it
 
 ```python
-{loading}
+{card.loading}
 ```
 
 `run.toml` names the data, the optimizer and all else that fixes the run. `training_state.safetensors` also holds the
@@ -35,7 +35,7 @@ optimizer's state, so that the run can go on from here; loading the model does n
 """
 
 
-def model_card(run_name: str, model: torch.nn.Module, task: Task, facts: CheckpointFacts) -> ModelCard:
+def model_card(model: torch.nn.Module, task: Task, facts: CheckpointFacts) -> ModelCard:
     """The card of `model`, which holds the parameters of the state that `facts` describe."""
     card = task.card(model)
     front = ModelCardData(
@@ -43,19 +43,15 @@ def model_card(run_name: str, model: torch.nn.Module, task: Task, facts: Checkpo
         pipeline_tag=card.pipeline_tag,
         tags=["dugnad", "collaborative-training", card.architecture],
     )
-    name = " ".join(run_name.split())
+    name = " ".join(facts.run.split())
     loss = facts.finite_loss
     prose = _PROSE.format(
+        card=card,
+        facts=facts,
         name=name,
         name_in_cell=name.replace("|", " "),
-        architecture=card.architecture,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        run_digest=facts.run_digest,
-        epoch=facts.epoch,
-        samples=facts.samples,
         loss=task.loss_text(loss) if loss is not None else "not measured at this epoch",
         peers=len(facts.peers),
-        lineage=facts.lineage,
-        loading=card.loading,
     )
     return ModelCard(f"---\n{front}\n---\n\n{prose}")

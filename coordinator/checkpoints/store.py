@@ -67,7 +67,6 @@ class Checkpoints:
         task: Task,
         *,
         spec_toml: str,
-        run_name: str,
         facts: CheckpointFacts,
     ) -> Path:
         """Write one checkpoint whole, retire old ones, and return its folder. After a DiskError all is as it was before.
@@ -83,8 +82,8 @@ class Checkpoints:
                 (aside / SNAPSHOT).write_bytes(snapshot)  # first: a full disk shows soonest at the largest file
                 (aside / SPEC).write_text(spec_toml, encoding="utf-8")
                 task.save(model, aside)
-                model_card(run_name, model, task, facts).save(aside / "README.md")
-                write_facts(aside, run_name, facts)
+                model_card(model, task, facts).save(aside / "README.md")
+                write_facts(aside, facts)
                 _sync_tree(aside)
                 self._take_name(aside, final)
             except BaseException:
@@ -185,17 +184,12 @@ def _sync_tree(directory: Path) -> None:
 def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise _disk_error(path, error.strerror or str(error)) from error
     except Exception as error:
         # safetensors and tokenizers raise their own exceptions for what the operating system refused; the code is in their text.
-        if "(os error " not in str(error):
+        if not isinstance(error, OSError) and "(os error " not in str(error):
             raise
-        raise _disk_error(path, str(error)) from error
-
-
-def _disk_error(path: Path, cause: str) -> DiskError:
-    return DiskError(
-        f"the checkpoint {path} could not be written: {cause}",
-        remedy="Free some space there, or point the run at a folder that you may write to; older checkpoints are untouched.",
-    )
+        cause = getattr(error, "strerror", None) or error
+        raise DiskError(
+            f"the checkpoint {path} could not be written: {cause}",
+            remedy="Free some space there, or point the run at a folder that you may write to; older checkpoints are untouched.",
+        ) from error

@@ -24,12 +24,13 @@ from protocols.tasks.language.causal_lm import CausalLanguageTask
 
 SNAPSHOT_BYTES = b"the training state, verbatim" * 1000
 FACTS = CheckpointFacts(
+    run="tiny",
     run_digest="ab" * 32,
     epoch=12,
     lineage="cd" * 32,
     samples=1152,
     peers=["3fa2", "91cc"],
-    held_out_loss=4.25,
+    loss=4.25,
 )
 
 
@@ -61,7 +62,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> CausalLanguageTask:
 
 def write(checkpoints: Checkpoints, model: Any, task: Any, epoch: int = 12, snapshot: bytes = SNAPSHOT_BYTES) -> Path:
     facts = replace(FACTS, epoch=epoch)
-    return checkpoints.write(snapshot, model, task, spec_toml='name = "tiny"\n', run_name="tiny", facts=facts)
+    return checkpoints.write(snapshot, model, task, spec_toml='name = "tiny"\n', facts=facts)
 
 
 def names(directory: Path) -> list[str]:
@@ -137,8 +138,8 @@ def test_the_model_card_has_front_matter_and_the_numbers(tmp_path: Path, model: 
 
 
 def test_a_loss_that_was_not_measured_is_not_claimed(tmp_path: Path, model: Any, task: Any) -> None:
-    facts = replace(FACTS, held_out_loss=float("nan"))
-    path = Checkpoints(tmp_path, keep=1).write(SNAPSHOT_BYTES, model, task, spec_toml="", run_name="tiny", facts=facts)
+    facts = replace(FACTS, loss=float("nan"))
+    path = Checkpoints(tmp_path, keep=1).write(SNAPSHOT_BYTES, model, task, spec_toml="", facts=facts)
     assert "not measured" in (path / "README.md").read_text()
     assert json.loads((path / STATE).read_text())["loss"] is None
 
@@ -150,7 +151,7 @@ def test_the_latest_checkpoint_resumes_the_run(tmp_path: Path, model: Any, task:
     write(checkpoints, model, task, 1000000)
     latest = Checkpoints(tmp_path, keep=3).latest()
     assert latest is not None
-    assert (latest.path.name, latest.run_name, latest.facts) == ("epoch-1000000", "tiny", replace(FACTS, epoch=1000000))
+    assert (latest.path.name, latest.facts) == ("epoch-1000000", replace(FACTS, epoch=1000000))
     assert latest.snapshot_path.read_bytes() == SNAPSHOT_BYTES
     assert (latest.path / "run.toml").read_text() == 'name = "tiny"\n'
 
