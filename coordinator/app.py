@@ -46,7 +46,7 @@ def run_coordinator(config: CoordinatorConfig) -> int:
             checkpoints = Checkpoints(path / "checkpoints", keep=author.checkpoint.keep)
             folder = open_run(author, path, checkpoints, console.status)
             # Add a sink here. They are closed in this order.
-            with Sinks([History(path), console]) as sinks, NetworkThread() as thread:
+            with contextlib.closing(Sinks([History(path), console])) as sinks, NetworkThread() as thread:
                 session = _Session(config, folder, checkpoints, sinks, console, Network(config, folder, thread))
                 code = session.run()
         console.say(session.closing_line)

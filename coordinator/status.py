@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from rich.console import Console as Terminal
 
@@ -21,7 +22,7 @@ def show_status(ticket_text: str, *, as_json: bool) -> None:
     with NetworkThread() as network:
         view = network.call(_look(ticket))
     if as_json:
-        print(json.dumps(view.to_json()))
+        print(json.dumps(asdict(view)))
     else:
         terminal = Terminal(highlight=False)
         terminal.print(render_view(view, terminal.width))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from protocols.observations import PeerView, Swarm
 from protocols.round.records import Standing
@@ -48,12 +47,3 @@ class SwarmView:
     def samples_per_second(self) -> float:
         """The sum over all peers that are not silent."""
         return sum(peer.samples_per_second for peer in self.peers if peer.state != "silent")
-
-    @property
-    def leader(self) -> PeerView | None:
-        return next((peer for peer in self.peers if peer.is_leader), None)
-
-    def to_json(self) -> dict[str, Any]:
-        document = asdict(self)
-        document["peers"] = [asdict(peer) for peer in self.peers]
-        return document

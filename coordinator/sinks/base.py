@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 from coordinator.swarm_view import SwarmView
@@ -55,12 +54,6 @@ class Sinks:
 
     def close(self) -> None:
         self._each(lambda sink: sink.close())
-
-    def __enter__(self) -> Sinks:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def _each(self, tell: Callable[[Sink], None]) -> None:
         for sink in self._sinks:

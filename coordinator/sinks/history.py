@@ -30,7 +30,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from coordinator.sinks.base import Sink
@@ -71,9 +70,3 @@ class History(Sink):
                 self._scalars = None
         finally:
             self._events.close()
-
-    def __enter__(self) -> History:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()

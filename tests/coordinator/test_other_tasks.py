@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_a_task_without_text_is_evaluated_and_kept_as_a_checkpoint(tmp_path: Pat
     model = task.build_model()
     run = Run(opened.spec, task, model, build_scheduler(opened.spec, build_optimizer(opened.spec, model)), opened.authority.pem)
     snapshot = opened.snapshot.read_bytes()
-    with History(tmp_path / "run") as history:
+    with closing(History(tmp_path / "run")) as history:
         monitor = Monitor(run, Sinks([history]), checkpoints, queue.SimpleQueue(), lambda: snapshot, lambda text: None)
         monitor.start(snapshot, resumed=False)
         monitor.keep(checkpoint=True)

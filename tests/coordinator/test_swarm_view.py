@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 from coordinator.swarm_view import SwarmView
 from protocols.observations import PeerView
@@ -9,11 +10,10 @@ VIEW = SwarmView("python-lm", "ab", 12, "cd", 31, 96, 1152, "training", (LEADER,
 
 
 def test_a_view_is_plain_json() -> None:
-    document = json.loads(json.dumps(VIEW.to_json()))
+    document = json.loads(json.dumps(asdict(VIEW)))
     assert document["epoch"] == 12 and document["max_epochs"] is None
     assert [peer["name"] for peer in document["peers"]] == ["alice", ""]
 
 
 def test_silent_peers_add_no_speed() -> None:
     assert VIEW.samples_per_second == 102.5
-    assert VIEW.leader == LEADER

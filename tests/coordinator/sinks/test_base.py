@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ class Failing(Sink):
 @pytest.mark.parametrize("problem", [DiskError("the disk is full"), ConnectionError("nobody listens"), KeyError("a bug")])
 def test_a_sink_that_fails_stops_neither_the_others_nor_the_run(problem: Exception, caplog: pytest.LogCaptureFixture) -> None:
     first, last = Told(), Told()
-    with Sinks([first, Failing(problem), last], clock=lambda: 2.5) as sinks:
+    with closing(Sinks([first, Failing(problem), last], clock=lambda: 2.5)) as sinks:
         sinks.event("evaluated", epoch=1, loss=4.5)
         sinks.scalar("eval/loss", 4.5, 1)
         sinks.swarm(VIEW)
@@ -65,7 +66,7 @@ def test_a_sink_that_fails_stops_neither_the_others_nor_the_run(problem: Excepti
 
 
 def test_a_sink_that_overrides_nothing_is_a_sink() -> None:
-    with Sinks([Sink()]) as sinks:
+    with closing(Sinks([Sink()])) as sinks:
         sinks.event("run_finished")
         sinks.scalar("train/loss", 1.0, 1)
         sinks.swarm(VIEW)

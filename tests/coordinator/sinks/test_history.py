@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def evaluated(epoch: int) -> dict[str, Any]:
 
 
 def test_what_is_recorded_can_be_read_at_once(tmp_path: Path) -> None:
-    with History(tmp_path / "new") as history:
+    with closing(History(tmp_path / "new")) as history:
         history.event(event_record(12.5, "peer_left", {"peer": "3fa2", "reason": "connection-lost"}))
         assert list(read_events(history.path)) == [
             {"time": 12.5, "event": "peer_left", "peer": "3fa2", "reason": "connection-lost"}
@@ -26,18 +27,18 @@ def test_what_is_recorded_can_be_read_at_once(tmp_path: Path) -> None:
 
 def test_a_restart_appends(tmp_path: Path) -> None:
     for epoch in (1, 2):
-        with History(tmp_path) as history:
+        with closing(History(tmp_path)) as history:
             history.event(evaluated(epoch))
     assert [record["epoch"] for record in read_events(tmp_path / "events.jsonl")] == [1, 2]
 
 
 def test_a_line_torn_by_a_crash_costs_that_line_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with History(tmp_path) as history:
+    with closing(History(tmp_path)) as history:
         history.event(evaluated(1))
         history.event(evaluated(2))
     whole = history.path.read_bytes()
     history.path.write_bytes(whole[:-9])
-    with History(tmp_path) as history:
+    with closing(History(tmp_path)) as history:
         history.event(evaluated(3))
     assert [record["epoch"] for record in read_events(history.path)] == [1, 3]
     assert "history-line-skipped: line 2" in caplog.text
@@ -50,7 +51,7 @@ def test_lines_that_are_no_events_are_skipped(tmp_path: Path) -> None:
 
 
 def test_values_that_are_not_finite_become_null(tmp_path: Path) -> None:
-    with History(tmp_path) as history:
+    with closing(History(tmp_path)) as history:
         history.event(event_record(0.0, "committed", {"loss": float("nan"), "contributors": [{"loss": float("inf")}]}))
     (line,) = history.path.read_text().splitlines()
     record = json.loads(line, parse_constant=pytest.fail)
@@ -70,12 +71,13 @@ def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
 def test_a_full_disk_is_reported_and_the_history_goes_on_when_there_is_room(tmp_path: Path) -> None:
     script = """
         import resource, signal, sys
+        from contextlib import closing
         from pathlib import Path
         from coordinator.sinks.history import History
         from protocols.errors import DiskError
         from protocols.host.event_log import event_record
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        with History(Path(sys.argv[1])) as history:
+        with closing(History(Path(sys.argv[1]))) as history:
             history.event(event_record(0.0, "evaluated", {"epoch": 1}))
             resource.setrlimit(resource.RLIMIT_FSIZE, (70, resource.RLIM_INFINITY))
             try:
@@ -91,7 +93,7 @@ def test_a_full_disk_is_reported_and_the_history_goes_on_when_there_is_room(tmp_
 
 
 def test_scalars_land_in_a_tensorboard_file(tmp_path: Path) -> None:
-    with History(tmp_path) as history:
+    with closing(History(tmp_path)) as history:
         history.scalar("train/loss", 4.5, 1)
         history.scalar("train/loss", 4.25, 2)
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
