@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,16 +9,12 @@ import typer
 
 from peer.config import PeerConfig
 from protocols.host.child_process import end_with_parent
-
-
-class Role(str, Enum):
-    contributor = "contributor"
-    auxiliary = "auxiliary"
+from protocols.observations import Role
 
 
 def peer(
     ticket: Annotated[str, typer.Argument(metavar="TICKET", help="The ticket that the organiser gave out.")],
-    role: Annotated[Role, typer.Option(help="auxiliary: average for others, compute nothing.")] = Role.contributor,
+    role: Annotated[Role, typer.Option(help="auxiliary: average for others, compute nothing.")] = "contributor",
     client_mode: Annotated[
         bool, typer.Option("--client-mode", help="Open connections but accept none: right behind most home routers.")
     ] = False,
@@ -50,7 +45,7 @@ def peer(
         end_with_parent()
     config = PeerConfig(
         ticket=ticket,
-        role=role.value,
+        role=role,
         client_mode=client_mode,
         device=device,
         micro_batch=micro_batch,

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import platformdirs
+
+from protocols.observations import Role
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeerConfig:
     ticket: str
     """The string that the organiser gave out."""
-    role: Literal["contributor", "auxiliary"] = "contributor"
+    role: Role = "contributor"
     """A contributor computes gradients; an auxiliary peer only averages, for those who cannot be reached."""
     client_mode: bool = False
     """Open connections but accept none: behind a home router."""

@@ -55,23 +55,22 @@ class PeerStatus:
     contributed_samples: int
     phase: str
 
+    @property
+    def given(self) -> str:
+        return f"{plural(self.contributions, 'contribution')}, {plural(self.contributed_samples, 'sample')}"
+
 
 class PeerConsole:
     """Shows what it was last told. `update` only stores, so it costs next to nothing on the calling thread."""
 
     def __init__(
         self,
-        stderr_is_tty: bool | None = None,
         *,
-        run: str = "",
         terminal: Terminal | None = None,
         clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._screen = Screen(self._render, stderr_is_tty=stderr_is_tty, terminal=terminal)
-        self._run = run
+        self._screen = Screen(self._render, terminal=terminal)
         self._clock = clock
-        self._wall_clock = wall_clock
         self._lock = threading.Lock()
         self._status: PeerStatus | None = None
         self._step = ""
@@ -139,7 +138,7 @@ class PeerConsole:
 
     def event(self, text: str) -> None:
         line = printable(text, 300)
-        at = self._at()
+        at = _time_of_day()
         with self._lock:
             self._events.append(Text.assemble((at, "dim"), " ", line))
         if not self._screen.is_live:
@@ -150,10 +149,7 @@ class PeerConsole:
         self._screen.say(line)
 
     def _say_plain(self, line: str) -> None:
-        self._screen.say(f"{self._at()} {line}")
-
-    def _at(self) -> str:
-        return datetime.fromtimestamp(self._wall_clock()).strftime("%H:%M:%S")
+        self._screen.say(f"{_time_of_day()} {line}")
 
     def _render(self) -> RenderableType:
         with self._lock:
@@ -168,12 +164,7 @@ class PeerConsole:
         swarm = [plural(status.peers, "peer"), f"{rate(status.swarm_samples_per_second)} samples/s"]
         swarm += [f"leader {short_id(status.leader)}"] if status.leader else []
         mine = [f"{rate(status.my_samples_per_second)} samples/s", f"{plural(status.my_samples, 'sample')} in this batch"]
-        given = Text("none yet", style="dim")
-        if status.contributions:
-            given = Text(
-                f"{plural(status.contributions, 'contribution')}, {plural(status.contributed_samples, 'sample')}",
-                style="bold green",
-            )
+        given = Text(status.given, style="bold green") if status.contributions else Text("none yet", style="dim")
         body = [
             labelled(
                 [
@@ -188,10 +179,7 @@ class PeerConsole:
             log_lines(events, wrap=True) if events else None,
             step,
         ]
-        title = Text.assemble(("dugnad", "bold"), " · ")
-        if self._run:
-            title.append(f"{printable(self._run, 32)} · ")
-        title.append(f"epoch {status.epoch:,}", style="bold cyan")
+        title = Text.assemble(("dugnad", "bold"), " · ", (f"epoch {status.epoch:,}", "bold cyan"))
         title.append(f" · {printable(status.phase, 24)}" if status.phase else "")
         return Panel(
             stacked(body),
@@ -201,6 +189,10 @@ class PeerConsole:
             subtitle_align="right",
             border_style="dim",
         )
+
+
+def _time_of_day() -> str:
+    return datetime.now().strftime("%H:%M:%S")
 
 
 def _transfer_line(spinner: Spinner, done: int, total: int, *, seconds: float) -> RenderableType:
@@ -223,5 +215,4 @@ def _plain(status: PeerStatus) -> str:
     if status.loss is not None and math.isfinite(status.loss):
         parts.append(f"loss {status.loss:.3f}")
     parts.append(printable(status.phase, 24))
-    given = f"{plural(status.contributions, 'contribution')}, {plural(status.contributed_samples, 'sample')}"
-    return f"epoch {status.epoch:,}: {', '.join(part for part in parts if part)}; given: {given}"
+    return f"epoch {status.epoch:,}: {', '.join(part for part in parts if part)}; given: {status.given}"

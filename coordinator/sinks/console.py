@@ -52,12 +52,11 @@ class Console(Sink):
 
     def __init__(
         self,
-        stderr_is_tty: bool | None = None,
         *,
         terminal: Terminal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._screen = Screen(self._render, stderr_is_tty=stderr_is_tty, terminal=terminal)
+        self._screen = Screen(self._render, terminal=terminal)
         self._clock = clock
         self._lock = threading.Lock()
         self._view: SwarmView | None = None

@@ -29,8 +29,7 @@ class Fixture:
         self.now = 0.0
         self.out = io.StringIO()
         self.terminal = Terminal(file=self.out, width=width, height=24, force_terminal=is_tty, color_system=None)
-        clock = lambda: self.now  # noqa: E731
-        self.console = PeerConsole(run="python-lm", terminal=self.terminal, clock=clock, wall_clock=clock)
+        self.console = PeerConsole(terminal=self.terminal, clock=lambda: self.now)
 
     def frame(self) -> str:
         with self.terminal.capture() as capture:
@@ -50,8 +49,7 @@ def test_the_view_shows_my_share_and_the_swarm_at_any_width(width: int) -> None:
     frame = on.frame()
     assert {len(line) for line in frame.splitlines()} == {width}
     for shown in (
-        "python-lm",
-        "epoch 7",
+        "dugnad · epoch 7 · training",
         "61 of 96 samples",
         "4.312",
         "4 peers · 159 samples/s · leader 3fa2…",
