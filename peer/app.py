@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import ipaddress
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from peer.training.devices import describe, pick_device, pick_micro_batch
 from peer.training.job_queue import JobQueue
 from peer.training.replica import Replica
 from peer.training.strategies import build_strategy
-from peer.training.trainer import Trainer
+from peer.training.trainer import Progressed, Trainer
 from protocols.errors import DiskError, UsageError
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.host.event_log import EventLog
@@ -38,7 +38,7 @@ from protocols.round import program
 from protocols.round.records import Hello
 from protocols.signing import CertificateSigner
 from protocols.tasks.assets import write_asset
-from protocols.tasks.base import Batches, Task, to_device
+from protocols.tasks.base import Batches, to_device
 from protocols.tasks.registry import open_task
 from protocols.transport import addresses
 from protocols.transport.bandwidth import Bandwidth
@@ -69,10 +69,7 @@ def run_peer(config: PeerConfig) -> int:
         missing = missing_assets(enrolment.spec, home.path)
         if missing:
             console.status("Fetching the run's files")
-
-            def keep(name: str, content: bytes) -> None:
-                write_asset(enrolment.spec, home.path, name, content)
-
+            keep = functools.partial(write_asset, enrolment.spec, home.path)
             network.call(fetch_assets(enrolment, ticket, missing, keep))
         with EventLog(home.path / "events.jsonl") as log:
             session = _Session(config, home.path, network, console, enrolment, log)
@@ -109,14 +106,6 @@ def _free_memory_bytes() -> int:
     return int(psutil.virtual_memory().available) // 2
 
 
-@dataclass(frozen=True)
-class _Work:
-    task: Task
-    batches: Batches | None
-    device: torch.device
-    replica: Replica
-
-
 class _Session:
     def __init__(
         self, config: PeerConfig, home: Path, network: NetworkThread, console: PeerConsole, enrolment: Enrolment, log: EventLog
@@ -134,21 +123,17 @@ class _Session:
         self.closing_line = ""  # for after the screen has closed
 
     def run(self) -> int:
-        self._console.status("Building the model")
-        work = self._prepare()
-        if not self._config.client_mode:
-            program.prepare()  # it may come to lead
-        jobs = JobQueue()
         engine: Engine | None = None
 
         def progressed(first: int, end: int, samples_per_second: float, step_s: float) -> None:
             if engine is not None:
                 self._network.loop.call_soon_threadsafe(engine.progressed, first, end, samples_per_second, step_s)
 
-        trainer = Trainer(work.replica, jobs, task=work.task, batches=work.batches, device=work.device, progressed=progressed)
         with contextlib.ExitStack() as stack:
-            if work.batches is not None:
-                stack.callback(work.batches.close)
+            self._console.status("Building the model")
+            trainer = self._build_trainer(progressed, stack)
+            if not self._config.client_mode:
+                program.prepare()  # it may come to lead
             self._console.status("Joining the swarm")
             ready: concurrent.futures.Future[Engine] = concurrent.futures.Future()
             swarm = self._network.start(self._take_part(trainer, ready))
@@ -177,7 +162,8 @@ class _Session:
 
     # -- before --------------------------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> _Work:
+    def _build_trainer(self, progressed: Progressed, stack: contextlib.ExitStack) -> Trainer:
+        """`stack` closes its batches."""
         config, spec, enrolment = self._config, self._spec, self._enrolment
         device = pick_device("cpu" if config.role == "auxiliary" else config.device)
         task = open_task(spec, self._home, data_paths=config.data or None)
@@ -195,7 +181,7 @@ class _Session:
                 replica.restore(config.start_from.read_bytes())
             except OSError as error:
                 raise DiskError(f"cannot read the snapshot {config.start_from}: {error.strerror}") from error
-        batches = None
+        batches: Batches | None = None
         if config.role == "contributor":
             draws = f"{enrolment.credentials.peer_id}:{self._incarnation}"  # a peer that starts again draws other samples
 
@@ -206,8 +192,8 @@ class _Session:
 
             micro_batch = pick_micro_batch(device, config.micro_batch, spec.training.target_batch_size, try_out)
             self._console.event(f"training on {describe(device)}, {micro_batch} samples at a time")
-            batches = task.batches(seed=spec.run.seed, peer=draws, micro_batch=micro_batch)
-        return _Work(task, batches, device, replica)
+            batches = stack.enter_context(task.batches(seed=spec.run.seed, peer=draws, micro_batch=micro_batch))
+        return Trainer(replica, JobQueue(), task=task, batches=batches, device=device, progressed=progressed)
 
     # -- on the network's thread -----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any
 from peer.console import PeerConsole
 from protocols.host.event_log import EventLog, commit_fields
 from protocols.reasons import Reason
-from protocols.round.records import Commit, SignedCommit
+from protocols.round.records import Commit
 
 
 class PeerEvents:
@@ -26,14 +26,12 @@ class PeerEvents:
         if "ballot" in fields:
             ballot = fields.pop("ballot")
             fields = {"epoch": ballot.epoch, "attempt": ballot.attempt, **fields}
-        signed = fields.get("signed")
-        if isinstance(signed, SignedCommit):
-            rest = {name: value for name, value in fields.items() if name != "signed"}
-            self._log.record("committed" if event == "applied" else event, **commit_fields(signed.commit), **rest)
-            if event == "applied":
-                self._applied(signed.commit)
-            return
-        self._log.record(event, **fields)
+        signed = fields.pop("signed", None)
+        if signed is not None:
+            fields = {**commit_fields(signed.commit), **fields}
+        self._log.record("committed" if event == "applied" else event, **fields)
+        if event == "applied":
+            self._applied(signed.commit)
         self._tell(event, fields)
 
     def _applied(self, commit: Commit) -> None:
