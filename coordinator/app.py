@@ -130,7 +130,7 @@ class _Session:
         host, port = self._config.host, self._config.port
         # The child reaches this process on the machine itself. What it announces is for others.
         here = addresses.LOOPBACK[addresses.family_of(host)] if addresses.is_everywhere(host) else host
-        local = Ticket((here,), ticket.port, ticket.fingerprint, ticket.secret)
+        local = replace(ticket, hosts=(here,))
         home = self._folder.path / "auxiliary"
         return AuxiliaryPeer(str(local), home, host=host, announce=announced_hosts(self._config)[0], port=port + 2 if port else 0)
 

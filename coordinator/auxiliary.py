@@ -14,7 +14,7 @@ STABLE_S = 60.0
 
 
 class AuxiliaryPeer:
-    """start() it, call poll() now and then, stop() it. Its output goes to `home`/output.log."""
+    """start() it, call restarted() now and then, stop() it. Its output goes to `home`/output.log."""
 
     def __init__(self, ticket: str, home: Path, *, host: str, announce: str, port: int) -> None:
         self._arguments = [
@@ -57,20 +57,15 @@ class AuxiliaryPeer:
         if now < self._start_at:
             return ""
         self._start_at = 0.0
-        self._close_pipe()
+        self._process.communicate()  # closes the pipe
         self.start(snapshot)
         return f"signal {-code}" if code < 0 else f"exit code {code} (see {self._log})"
 
     def stop(self) -> None:
         if self._process is None:
             return
-        self._close_pipe()
-        self._process.wait()
+        self._process.communicate()  # closes the pipe and waits
         self._process = None
-
-    def _close_pipe(self) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
 
 
 def _share(snapshot: Path, name: Path) -> None:

@@ -38,17 +38,17 @@ class _Processes:
 
     directory: Path
     ticket: str = ""
-    coordinator: subprocess.Popen[bytes] | None = None
-    peers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start_coordinator(self) -> None:
-        self.coordinator = self._start(
+        coordinator = self._start(
+            "coordinator",
             ["coordinator", str(RUN_FILE), "--dir", str(self.directory), "--host", "127.0.0.1", "--port", "0", "--json"],
             stdout=subprocess.PIPE,
             stderr=None,  # the terminal: the coordinator's live view is the demo's
         )
-        assert self.coordinator.stdout is not None
-        line = self.coordinator.stdout.readline()
+        assert coordinator.stdout is not None
+        line = coordinator.stdout.readline()
         if not line:
             raise LocalError("the coordinator ended before it had a ticket", remedy="Its message is above.")
         self.ticket = str(json.loads(line)["ticket"])
@@ -58,23 +58,23 @@ class _Processes:
         home.mkdir(parents=True, exist_ok=True)
         with (home / "output.log").open("ab") as log:
             arguments = ["peer", self.ticket, "--home", str(home), "--name", name, "--threads", "1"]
-            self.peers[name] = self._start(arguments, stdout=log, stderr=log)
+            self._start(name, arguments, stdout=log, stderr=log)
 
-    def _start(self, arguments: list[str], **streams: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+    def _start(self, name: str, arguments: list[str], **streams: Any) -> subprocess.Popen[bytes]:
+        child = self.children[name] = subprocess.Popen(
             [sys.executable, "-m", "dugnad", *arguments, "--end-with-standard-input"],
             stdin=subprocess.PIPE,
             start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             **streams,
         )
+        return child
 
     def close(self) -> None:
-        children = [*self.peers.values(), *([self.coordinator] if self.coordinator is not None else [])]
-        for child in children:
+        for child in self.children.values():
             if child.stdin is not None:
                 child.stdin.close()
-        for child in children:
+        for child in self.children.values():
             child.wait(timeout=30)
             if child.stdout is not None:
                 child.stdout.close()
@@ -96,20 +96,19 @@ def run_demo(directory: Path | None, *, as_json: bool) -> None:
 
 def _play(processes: _Processes, events: Path, epochs: int) -> list[str]:
     """Until the coordinator is done: the late peer and the kill, each at its time. Returns the names of the killed."""
-    assert processes.coordinator is not None
     late, victim = f"peer-{PEERS_AT_FIRST + 1}", "peer-2"
     killed: list[str] = []
     deadline = time.monotonic() + LIMIT_S
-    while (code := processes.coordinator.poll()) is None:
+    while (code := processes.children["coordinator"].poll()) is None:
         if time.monotonic() > deadline:
             raise LocalError(
                 f"the demo is not done after {LIMIT_S / 60:.0f} minutes", remedy=f"See the logs in {processes.directory}."
             )
         epoch = max((int(record["epoch"]) for record in read_events(events) if record["event"] == "committed"), default=0)
-        if late not in processes.peers and epoch >= LATE_JOIN * epochs:
+        if late not in processes.children and epoch >= LATE_JOIN * epochs:
             processes.start_peer(late)
         if not killed and epoch >= KILL * epochs:
-            processes.peers[victim].kill()
+            processes.children[victim].kill()
             killed.append(victim)
         time.sleep(0.25)
     if code != 0:

@@ -101,7 +101,8 @@ class Monitor:
     def step(self) -> None:
         """Take in what has arrived, and keep the state if that is due."""
         self.take_in()
-        if self._due() and self._clock() >= self._fetch_not_before:
+        every = min(self._run.spec.checkpoint.every_epochs, self._run.spec.evaluation.every_epochs)
+        if self._due(self.epoch, every) and self._clock() >= self._fetch_not_before:
             self.keep()
 
     # -- what the swarm tells ------------------------------------------------------------------------------------------------
@@ -174,11 +175,11 @@ class Monitor:
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------------
 
-    def _due(self) -> bool:
-        spec = self._run.spec
-        every = min(spec.checkpoint.every_epochs, spec.evaluation.every_epochs)
-        last = spec.training.max_epochs is not None and self.epoch >= spec.training.max_epochs
-        return self.epoch // every > self._kept_epoch // every or (last and self.epoch > self._kept_epoch)
+    def _due(self, epoch: int, every: int) -> bool:
+        """Whether `epoch` is the run's last, or `every` epochs have come full since the last state that was kept."""
+        most = self._run.spec.training.max_epochs
+        is_last = most is not None and epoch >= most > self._kept_epoch
+        return is_last or epoch // every > self._kept_epoch // every
 
     def keep(self, *, checkpoint: bool | None = None) -> None:
         """Fetch the state and evaluate it. Write a checkpoint if one is due, or as `checkpoint` says.
@@ -194,11 +195,10 @@ class Monitor:
             _log.info("no snapshot: %s", error)
             self._fetch_not_before = self._clock() + FETCH_AGAIN_S
             return
-        every = self._run.spec.checkpoint.every_epochs
-        most = self._run.spec.training.max_epochs
-        due = header.epoch // every > self._kept_epoch // every or (most is not None and header.epoch >= most)
+        if checkpoint is None:
+            checkpoint = self._due(header.epoch, self._run.spec.checkpoint.every_epochs)
         loss = self._evaluate(header.epoch)
-        if due if checkpoint is None else checkpoint:
+        if checkpoint:
             self._write(snapshot, header, commit, loss)
         self._kept_epoch = max(self._kept_epoch, header.epoch)
 

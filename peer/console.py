@@ -160,25 +160,21 @@ class PeerConsole:
             step = spinner if transfer is None else _transfer_line(spinner, *transfer, seconds=self._clock() - began)
         if status is None:
             return stacked([log_lines(events) if events else None, step])
-        width = self._screen.width
         swarm = [plural(status.peers, "peer"), f"{rate(status.swarm_samples_per_second)} samples/s"]
         swarm += [f"leader {short_id(status.leader)}"] if status.leader else []
         mine = [f"{rate(status.my_samples_per_second)} samples/s", f"{plural(status.my_samples, 'sample')} in this batch"]
         given = Text(status.given, style="bold green") if status.contributions else Text("none yet", style="dim")
-        body = [
-            labelled(
-                [
-                    ("batch", batch_bar(status.swarm_samples, status.target_batch_size)),
-                    ("loss", loss_line(losses, "", width - 14)),
-                    ("swarm", Text(" · ".join(swarm))),
-                    ("you", Text(" · ".join(mine))),
-                    ("given", given),
-                ]
-            ),
-            "" if events else None,
-            log_lines(events, wrap=True) if events else None,
-            step,
+        rows: list[tuple[str, RenderableType]] = [
+            ("batch", batch_bar(status.swarm_samples, status.target_batch_size)),
+            ("loss", loss_line(losses, "", self._screen.width - 14)),
+            ("swarm", Text(" · ".join(swarm))),
+            ("you", Text(" · ".join(mine))),
+            ("given", given),
         ]
+        body: list[RenderableType | None] = [labelled(rows)]
+        if events:
+            body += ["", log_lines(events, wrap=True)]
+        body.append(step)
         title = Text.assemble(("dugnad", "bold"), " · ", (f"epoch {status.epoch:,}", "bold cyan"))
         title.append(f" · {printable(status.phase, 24)}" if status.phase else "")
         return Panel(

@@ -14,14 +14,6 @@ from protocols.transport.interface import Directory, Transport
 EventSink = Callable[..., None]  # (event name, **fields)
 
 
-def _nobody_listens(event: str, /, **fields: object) -> None:
-    pass
-
-
-def _nobody_watches(done: int, total: int) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Sizes:
     """Sizes on which no rule of the protocol depends. The simulator's vectors are small, and so are its chunks."""
@@ -46,6 +38,6 @@ class Environment:
     clock: Callable[[], float] = time.monotonic
     random: Random = field(default_factory=Random)
     sizes: Sizes = field(default_factory=Sizes)
-    events: EventSink = _nobody_listens
-    progress: Callable[[int, int], None] = _nobody_watches
+    events: EventSink = lambda event, /, **fields: None
+    progress: Callable[[int, int], None] = lambda done, total: None
     """Called with (bytes done, bytes in total) while a snapshot is fetched."""

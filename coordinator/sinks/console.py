@@ -19,7 +19,7 @@ from rich.text import Text
 
 from coordinator.sinks.base import Sink
 from coordinator.sinks.event_lines import describe
-from coordinator.sinks.swarm_table import WIDE, peer_table, swarm_line
+from coordinator.sinks.swarm_table import WIDE, epoch_text, peer_table, swarm_line
 from coordinator.swarm_view import SwarmView
 from protocols.host.terminal import (
     Screen,
@@ -137,24 +137,16 @@ class Console(Sink):
         room = max(4, self._screen.height - _FRAME_ROWS - (spinner is not None))
         # On a low screen the peers keep at least three rows, and the oldest events give way.
         events = events[-max(1, room - 1 - min(len(view.peers), 3)) :]
-        of = f" of {view.max_epochs:,}" if view.max_epochs is not None else ""
-        return Panel(
-            stacked(
-                [
-                    labelled(rows),
-                    "",
-                    peer_table(view.peers, width, room - len(events) - bool(events)),
-                    "" if events else None,
-                    log_lines(events) if events else None,
-                    spinner,
-                ]
-            ),
-            title=Text.assemble(
-                ("dugnad", "bold"), " · ", printable(view.run, 32), " · ", (f"epoch {view.epoch:,}{of}", "bold cyan")
-            ),
-            title_align="left",
-            border_style="dim",
-        )
+        body: list[RenderableType | None] = [
+            labelled(rows),
+            "",
+            peer_table(view.peers, width, room - len(events) - bool(events)),
+        ]
+        if events:
+            body += ["", log_lines(events)]
+        body.append(spinner)
+        title = Text.assemble(("dugnad", "bold"), " · ", printable(view.run, 32), " · ", (epoch_text(view), "bold cyan"))
+        return Panel(stacked(body), title=title, title_align="left", border_style="dim")
 
     def _eta(self, view: SwarmView) -> str:
         if view.max_epochs is None or len(self._pace) < 2:

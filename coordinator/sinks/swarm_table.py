@@ -16,13 +16,16 @@ _STATE_STYLES = {"training": "green", "averaging": "cyan", "catching up": "yello
 
 def render_view(view: SwarmView, width: int) -> RenderableType:
     """The swarm at one instant, as `dugnad status` prints it."""
-    of = f" of {view.max_epochs:,}" if view.max_epochs is not None else ""
     rows: list[tuple[str, RenderableType]] = [
-        ("run", Text.assemble((printable(view.run, 32), "bold"), " · ", (f"epoch {view.epoch:,}{of}", "bold cyan"))),
+        ("run", Text.assemble((printable(view.run, 32), "bold"), " · ", (epoch_text(view), "bold cyan"))),
         ("batch", batch_bar(view.samples, view.target_batch_size)),
         ("swarm", swarm_line(view, "")),
     ]
     return stacked([labelled(rows), "", peer_table(view.peers, width, len(view.peers) + 1)])
+
+
+def epoch_text(view: SwarmView) -> str:
+    return f"epoch {view.epoch:,}" + (f" of {view.max_epochs:,}" if view.max_epochs is not None else "")
 
 
 def swarm_line(view: SwarmView, eta: str) -> Text:
