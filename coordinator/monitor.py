@@ -23,12 +23,12 @@ from protocols.errors import BadMessageError, DiskError, RemoteError
 from protocols.host.event_log import commit_fields
 from protocols.observations import Committed, Failure, Observation, PeerView, Seen, Swarm
 from protocols.optimization import Schedule
-from protocols.round.records import Commit
+from protocols.round.records import Commit, SignedCommit
 from protocols.run_spec import RunSpec
 from protocols.signing import check_signed
 from protocols.snapshot.format import StateHeader, read_header, read_parameters
 from protocols.tasks.base import Task
-from protocols.wire.convert import signed_commit_from_bytes
+from protocols.wire.convert import from_bytes
 
 WAIT_S = 0.2  # for an observation: so often at least the loop looks at what is due
 FETCH_AGAIN_S = 5.0
@@ -209,7 +209,7 @@ class Monitor:
         if header.epoch == 0:
             return None
         try:
-            signed = signed_commit_from_bytes(bytes.fromhex(header.commit))
+            signed = from_bytes(SignedCommit, bytes.fromhex(header.commit))
         except ValueError as error:
             raise BadMessageError("the snapshot's commit cannot be read") from error
         commit = check_signed(signed, self._run.authority).commit

@@ -22,7 +22,7 @@ from protocols.gradients.slices import ResultLayout, Slices
 from protocols.round.plans import MemberPlan
 from protocols.round.records import Commit, SignedCommit, Tip
 from protocols.snapshot.format import StateHeader, capture, parameters_sha256, read_header, restore
-from protocols.wire.convert import signed_commit_from_bytes, signed_commit_to_bytes
+from protocols.wire.convert import from_bytes, to_bytes
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Replica:
         """A snapshot of the state at the tip. Raises BadMessageError when the state belongs to no lineage."""
         if self.tip is None:
             raise BadMessageError("this peer's state is of no lineage now")
-        commit = signed_commit_to_bytes(self.commit).hex() if self.commit is not None else ""
+        commit = to_bytes(self.commit).hex() if self.commit is not None else ""
         header = StateHeader(
             run_digest=self.settings.run_digest,
             epoch=self.tip.epoch,
@@ -222,7 +222,7 @@ class Replica:
                 wire = bytes.fromhex(header.commit)
             except ValueError as error:
                 raise BadMessageError("the snapshot's commit cannot be read") from error
-            commit = self._verify(signed_commit_from_bytes(wire))
+            commit = self._verify(from_bytes(SignedCommit, wire))
             self._check_codec(commit.commit)
             tip = Tip.after(commit.commit)
         elif parameters_sha256(snapshot) != settings.genesis_sha256:

@@ -24,13 +24,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from protocols.errors import BadMessageError, LocalError, PortInUseError, UnreachableError
 from protocols.host.child_process import kill_quietly
 from protocols.identity import Credentials, verify_signature
 from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import from_wire, to_wire
+from protocols.wire.convert import from_bytes, parsed, to_bytes
 
 ANNOUNCEMENT_S = 30.0
 START_S = 60.0
@@ -51,20 +49,16 @@ class Announcement:
 
 
 def sign_announcement(announcement: Announcement, credentials: Credentials) -> bytes:
-    body = to_wire(announcement).SerializeToString(deterministic=True)
+    body = to_bytes(announcement)
     signature = credentials.key.sign(b"dugnad announcement " + body)
     signed = pb.SignedAnnouncement(announcement=body, signature=signature, certificate=credentials.certificate)
-    data: bytes = signed.SerializeToString()
-    return data
+    return signed.SerializeToString()
 
 
 def read_announcement(data: bytes, authority: bytes) -> Announcement:
     """Raises BadMessageError unless `data` is signed, under this run's authority, by the very peer that it announces."""
-    try:
-        signed = pb.SignedAnnouncement.FromString(data)
-        announcement = from_wire(Announcement, pb.Announcement.FromString(signed.announcement))
-    except DecodeError as error:
-        raise BadMessageError("an announcement cannot be decoded") from error
+    signed = parsed(pb.SignedAnnouncement, data)
+    announcement = from_bytes(Announcement, signed.announcement)
     signer = verify_signature(b"dugnad announcement " + signed.announcement, signed.signature, signed.certificate, authority)
     if signer != announcement.peer:
         raise BadMessageError(f"{signer} announces in the name of {announcement.peer}")

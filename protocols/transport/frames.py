@@ -11,13 +11,10 @@ from abc import ABC, abstractmethod
 from enum import IntEnum
 from typing import Any, NoReturn, TypeVar
 
-from google.protobuf.message import DecodeError
-
 from protocols.errors import BadMessageError, RefusedError, UnreachableError
 from protocols.messages import Refused
 from protocols.reasons import Reason
-from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import from_wire, to_wire
+from protocols.wire.convert import from_bytes, to_bytes
 
 MAX_RECORD_BYTES = 8 << 20
 RECORD_BYTES = 16 << 10  # of TLS: a frame's header rides in one with the payload's beginning
@@ -75,7 +72,7 @@ class FrameStream(ABC):
             await self.write(view[first:])
 
     async def send_record(self, kind: Kind, record: Any) -> None:
-        await self.send(kind, to_wire(record).SerializeToString())
+        await self.send(kind, to_bytes(record))
 
     async def header(self) -> tuple[Kind, int]:
         """The next frame's kind and length in bytes. Raises RefusedError for a refusal."""
@@ -97,11 +94,7 @@ class FrameStream(ABC):
             raise BadMessageError(f"a record of {length} bytes")
         data = bytearray(length)
         await self.receive_into(memoryview(data))
-        try:
-            message = getattr(pb, kind.__name__).FromString(bytes(data))
-        except DecodeError as error:
-            raise BadMessageError(f"a {kind.__name__} cannot be decoded") from error
-        return from_wire(kind, message)
+        return from_bytes(kind, bytes(data))
 
     async def expect(self, expected: Kind, record: type[T]) -> T:
         kind, length = await self.header()

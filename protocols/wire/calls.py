@@ -6,11 +6,12 @@ one field of an envelope.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from protocols import messages, observations
 from protocols.errors import BadMessageError
@@ -19,7 +20,7 @@ from protocols.round import member
 from protocols.round.plans import MemberPlan
 from protocols.round.records import Hello, Report, SignedCommit
 from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import from_wire, to_wire
+from protocols.wire.convert import from_bytes, from_wire, parsed, to_bytes, to_wire
 
 
 class Single:
@@ -27,43 +28,34 @@ class Single:
 
     def __init__(self, record: type[Any]) -> None:
         self._record = record
-        self._message: type[Message] = getattr(pb, record.__name__)
 
     def to_bytes(self, record: Any) -> bytes:
-        data: bytes = to_wire(record).SerializeToString()
-        return data
+        return to_bytes(record)
 
     def from_bytes(self, data: bytes) -> Any:
         """Raises BadMessageError."""
-        return from_wire(self._record, _parsed(self._message, data))
+        return from_bytes(self._record, data)
 
 
 class Envelope:
-    """A stream of several kinds of records, each in the field of `message` that `kinds` names."""
+    """A stream of several kinds of records, each in the field of `message` that has its type."""
 
-    def __init__(self, message: type[Message], kinds: Mapping[str, type[Any]]) -> None:
+    def __init__(self, message: type[Message], records: Iterable[type[Any]]) -> None:
         self._message = message
-        self._kinds = kinds
-        self._fields = {kind: name for name, kind in kinds.items()}
+        names = {field.message_type.name: field.name for field in message.DESCRIPTOR.fields if field.message_type is not None}
+        self._fields = {record: names[record.__name__] for record in records}
+        self._kinds = {name: record for record, name in self._fields.items()}
 
     def to_bytes(self, record: Any) -> bytes:
-        data: bytes = self._message(**{self._fields[type(record)]: to_wire(record)}).SerializeToString()
-        return data
+        return self._message(**{self._fields[type(record)]: to_wire(record)}).SerializeToString()
 
     def from_bytes(self, data: bytes) -> Any:
         """Raises BadMessageError."""
-        message: Any = _parsed(self._message, data)
+        message: Any = parsed(self._message, data)
         kind = message.WhichOneof("kind")
         if kind not in self._kinds:
             raise BadMessageError(f"a {self._message.__name__} of an unknown kind")
         return from_wire(self._kinds[kind], getattr(message, kind))
-
-
-def _parsed(kind: type[Message], data: bytes) -> Message:
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise BadMessageError(f"a {kind.__name__} cannot be decoded") from error
 
 
 @dataclass(frozen=True)
@@ -76,41 +68,14 @@ class Call:
     down: Single | Envelope
 
 
-_FROM_MEMBER = Envelope(
-    pb.MemberMessage,
-    {
-        "hello": Hello,
-        "report": Report,
-        "accept": member.Accept,
-        "refuse": member.Refuse,
-        "ready": member.Ready,
-        "failed": member.Failed,
-        "leave": messages.Leave,
-        "drifted": member.Drifted,
-    },
-)
+_FROM_MEMBER = Envelope(pb.MemberMessage, [Hello, Report, *typing.get_args(member.Answer), messages.Leave])
 _FROM_LEADER = Envelope(
     pb.LeaderMessage,
-    {
-        "not_leader": messages.NotLeader,
-        "heartbeat": messages.Heartbeat,
-        "abort": messages.Abort,
-        "signed_commit": SignedCommit,
-        "need_state": messages.NeedState,
-        "member_plan": MemberPlan,
-    },
+    [messages.NotLeader, messages.Heartbeat, messages.Abort, messages.NeedState, SignedCommit, MemberPlan],
 )
-_SNAPSHOT = Envelope(pb.SnapshotPart, {"manifest": Manifest, "chunk": messages.Chunk})
-_COMMITS = Envelope(pb.CommitPart, {"signed_commit": SignedCommit, "chunk": messages.Chunk})
-_OBSERVATIONS = Envelope(
-    pb.Observation,
-    {
-        "swarm": observations.Swarm,
-        "committed": observations.Committed,
-        "failure": observations.Failure,
-        "seen": observations.Seen,
-    },
-)
+_SNAPSHOT = Envelope(pb.SnapshotPart, [Manifest, messages.Chunk])
+_COMMITS = Envelope(pb.CommitPart, [SignedCommit, messages.Chunk])
+_OBSERVATIONS = Envelope(pb.Observation, typing.get_args(observations.Observation))
 
 CALLS = (
     Call("Control", Hello, _FROM_MEMBER, _FROM_LEADER),

@@ -16,13 +16,13 @@ from google.protobuf.message import DecodeError, Message
 
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
-from protocols.round.records import SignedCommit
 from protocols.wire import dugnad_pb2 as pb
 
 MAX_TEXT = 4096  # characters of a text, bytes of a bytes field
 MAX_REPEATED = 20_000  # items of a repeated field
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 
 @cache
@@ -35,18 +35,17 @@ def _fields(kind: Hashable) -> dict[str, tuple[Any, int]]:
 
 def to_wire(record: Any) -> Any:
     """A record -> the protobuf message of the same name."""
-    message = getattr(pb, type(record).__name__)()
-    for name in _fields(typing.cast(Hashable, type(record))):
-        value = getattr(record, name)
-        if value is None:
-            continue
-        if isinstance(value, tuple):
-            getattr(message, name).extend(to_wire(item) if dataclasses.is_dataclass(item) else item for item in value)
-        elif dataclasses.is_dataclass(value):
-            getattr(message, name).CopyFrom(to_wire(value))
-        else:
-            setattr(message, name, value.value if isinstance(value, Reason) else value)
-    return message
+    fields = {name: _plain(getattr(record, name)) for name in _fields(typing.cast(Hashable, type(record)))}
+    return getattr(pb, type(record).__name__)(**fields)
+
+
+def _plain(value: Any) -> Any:
+    """The value of a record's field as a message takes it; None leaves the field out."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Reason):
+        return value.value
+    return to_wire(value) if dataclasses.is_dataclass(value) else value
 
 
 def from_wire(kind: type[T], message: Message) -> T:
@@ -85,15 +84,20 @@ def _single(hint: Any, value: Any, max_bytes: int) -> Any:
     return value
 
 
-def signed_commit_from_bytes(data: bytes) -> SignedCommit:
-    """Wire bytes -> a signed commit, whose signature is not checked yet. Raises BadMessageError."""
+def parsed(kind: type[M], data: bytes) -> M:
+    """Wire bytes -> a message of class `kind`. Raises BadMessageError."""
     try:
-        return from_wire(SignedCommit, pb.SignedCommit.FromString(data))
+        return kind.FromString(data)
     except DecodeError as error:
-        raise BadMessageError("a signed commit cannot be decoded") from error
+        raise BadMessageError(f"a {kind.__name__} cannot be decoded") from error
 
 
-def signed_commit_to_bytes(signed: SignedCommit) -> bytes:
-    """A signed commit -> wire bytes."""
-    data: bytes = to_wire(signed).SerializeToString(deterministic=True)
+def from_bytes(kind: type[T], data: bytes) -> T:
+    """Wire bytes -> the record of class `kind`; a signature in it is not checked. Raises BadMessageError."""
+    return from_wire(kind, parsed(getattr(pb, kind.__name__), data))
+
+
+def to_bytes(record: Any) -> bytes:
+    """A record -> its one encoding as wire bytes."""
+    data: bytes = to_wire(record).SerializeToString(deterministic=True)
     return data

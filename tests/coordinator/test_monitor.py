@@ -24,7 +24,7 @@ from protocols.run_spec import RunSpec
 from protocols.signing import CertificateSigner
 from protocols.snapshot.format import StateHeader, capture, read_header
 from protocols.tasks.registry import open_task
-from protocols.wire.convert import signed_commit_to_bytes
+from protocols.wire.convert import to_bytes
 from tests.factories import commit, contribution
 
 SPEC = """
@@ -131,7 +131,7 @@ def state_after(signed: SignedCommit, folder: RunFolder) -> bytes:
     model = open_task(folder.spec, folder.path).build_model()
     optimizer = build_optimizer(folder.spec, model)
     schedule = build_scheduler(folder.spec, optimizer)
-    commit = signed_commit_to_bytes(signed).hex()
+    commit = to_bytes(signed).hex()
     return capture(model, optimizer, StateHeader(folder.spec.digest, 1, signed.commit.digest, 8, commit, schedule.state_dict()))
 
 

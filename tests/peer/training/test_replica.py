@@ -20,7 +20,7 @@ from protocols.round.records import Ballot, Candidate, ShardResult, SignedCommit
 from protocols.run_spec import RunSpec
 from protocols.signing import CertificateSigner, check_signed
 from protocols.snapshot.format import StateHeader, capture, parameters_sha256
-from protocols.wire.convert import signed_commit_from_bytes, signed_commit_to_bytes
+from protocols.wire.convert import from_bytes, to_bytes
 from tests.factories import RUN, admitted, commit, contribution, run_spec
 from tests.replicas import gradient_of, make_replica
 
@@ -369,7 +369,7 @@ def resigned(old: Replica, leader: Credentials, change: Callable[[SignedCommit],
     told = forged.commit
     return snapshot_with(
         old,
-        commit=signed_commit_to_bytes(forged).hex(),
+        commit=to_bytes(forged).hex(),
         lineage=told.digest,
         epoch=told.ballot.epoch,
         samples=told.total_samples,
@@ -440,4 +440,4 @@ def test_a_snapshot_of_a_model_of_another_size_is_refused(leader: Credentials) -
 def test_a_commit_travels_in_a_snapshot_unchanged(leader: Credentials) -> None:
     old = replica(leader)
     signed, _ = advance(old, leader, 1)
-    assert signed_commit_from_bytes(bytes.fromhex(old.capture()[1].commit)) == signed
+    assert from_bytes(SignedCommit, bytes.fromhex(old.capture()[1].commit)) == signed
