@@ -25,7 +25,7 @@ from protocols.identity import Ticket
 from protocols.observations import Observation
 from protocols.snapshot.fetch import SnapshotFetch
 from protocols.transport import addresses
-from protocols.transport.channels import enrolment_server, listen
+from protocols.transport.channels import enrolment_server
 from protocols.transport.discovery import Discovery, DiscoveryConfig
 from protocols.transport.network import NetworkTransport
 from protocols.transport.network_thread import NetworkThread
@@ -94,8 +94,7 @@ class Network:
     async def _serve(self, ready: concurrent.futures.Future[int], stop: asyncio.Event) -> None:
         config, folder = self._config, self._folder
         authority = folder.authority
-        server, tls = enrolment_server(authority.key_pem, authority.pem)
-        port = listen(server, tls, config.host, config.port)
+        server, port = enrolment_server(authority.key_pem, authority.pem, config.host, config.port)
         discovery = Discovery(
             DiscoveryConfig(
                 run_digest=folder.spec.digest,

@@ -41,6 +41,13 @@ def peer_id_of(public_key: ec.EllipticCurvePublicKey) -> str:
     return hashlib.sha256(der).hexdigest()[:32]
 
 
+def holder_of(certificate: x509.Certificate) -> str:
+    """The peer id of the key in a certificate of the run."""
+    public = certificate.public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)  # the authority admits no other key
+    return peer_id_of(public)
+
+
 def server_name(peer_id: str) -> str:
     """The DNS name in a peer's certificate. A caller dials under this name, so that TLS checks that the right peer answers."""
     return f"{peer_id}.peer.dugnad"

@@ -91,8 +91,10 @@ class TlsStream(FrameStream):
             with contextlib.suppress(OSError):  # a system without it, or a connection that is closed: it shows soon enough
                 self._connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, rate.to_bytes(8, sys.byteorder))
 
-    async def handshake(self) -> None:
+    async def handshake(self) -> str:
+        """Who is at the other end, by its certificate."""
         await self._until_done(self._connection.do_handshake)
+        return tls.peer_of(self._connection)
 
     async def drain(self) -> None:
         """Read and forget until the other side closes."""
@@ -223,8 +225,7 @@ class BulkConnections:
         connection.set_connect_state()
         stream = TlsStream(connection, peer, self.bandwidth)
         try:
-            await stream.handshake()
-            if (answers := tls.peer_of(connection)) != peer:
+            if (answers := await stream.handshake()) != peer:
                 raise UnreachableError(f"{answers[:8]} answers at {address}, not {peer[:8]}")
             await stream.send_record(Kind.HELLO, self._hello)
         except BaseException:
@@ -235,12 +236,10 @@ class BulkConnections:
     def _forget_broken(self) -> None:
         """Connections to those who left, or who listen elsewhere now."""
         for key, streams in list(self._idle.items()):
-            alive = [stream for stream in streams if stream.is_idle]
-            for stream in streams:
-                if stream not in alive:
-                    stream.close()
-            self._idle[key] = alive
-            if not alive:
+            for stream in [stream for stream in streams if not stream.is_idle]:
+                stream.close()
+                streams.remove(stream)
+            if not streams:
                 del self._idle[key]
 
     def close(self) -> None:
@@ -256,16 +255,13 @@ Serve = Callable[[FrameStream, Kind, int], Awaitable[None]]  # (stream, request'
 class BulkServer:
     """Listens for other peers' connections, and answers one request after another on each."""
 
-    def __init__(self, credentials: Credentials, run_digest: str, bandwidth: Bandwidth) -> None:
+    def __init__(self, credentials: Credentials, run_digest: str, bandwidth: Bandwidth, host: str, port: int) -> None:
+        """Raises PortInUseError."""
         self._tls = tls.context(credentials)
         self._run_digest = run_digest
         self._bandwidth = bandwidth
-        self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: Counter[str] = Counter()  # by peer
-
-    def listen(self, host: str, port: int) -> int:
-        """The port that was bound (`port` unless that was 0). Raises PortInUseError."""
         try:
             both = host == EVERYWHERE[socket.AF_INET6] and socket.has_dualstack_ipv6()  # as gRPC does it
             self._listener = socket.create_server((host, port), family=family_of(host), backlog=128, dualstack_ipv6=both)
@@ -273,16 +269,14 @@ class BulkServer:
             where = joined(host, port)
             raise PortInUseError(f"cannot listen on {where}: {error.strerror}", remedy="Choose another --port.") from error
         self._listener.setblocking(False)
-        bound: int = self._listener.getsockname()[1]
-        return bound
+        self.port: int = self._listener.getsockname()[1]  # that of the argument unless that was 0
 
     def start(self, serve: Serve) -> None:
         self._spawn(self._accept(serve))
 
     async def aclose(self) -> None:
         await cancel_all(self._tasks)
-        if self._listener is not None:
-            self._listener.close()
+        self._listener.close()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -295,7 +289,6 @@ class BulkServer:
             _log.error("serving a bulk connection failed", exc_info=error)
 
     async def _accept(self, serve: Serve) -> None:
-        assert self._listener is not None
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -316,7 +309,7 @@ class BulkServer:
         connection.set_accept_state()
         stream = TlsStream(connection, "", self._bandwidth)
         try:
-            await asyncio.wait_for(self._greeted(stream, connection), DIAL_S)
+            await asyncio.wait_for(self._greeted(stream), DIAL_S)
             with self._counted(stream.peer) as count:
                 if count > MAX_CONNECTIONS_OF_PEER:
                     await refuse(stream, Reason.BUSY, "too many connections")
@@ -343,9 +336,8 @@ class BulkServer:
             self._connections[peer] -= 1
             self._connections += Counter()  # forgets those who have none
 
-    async def _greeted(self, stream: TlsStream, connection: SSL.Connection) -> None:
-        await stream.handshake()
-        stream.peer = tls.peer_of(connection)
+    async def _greeted(self, stream: TlsStream) -> None:
+        stream.peer = await stream.handshake()
         hello = await stream.expect(Kind.HELLO, BulkHello)
         if hello.protocol != PROTOCOL_VERSION:
             await refuse(stream, Reason.OTHER_VERSION, f"this peer speaks protocol {PROTOCOL_VERSION}")

@@ -10,10 +10,9 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocols.errors import PortInUseError, RefusedError, RemoteError, UnreachableError
-from protocols.identity import COORDINATOR_NAME, Credentials, peer_id_of, server_name
+from protocols.identity import COORDINATOR_NAME, Credentials, holder_of, server_name
 from protocols.reasons import Reason
 from protocols.transport.addresses import joined
 
@@ -65,19 +64,21 @@ def coordinator_channel(address: str, authority: bytes) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(address, tls, options=[*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR_NAME)])
 
 
-def peer_server(credentials: Credentials) -> tuple[grpc.aio.Server, grpc.ServerCredentials]:
+def peer_server(credentials: Credentials, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+    """A server for peers of the run, and the port that it is bound to (`port` unless that was 0). Raises PortInUseError."""
     tls = grpc.ssl_server_credentials(
         [(credentials.key.pem, credentials.certificate)], root_certificates=credentials.authority, require_client_auth=True
     )
-    return grpc.aio.server(options=_SERVER_OPTIONS), tls
+    return _bound_server(tls, host, port)
 
 
-def enrolment_server(key_pem: bytes, certificate: bytes) -> tuple[grpc.aio.Server, grpc.ServerCredentials]:
-    return grpc.aio.server(options=_SERVER_OPTIONS), grpc.ssl_server_credentials([(key_pem, certificate)])
+def enrolment_server(key_pem: bytes, certificate: bytes, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+    """A server for whoever knows its certificate, and the port that it is bound to. Raises PortInUseError."""
+    return _bound_server(grpc.ssl_server_credentials([(key_pem, certificate)]), host, port)
 
 
-def listen(server: grpc.aio.Server, tls: grpc.ServerCredentials, host: str, port: int) -> int:
-    """The port that was bound (`port` unless that was 0). Raises PortInUseError."""
+def _bound_server(tls: grpc.ServerCredentials, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(options=_SERVER_OPTIONS)
     where = joined(host, port)
     problem = PortInUseError(f"cannot listen on {where}: the port is in use", remedy="Choose another --port.")
     try:
@@ -86,15 +87,13 @@ def listen(server: grpc.aio.Server, tls: grpc.ServerCredentials, host: str, port
         raise problem from error
     if bound == 0:
         raise problem
-    return bound
+    return server, bound
 
 
 def caller(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     """The peer id of whoever makes this call, from the certificate that TLS verified."""
     (pem,) = context.auth_context()["x509_pem_cert"]
-    public = x509.load_pem_x509_certificate(pem).public_key()
-    assert isinstance(public, ec.EllipticCurvePublicKey)  # the authority admits no other key
-    return peer_id_of(public)
+    return holder_of(x509.load_pem_x509_certificate(pem))
 
 
 async def admit(context: grpc.aio.ServicerContext[Any, Any], run_digest: str) -> str:
@@ -112,19 +111,21 @@ async def refuse(context: grpc.aio.ServicerContext[Any, Any], reason: Reason, se
     raise AssertionError("abort raises")
 
 
-def translate(error: grpc.RpcError, whom: str) -> RemoteError:
-    """Our error for a failed call to `whom`."""
+@contextlib.contextmanager
+def translated(whom: str) -> Iterator[None]:
+    """Raises our errors for what fails, within, in a call with `whom`."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _translation(error, whom) from error
+    except asyncio.InvalidStateError as error:
+        raise UnreachableError(f"the call with {whom} is over") from error
+
+
+def _translation(error: grpc.RpcError, whom: str) -> RemoteError:
     code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
     details = (error.details() or "") if isinstance(error, grpc.aio.AioRpcError) else str(error)
     if code is grpc.StatusCode.FAILED_PRECONDITION and ": " in details:
         reason, sentence = details.split(": ", 1)
         return RefusedError(f"{whom} refused: {sentence}", reason=reason, sentence=sentence)
     return UnreachableError(f"{whom} cannot be reached ({code.name.lower() if code else 'error'}: {details[:200]})")
-
-
-@contextlib.contextmanager
-def translated(whom: str) -> Iterator[None]:
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise translate(error, whom) from error

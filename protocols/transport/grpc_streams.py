@@ -15,11 +15,10 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from protocols.errors import BadMessageError, RefusedError, RemoteError, UnreachableError
-from protocols.identity import Credentials
+from protocols.errors import BadMessageError, RefusedError, RemoteError
 from protocols.reasons import Reason
 from protocols.round.records import Candidate
-from protocols.transport.channels import Channels, admit, listen, peer_server, translate
+from protocols.transport.channels import Channels, admit, translated
 from protocols.transport.interface import Service
 from protocols.wire.calls import CALL_OF, CALLS, Call, Envelope, Single
 
@@ -50,10 +49,8 @@ class GrpcStream:
 
     async def send(self, record: Any) -> None:
         await self.flush()  # records keep their order
-        try:
+        with translated(f"peer {self.peer[:8]}"):
             await self._write(self._outgoing.to_bytes(record))
-        except (grpc.RpcError, asyncio.InvalidStateError) as error:
-            raise self._broken(error) from error
 
     def post(self, record: Any) -> None:
         self._posted.append(self._outgoing.to_bytes(record))
@@ -61,10 +58,8 @@ class GrpcStream:
             self._posting = asyncio.get_running_loop().create_task(self._post_all())
 
     async def receive(self) -> Any | None:
-        try:
+        with translated(f"peer {self.peer[:8]}"):
             data = await self._read()
-        except (grpc.RpcError, asyncio.InvalidStateError) as error:
-            raise self._broken(error) from error
         return None if data is END else self._incoming.from_bytes(data)
 
     async def flush(self) -> None:
@@ -76,18 +71,13 @@ class GrpcStream:
         """Nothing more is written."""
         if self._posting is not None:
             self._posting.cancel()
-            await asyncio.gather(self._posting, return_exceptions=True)
+            await self.flush()
 
     async def _post_all(self) -> None:
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):  # the reading side notices too, and says so
             while self._posted:
                 await self._write(self._posted[0])
                 self._posted.popleft()
-
-    def _broken(self, error: Exception) -> RemoteError:
-        if isinstance(error, grpc.RpcError):
-            return translate(error, f"peer {self.peer[:8]}")
-        return UnreachableError(f"the call with peer {self.peer[:8]} is over")
 
 
 @contextlib.asynccontextmanager
@@ -106,48 +96,35 @@ async def opened(channels: Channels, peer: Candidate, opening: Any) -> AsyncIter
         call.cancel()
 
 
-class PeerServer:
-    """Answers other peers' calls with a Service."""
+def answers(service: Service, run_digest: str) -> grpc.GenericRpcHandler[Any, Any]:
+    """For a gRPC server: answers the calls of other peers of the run with `service`."""
+    handlers = {
+        call.name: grpc.stream_stream_rpc_method_handler(_handler(service, run_digest, call), bytes, bytes) for call in CALLS
+    }
+    return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def __init__(self, credentials: Credentials, run_digest: str) -> None:
-        self._run_digest = run_digest
-        self._server, self._tls = peer_server(credentials)
 
-    def listen(self, host: str, port: int) -> int:
-        """The port that was bound (`port` unless that was 0). Raises PortInUseError."""
-        return listen(self._server, self._tls, host, port)
+def _handler(service: Service, run_digest: str, call: Call) -> Callable[[Any, Any], Awaitable[None]]:
+    async def handle(_requests: Any, context: Any) -> None:
+        peer = await admit(context, run_digest)
+        stream = GrpcStream(peer, context.read, context.write, incoming=call.up, outgoing=call.down)
+        try:
+            opening = await stream.receive()
+            if not isinstance(opening, call.opening):
+                raise BadMessageError(f"{call.name} opens with {call.opening.__name__}")
+            await service.serve(stream, opening)
+            await stream.flush()
+        except RefusedError as error:
+            await _abort(context, error.reason, error.sentence)
+        except BadMessageError as error:
+            _log.warning("%s breaks the protocol in %s: %s", peer[:8], call.name, error)
+            await _abort(context, Reason.BAD_MESSAGE.value, str(error))
+        except RemoteError:
+            pass  # the caller is gone; whoever waited for it has been told
+        finally:
+            await stream.aclose()
 
-    async def start(self, service: Service) -> None:
-        handlers = {
-            call.name: grpc.stream_stream_rpc_method_handler(self._handler(service, call), bytes, bytes) for call in CALLS
-        }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        await self._server.start()
-
-    async def stop(self, grace_s: float) -> None:
-        await self._server.stop(grace_s)
-
-    def _handler(self, service: Service, call: Call) -> Callable[[Any, Any], Awaitable[None]]:
-        async def handle(_requests: Any, context: Any) -> None:
-            peer = await admit(context, self._run_digest)
-            stream = GrpcStream(peer, context.read, context.write, incoming=call.up, outgoing=call.down)
-            try:
-                opening = await stream.receive()
-                if not isinstance(opening, call.opening):
-                    raise BadMessageError(f"{call.name} opens with {call.opening.__name__}")
-                await service.serve(stream, opening)
-                await stream.flush()
-            except RefusedError as error:
-                await _abort(context, error.reason, error.sentence)
-            except BadMessageError as error:
-                _log.warning("%s breaks the protocol in %s: %s", peer[:8], call.name, error)
-                await _abort(context, Reason.BAD_MESSAGE.value, str(error))
-            except RemoteError:
-                pass  # the caller is gone; whoever waited for it has been told
-            finally:
-                await stream.aclose()
-
-        return handle
+    return handle
 
 
 async def _abort(context: Any, reason: str, sentence: str) -> None:

@@ -7,16 +7,18 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
+
 from protocols.errors import RemoteError
 from protocols.identity import Credentials
 from protocols.round.records import Candidate, Hello
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.bulk import BulkConnections, BulkServer
-from protocols.transport.channels import Channels
+from protocols.transport.channels import Channels, peer_server
 from protocols.transport.discovery import Announcement, Discovery, DiscoveryConfig, sign_announcement
 from protocols.transport.enrolling import announce_to
 from protocols.transport.frames import FrameStream
-from protocols.transport.grpc_streams import PeerServer, opened
+from protocols.transport.grpc_streams import answers, opened
 from protocols.transport.interface import Service, Stream
 
 STOP_S = 0.5
@@ -32,7 +34,7 @@ class NetworkTransport:
         self._connections = BulkConnections(credentials, run_digest, self.bandwidth)
         self._credentials = credentials
         self._run_digest = run_digest
-        self._server: PeerServer | None = None
+        self._server: grpc.aio.Server | None = None
         self._bulk_server: BulkServer | None = None
 
     def open(self, peer: Candidate, opening: Any) -> AbstractAsyncContextManager[Stream]:
@@ -43,14 +45,15 @@ class NetworkTransport:
 
     def listen(self, host: str, port: int) -> tuple[int, int]:
         """(port for calls, port for bulk): `port` and the next, or free ones if it is 0. Raises PortInUseError."""
-        self._server = PeerServer(self._credentials, self._run_digest)
-        self._bulk_server = BulkServer(self._credentials, self._run_digest, self.bandwidth)
-        return self._server.listen(host, port), self._bulk_server.listen(host, port and port + 1)
+        self._server, port_of_calls = peer_server(self._credentials, host, port)
+        self._bulk_server = BulkServer(self._credentials, self._run_digest, self.bandwidth, host, port and port + 1)
+        return port_of_calls, self._bulk_server.port
 
     async def serve(self, service: Service) -> None:
         """Answer on the ports of `listen` from here on; without those, nobody is answered."""
         if self._server is not None and self._bulk_server is not None:
-            await self._server.start(service)
+            self._server.add_generic_rpc_handlers((answers(service, self._run_digest),))
+            await self._server.start()
             self._bulk_server.start(service.serve_bulk)
 
     async def aclose(self) -> None:

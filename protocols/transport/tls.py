@@ -6,12 +6,11 @@ import asyncio
 import socket
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 
 from protocols.errors import UnreachableError
-from protocols.identity import Credentials, peer_id_of
+from protocols.identity import Credentials, holder_of
 from protocols.transport.addresses import split
 
 # What lies in the kernel without being on its way: little, so that a contribution does not queue before somebody's averages.
@@ -79,6 +78,4 @@ def peer_of(connection: SSL.Connection) -> str:
     """Who has shown a certificate of this run, and its key."""
     certificate = connection.get_peer_certificate(as_cryptography=True)
     assert certificate is not None  # the context insists
-    public = certificate.public_key()
-    assert isinstance(public, ec.EllipticCurvePublicKey)  # the authority admits no other key
-    return peer_id_of(public)
+    return holder_of(certificate)

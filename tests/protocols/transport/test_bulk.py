@@ -73,11 +73,10 @@ async def pair(
         served.append(stream)
         await serve(stream, kind, length)
 
-    server, connections = BulkServer(theirs, RUN, there), BulkConnections(mine, run, here)
-    port = server.listen("127.0.0.1", 0)
+    server, connections = BulkServer(theirs, RUN, there, "127.0.0.1", 0), BulkConnections(mine, run, here)
     server.start(serving)
     try:
-        yield Pair(connections, server, here, there, theirs.peer_id, f"127.0.0.1:{port}", served)
+        yield Pair(connections, server, here, there, theirs.peer_id, f"127.0.0.1:{server.port}", served)
     finally:
         connections.close()
         await server.aclose()
@@ -250,7 +249,7 @@ def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
 def test_a_port_in_use_is_said(tmp_path: Path) -> None:
     async def work() -> None:
         with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(PortInUseError):
-            BulkServer(credentials(tmp_path), RUN, Bandwidth()).listen("127.0.0.1", other.getsockname()[1])
+            BulkServer(credentials(tmp_path), RUN, Bandwidth(), "127.0.0.1", other.getsockname()[1])
 
     run(work())
 
@@ -438,7 +437,6 @@ def test_a_write_that_was_cancelled_midway_ends_the_connection(tmp_path: Path) -
 
 
 def test_a_server_on_all_of_ipv6_is_reached_by_ipv4_too(tmp_path: Path) -> None:
-    server = BulkServer(credentials(tmp_path), RUN, Bandwidth())
-    port = server.listen("::", 0)
-    with contextlib.closing(server._listener or socket.socket()), socket.create_connection(("127.0.0.1", port), LIMIT_S):
+    server = BulkServer(credentials(tmp_path), RUN, Bandwidth(), "::", 0)
+    with contextlib.closing(server._listener), socket.create_connection(("127.0.0.1", server.port), LIMIT_S):
         pass
