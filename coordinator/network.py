@@ -101,11 +101,9 @@ class Network:
                 authority=authority.pem.decode(),
                 initial_peers=(),  # the first node: peers of a swarm that went on without it announce themselves
                 listen=(addresses.multiaddress(config.host, config.port + 1 if config.port else 0),),
-                announce=(),
                 identity=str(folder.path / "identity" / "discovery.key"),
                 client_mode=False,
             ),
-            folder.credentials,
             folder.path / "discovery.log",
         )
         async with contextlib.AsyncExitStack() as stack:

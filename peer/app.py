@@ -284,7 +284,6 @@ class _Session:
             authority=self._enrolment.credentials.authority.decode(),
             initial_peers=self._enrolment.discovery,
             listen=() if client_mode else (addresses.multiaddress(listen_host, 0),),
-            announce=(),
             identity=str(self._home / "discovery.key"),
             client_mode=client_mode,
         )

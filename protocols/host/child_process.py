@@ -8,33 +8,21 @@ system and across threads.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
-from collections.abc import Callable
 
 PARENT_GONE_EXIT_CODE = 1
 
 
-def when_parent_dies(act: Callable[[], None]) -> None:
-    """Call `act`, in a thread, once the parent is gone. Only for children started with stdin=PIPE."""
+def end_with_parent() -> None:
+    """End this process at once when its parent dies. Its own children, if they do the same, follow.
+
+    Only for children started with stdin=PIPE.
+    """
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 4096):
             pass
-        act()
+        os._exit(PARENT_GONE_EXIT_CODE)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
-def end_with_parent() -> None:
-    """End this process at once when its parent dies. Its own children, if they do the same, follow."""
-    when_parent_dies(lambda: os._exit(PARENT_GONE_EXIT_CODE))
-
-
-def kill_quietly(pid: int) -> None:
-    """Kill a process with SIGKILL, if it is still there."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return

@@ -19,13 +19,14 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from protocols.errors import BadMessageError, LocalError, PortInUseError, UnreachableError
-from protocols.host.child_process import kill_quietly
 from protocols.identity import Credentials, verify_signature
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import from_bytes, parsed, to_bytes
@@ -69,9 +70,8 @@ def read_announcement(data: bytes, authority: bytes) -> Announcement:
 class DiscoveryConfig:
     run_digest: str
     authority: str  # PEM
-    initial_peers: tuple[str, ...]  # multiaddresses; empty for the first node
-    listen: tuple[str, ...]  # multiaddresses; empty in client mode
-    announce: tuple[str, ...]
+    initial_peers: Sequence[str]  # multiaddresses; empty for the first node
+    listen: Sequence[str]  # multiaddresses; empty in client mode
     identity: str  # file of the libp2p key; the multiaddress stays the same across restarts
     client_mode: bool
 
@@ -79,9 +79,8 @@ class DiscoveryConfig:
 class Discovery:
     """The DHT node of this process. start(), then announce() and peers(); aclose() ends the child and its daemon."""
 
-    def __init__(self, config: DiscoveryConfig, credentials: Credentials, log_file: Path) -> None:
+    def __init__(self, config: DiscoveryConfig, log_file: Path) -> None:
         self._config = config
-        self._credentials = credentials
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
         self._daemon_pid = 0
@@ -127,7 +126,7 @@ class Discovery:
         found = []
         for value in reply.get("values", []):
             with contextlib.suppress(BadMessageError):
-                found.append(read_announcement(bytes.fromhex(value), self._credentials.authority))
+                found.append(read_announcement(bytes.fromhex(value), self._config.authority.encode()))
         return found
 
     async def _request(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -181,5 +180,6 @@ class Discovery:
                 process.kill()
                 await process.wait()
         if self._daemon_pid:
-            kill_quietly(self._daemon_pid)  # already gone unless the child was killed before it could end its daemon
+            with contextlib.suppress(ProcessLookupError):  # it is there only if the child was killed before it could end it
+                os.kill(self._daemon_pid, signal.SIGKILL)
             self._daemon_pid = 0

@@ -36,7 +36,6 @@ async def _start(config: DiscoveryConfig) -> DHTNode:
     p2p = await P2P.create(
         initial_peers=config.initial_peers or None,
         host_maddrs=config.listen or None,
-        announce_maddrs=config.announce or None,
         no_listen=config.client_mode,
         dht_mode="client" if config.client_mode else "server",
         identity_path=config.identity,
@@ -75,9 +74,7 @@ async def _serve() -> None:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
-    fields: dict[str, Any] = json.loads(await reader.readline())
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    config = DiscoveryConfig(**fields)
+    config = DiscoveryConfig(**json.loads(await reader.readline()))
     try:
         node = await _start(config)
     except Exception as error:  # noqa: BLE001  the parent turns whatever hivemind raises into a sentence

@@ -70,7 +70,7 @@ class SwarmDirectory:
 
     def __init__(self, config: DiscoveryConfig, credentials: Credentials, coordinator: str, log_file: Path) -> None:
         """`coordinator`: host:port of its enrolment endpoint."""
-        self._discovery = Discovery(config, credentials, log_file)
+        self._discovery = Discovery(config, log_file)
         self._credentials = credentials
         self._coordinator = coordinator
 
