@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TypeVar
 
-from protocols.transport.bandwidth import Direction
-from protocols.transport.rate_limit import RateLimiter
+from protocols.transport.bandwidth import Direction, RateLimiter
 
 T = TypeVar("T")
 # State goes out at this rate at most, to all who fetch together. benchmarks/README.md says what that costs.

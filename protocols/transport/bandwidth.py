@@ -6,11 +6,10 @@ limit holds for their sum.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
-
-from protocols.transport.rate_limit import RateLimiter
 
 # A rate is taken over windows of at least this length: shorter ones show the system's buffers rather than the line.
 WINDOW_S = 1.0
@@ -19,6 +18,24 @@ RISE_SHARE, FALL_SHARE = 0.5, 0.1
 # Shorter transfers say little: most of their time is waiting.
 TELLING_S = 1.0
 LATE = 1.25  # times as long as planned
+# A limit lets so many seconds' worth pass at once after a pause.
+BURST_S = 0.05
+
+
+class RateLimiter:
+    """Lets `bytes_s` bytes a second pass, in the order in which they ask: one token bucket, whatever passes through it."""
+
+    def __init__(self, bytes_s: float, clock: Callable[[], float]) -> None:
+        self.bytes_s = bytes_s
+        self._clock = clock
+        self._free_at = -math.inf
+
+    async def turn(self, size: int) -> None:
+        """Returns when `size` more bytes may pass."""
+        now = self._clock()
+        self._free_at = max(self._free_at, now - BURST_S) + size / self.bytes_s
+        if self._free_at > now:
+            await asyncio.sleep(self._free_at - now)
 
 
 class Direction:
@@ -27,9 +44,8 @@ class Direction:
     def __init__(self, max_bytes_s: float | None, clock: Callable[[], float]) -> None:
         """`max_bytes_s`: what the owner allows; None for no limit."""
         self.moved_bytes = 0  # since the start
-        self.max_bytes_s = max_bytes_s
         self._clock = clock
-        self._limit = RateLimiter(max_bytes_s, clock) if max_bytes_s is not None else None
+        self._limit = RateLimiter(math.inf if max_bytes_s is None else max_bytes_s, clock)
         self._estimate = 0.0
         self._began: tuple[float, int] | None = None  # of the transfer under way: when, and moved_bytes then
         self._window = (0.0, 0)
@@ -43,7 +59,7 @@ class Direction:
     @property
     def bytes_s(self) -> float:
         """The moving estimate, within the limit; 0 before the first transfer."""
-        return min(self._estimate, self.max_bytes_s or math.inf)
+        return min(self._estimate, self._limit.bytes_s)
 
     def moved(self, size: int) -> None:
         """`size` bytes of a round have passed."""
@@ -87,8 +103,7 @@ class Direction:
 
     async def turn(self, size: int) -> None:
         """Returns when `size` more bytes may pass."""
-        if self._limit is not None:
-            await self._limit.turn(size)
+        await self._limit.turn(size)
 
     def _close(self, now: float) -> None:
         at, moved_bytes = self._window

@@ -21,9 +21,8 @@ from protocols.messages import Chunk, CommitsRequest, Manifest, OfferRequest, Sn
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Standing, Tip
 from protocols.snapshot.commits import fetch_commits
 from protocols.snapshot.format import StateHeader
-from protocols.transport.bandwidth import Bandwidth
+from protocols.transport.bandwidth import BURST_S, Bandwidth
 from protocols.transport.interface import Stream, call
-from protocols.transport.rate_limit import BURST_S
 from tests.peer.virtual import Answers, JobsAtOnce, Net, Node, SmallSwarm, limit
 
 LIMIT = 1e4  # bytes/s

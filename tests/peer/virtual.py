@@ -22,10 +22,9 @@ from peer.simulation.transport import SimulatedSigner, SimulatedTransport
 from peer.simulation.world import World
 from peer.training.job_queue import JobQueue
 from protocols.round.records import Candidate, Hello
-from protocols.transport.bandwidth import Bandwidth, Direction
+from protocols.transport.bandwidth import Bandwidth, Direction, RateLimiter
 from protocols.transport.frames import FrameStream, Kind
 from protocols.transport.interface import Service, Stream
-from protocols.transport.rate_limit import RateLimiter
 
 T = TypeVar("T")
 LATENCY_S = 0.01
@@ -257,5 +256,4 @@ class SmallSwarm(Swarm):
 
 def limit(direction: Direction, bytes_s: float, clock: Callable[[], float]) -> None:
     """As if the volunteer had set this limit from the start."""
-    direction.max_bytes_s = bytes_s
     direction._limit = RateLimiter(bytes_s, clock)
