@@ -20,11 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(coordinator)
-app.command()(peer)
-app.command()(status)
-app.command()(demo)
-app.command()(simulate)
+for command in (coordinator, peer, status, demo, simulate):
+    app.command()(command)
 
 
 @app.command()

@@ -69,7 +69,7 @@ class PeerConsole:
         terminal: Terminal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._screen = Screen(self._render, terminal=terminal)
+        self._screen = Screen(self._render, terminal)
         self._clock = clock
         self._lock = threading.Lock()
         self._status: PeerStatus | None = None

@@ -56,7 +56,7 @@ class Console(Sink):
         terminal: Terminal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._screen = Screen(self._render, terminal=terminal)
+        self._screen = Screen(self._render, terminal)
         self._clock = clock
         self._lock = threading.Lock()
         self._view: SwarmView | None = None
@@ -127,14 +127,14 @@ class Console(Sink):
             eta = self._eta(view) if view is not None else ""
         if view is None:
             return stacked([log_lines(events) if events else None, spinner])
-        width = self._screen.width
+        width = self._screen.terminal.width
         note = f"held-out {held_out[1]:.3f} at epoch {held_out[0]}" if held_out else ""
         rows: list[tuple[str, RenderableType]] = [
             ("batch", batch_bar(view.samples, view.target_batch_size)),
             ("loss", loss_line(losses, note if width >= WIDE or not losses else note.split(" at ")[0], width - 14)),
             ("swarm", swarm_line(view, eta)),
         ]
-        room = max(4, self._screen.height - _FRAME_ROWS - (spinner is not None))
+        room = max(4, self._screen.terminal.height - _FRAME_ROWS - (spinner is not None))
         # On a low screen the peers keep at least three rows, and the oldest events give way.
         events = events[-max(1, room - 1 - min(len(view.peers), 3)) :]
         body: list[RenderableType | None] = [

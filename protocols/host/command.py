@@ -31,8 +31,6 @@ def run_app(app: typer.Typer) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except Exception as error:
         show = getattr(error, "show", None)  # click's usage errors print themselves, with the nearest option
         if show is None:

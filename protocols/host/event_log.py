@@ -9,9 +9,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from protocols.errors import DiskError
@@ -27,7 +26,6 @@ class EventLog:
         self.path = path
         self._clock = clock
         self._lock = threading.Lock()
-        self._torn = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._torn = _ends_torn(self.path)
@@ -65,7 +63,7 @@ class EventLog:
     def __enter__(self) -> EventLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -85,7 +83,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
         raise DiskError(
             f"the event log {path} cannot be read: {error.strerror}", remedy="Check the path of the run's folder."
         ) from error
-    with closing(file):
+    with file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -112,10 +110,7 @@ def commit_fields(commit: Commit) -> dict[str, Any]:
         "total_samples": commit.total_samples,
         "loss": commit.loss,
         "grad_norm": commit.gradient_norm,
-        "contributors": [
-            {"peer": c.peer, "incarnation": c.incarnation, "first": c.first, "end": c.end, "base": c.base, "loss": c.loss}
-            for c in commit.contributions
-        ],
+        "contributors": [asdict(contribution) for contribution in commit.contributions],
         "members": list(commit.members),
     }
 

@@ -9,7 +9,6 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 import humanize
 from rich.console import Console as Terminal
@@ -29,29 +28,12 @@ class Screen:
     Enter it after the last fork: the thread may hold a lock at the instant of a fork.
     """
 
-    def __init__(
-        self, render: Callable[[], RenderableType], *, stderr_is_tty: bool | None = None, terminal: Terminal | None = None
-    ) -> None:
-        if terminal is None:
-            is_tty = sys.stderr.isatty() if stderr_is_tty is None else stderr_is_tty
-            terminal = Terminal(stderr=True, highlight=False, force_terminal=is_tty)
-        elif stderr_is_tty is not None:
-            is_tty = stderr_is_tty
-        else:
-            is_tty = terminal.is_terminal
-        self.terminal = terminal
+    def __init__(self, render: Callable[[], RenderableType], terminal: Terminal | None = None) -> None:
+        self.terminal = terminal or Terminal(stderr=True, highlight=False, force_terminal=sys.stderr.isatty())
         # A dumb terminal cannot move its cursor up, so a live view would scroll for ever.
-        self.is_live = is_tty and not terminal.is_dumb_terminal
+        self.is_live = self.terminal.is_terminal and not self.terminal.is_dumb_terminal
         self._render = render
         self._live: Live | None = None
-
-    @property
-    def width(self) -> int:
-        return self.terminal.width
-
-    @property
-    def height(self) -> int:
-        return self.terminal.height
 
     def say(self, line: str | Text) -> None:
         """Print a line that stays: above the live view, if there is one."""
@@ -73,7 +55,7 @@ class Screen:
             self._live.start(refresh=False)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()

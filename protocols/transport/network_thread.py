@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Coroutine, Iterable
-from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -36,7 +35,7 @@ class NetworkThread:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.call(self._cancel_rest())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
