@@ -57,8 +57,7 @@ class Screen:
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            live, self._live = self._live, None
-            live.stop()
+            self._live.stop()
 
 
 def printable(text: str, limit: int = 80) -> str:

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from OpenSSL import SSL
 
-from protocols.errors import BadMessageError, PortInUseError, RefusedError, RemoteError, UnreachableError
+from protocols.errors import BadMessageError, PortInUseError, RemoteError, UnreachableError
 from protocols.identity import Credentials
 from protocols.messages import BulkHello
 from protocols.reasons import Reason
@@ -317,12 +317,10 @@ class BulkServer:
                     kind, length = await stream.header()
                     stream.set_rate(None)
                     await serve(stream, kind, length)
-        except RefusedError:
-            pass  # refusals are answers: callers make none
         except BadMessageError as error:
             _log.warning("%s breaks the protocol on a bulk connection: %s", stream.peer[:8], error)
         except (RemoteError, asyncio.TimeoutError):
-            pass  # it is gone; whoever waited for its bytes has been told
+            pass  # the caller is gone, and whoever waited for its bytes has been told; a refusal is for answers alone
         finally:
             stream.close()
 
