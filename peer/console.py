@@ -166,7 +166,7 @@ class PeerConsole:
         given = Text(status.given, style="bold green") if status.contributions else Text("none yet", style="dim")
         rows: list[tuple[str, RenderableType]] = [
             ("batch", batch_bar(status.swarm_samples, status.target_batch_size)),
-            ("loss", loss_line(losses, "", self._screen.width - 14)),
+            ("loss", loss_line(losses, "", self._screen.terminal.width - 14)),
             ("swarm", Text(" · ".join(swarm))),
             ("you", Text(" · ".join(mine))),
             ("given", given),
