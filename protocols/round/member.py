@@ -279,11 +279,11 @@ class Member:
     def is_behind(self, theirs: Standing, following: str) -> bool:
         """Whether to leave for the lineage `theirs`: it must be heavier.
 
-        During a round of the leader `following` the answer is no, since the commit of that round leads there anyway.
+        During a round of the leader `following` the answer is no if the commit of that round leads there anyway.
         """
         if self.tip is None or self.phase in (Phase.CATCHING_UP, Phase.APPLYING) or not theirs.heavier_than(self.tip.standing):
             return False
-        return self.plan is None or self.plan.ballot.leader != following
+        return self.plan is None or self.plan.ballot.leader != following or theirs.epoch > self.plan.ballot.epoch
 
     def tick(self, moved_bytes: int, now: float) -> list[MemberAction]:
         """Catch up if a commit is here and its averages stopped coming for the plan's patience.

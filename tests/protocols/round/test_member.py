@@ -34,6 +34,7 @@ from protocols.round.records import (
     Shard,
     ShardResult,
     SignedCommit,
+    Standing,
     Tip,
 )
 
@@ -428,6 +429,16 @@ def test_a_heavier_lineages_commit_sends_this_peer_to_catch_up() -> None:
     other = replace(plan(), ballot=Ballot(9, "f" * 64, 1, "lea"))
     actions = it.on_commit(commit_of(other, given("bob")))
     assert actions == [GiveUp(Reason.MISSED, given()), CatchUp(Reason.BEHIND)]
+
+
+def test_in_a_round_it_is_behind_a_leader_that_has_gone_further_than_that_round() -> None:
+    """The run's last commits may be lost to a peer in a round, and no other plan follows."""
+    planned = plan()
+    it, epoch = ready(planned), planned.ballot.epoch
+    closed, further = (Standing(epoch + ahead, "f" * 64, 10**6) for ahead in (0, 1))
+    assert not it.is_behind(closed, "lea"), "its commit comes on the same stream"
+    assert it.is_behind(further, "lea")
+    assert it.is_behind(closed, "bob")
 
 
 def test_a_lighter_lineages_commit_is_ignored() -> None:
