@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from peer.epoch.engine import Engine
@@ -97,8 +95,7 @@ class ObservedEngine(Engine):
         await super()._catch_up(reason, sound)
 
     def _act(self, action: Any) -> None:
-        process, observer = self.process, self.process.observer
-        after: Callable[[], None] = _nothing
+        process, observer, phase = self.process, self.process.observer, ""
         match action:
             case member_actions.Send(_, answer):
                 observer.answered(process, answer)
@@ -110,18 +107,15 @@ class ObservedEngine(Engine):
                 observer.catching_up(process, reason)
             case leader_actions.SendPlan(_, plan, absent):
                 observer.planned(process, plan, dict(absent))
-                after = functools.partial(process.at_phase, process, "planning")
+                phase = "planning"
             case leader_actions.Announce(commit):
                 observer.announced(process, commit)
-                after = functools.partial(process.at_phase, process, "announcing")
+                phase = "announcing"
             case leader_actions.Reannounce(to):
                 if self._replica.commit is not None:
                     observer.reannounced(process, to)
             case leader_actions.NoteFailure():
                 observer.attempt_failed(process, action)
         super()._act(action)
-        after()
-
-
-def _nothing() -> None:
-    """Most actions are no phase of their own."""
+        if phase:
+            process.swarm.injector.entered(process, phase)

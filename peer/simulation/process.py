@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from peer.assembly import Peer
 from peer.environment import Environment, Sizes
-from peer.settings import RunSettings
 from peer.simulation.loop import VirtualLoop
-from peer.simulation.network import Machine, Network
+from peer.simulation.network import Machine
 from peer.simulation.network import Stream as NetworkStream
 from peer.simulation.observed import ObservedEngine, ObservedReplica
-from peer.simulation.observer import Observer
-from peer.simulation.problem import REGRESSION, Problem, State
+from peer.simulation.problem import State
 from peer.simulation.training_thread import NotifyingJobQueue, TrainingThread
 from peer.simulation.transport import SimulatedSigner, SimulatedTransport
 from peer.training.strategies import build_strategy
@@ -31,6 +29,9 @@ from protocols.round.planner import GRID
 from protocols.round.records import Candidate, Hello
 from protocols.transport.bandwidth import Bandwidth
 
+if TYPE_CHECKING:
+    from peer.simulation.swarm import Swarm
+
 # Vectors are small, and so are these: an attempt can end between two chunks, some peers need a snapshot because few commits are
 # kept, and a snapshot comes from several donors.
 SIZES = Sizes(
@@ -41,75 +42,50 @@ SIZES = Sizes(
 )
 
 
-@dataclass(frozen=True)
-class Program:
-    """What a volunteer starts, on whichever machine."""
-
-    settings: RunSettings
-    micro_batch: int  # 0: an auxiliary peer
-    step_s: float
-    bootstrap: tuple[Candidate, ...] = ()
-    problem: Problem = REGRESSION
-
-
-@dataclass
-class Hooks:
-    """What the swarm does for a process, or with it."""
-
-    look: Callable[[SimulatedPeer], list[Candidate]] = lambda process: []
-    applied: Callable[[SimulatedPeer], None] = lambda process: None
-    ended: Callable[[SimulatedPeer, str], None] = lambda process, reason: None
-    at_phase: Callable[[SimulatedPeer, str], None] = lambda process, phase: None
-
-
 @dataclass(eq=False)
 class _Directory:
     """Where the process finds others."""
 
     process: SimulatedPeer
-    announced: list[Hello] = field(default_factory=list)
 
     async def announce(self, hello: Hello) -> list[Candidate]:
         return []
 
     async def peers(self) -> list[Candidate]:
-        return self.process.hooks.look(self.process)
+        return self.process.swarm.look(self.process)
 
 
 class SimulatedPeer:
     """One start of a peer on a machine. It lives until it is killed, gives up, or its machine loses power."""
 
-    def __init__(
-        self, network: Network, observer: Observer, machine: Machine, incarnation: int, program: Program, hooks: Hooks
-    ) -> None:
-        self.network, self.world, self.observer = network, network.world, observer
+    def __init__(self, swarm: Swarm, machine: Machine, incarnation: int, bootstrap: tuple[Candidate, ...]) -> None:
+        self.swarm, self.world, self.observer = swarm, swarm.world, swarm.observer
         self.machine, self.name, self.incarnation = machine, machine.name, incarnation
-        self.hooks = hooks
         self.alive, self.stopped_until = True, 0.0
         self.died_at: float | None = None
         self.candidate = Candidate(self.name, f"{self.name}:1" if machine.reachable else "")
         self.loop = VirtualLoop(self.world, self, machine.clock, self._crashed)  # type: ignore[abstract]
         random = Random(self.world.random.getrandbits(64))
-        problem = program.problem
+        problem, (micro_batch, step_s) = swarm.problem, swarm.speeds[self.name]
         self.device = problem.device()
-        self.transport = SimulatedTransport(network, self, Bandwidth(clock=self.loop.time))
+        self.transport = SimulatedTransport(swarm.network, self, Bandwidth(clock=self.loop.time))
         signer = SimulatedSigner(self.name)
         with self.loop.running():
-            self.replica = self._replica(program, signer)
+            self.replica = self._replica(signer)
             jobs = NotifyingJobQueue()
-            self.thread = TrainingThread(self.world, self, random, jobs, program.step_s)
-            draws = program.micro_batch > 0
+            self.thread = TrainingThread(self.world, self, random, jobs, step_s)
+            draws = micro_batch > 0
             trainer = Trainer(
                 self.replica,
                 jobs,
                 task=problem.task if draws else None,
-                batches=problem.batches(self.name, incarnation, program.micro_batch) if draws else None,
+                batches=problem.batches(self.name, incarnation, micro_batch) if draws else None,
                 device=torch.device("cpu"),
                 progressed=self._progressed,
                 clock=self.loop.time,
             )
             self.trainer = trainer
-            self._rate = (program.micro_batch / program.step_s, program.step_s)
+            self._rate = (micro_batch / step_s, step_s)
             environment = Environment(
                 self.name,
                 self.transport,
@@ -122,18 +98,18 @@ class SimulatedPeer:
             )
             address = self.candidate.address
             hello = Hello(incarnation, not draws, address, address, self.name, machine.memory_bytes)
-            peer = Peer(hello, environment, program.settings, trainer, program.bootstrap, engine=ObservedEngine)
+            peer = Peer(hello, environment, swarm.settings, trainer, bootstrap, engine=ObservedEngine)
         self.engine = cast(ObservedEngine, peer.engine)
         self.engine.observe(self)
         self.transport.service = peer.service
 
-    def _replica(self, program: Program, signer: SimulatedSigner) -> ObservedReplica:
-        device, settings = self.device, program.settings
+    def _replica(self, signer: SimulatedSigner) -> ObservedReplica:
+        device, settings = self.device, self.swarm.settings
         strategy = build_strategy(settings, device.model, device.optimizer, device.schedule)
         device.optimizer = strategy.optimizer  # whose slots are state: a strategy may step one of its own
         feedback = ErrorFeedback(self.name, self.incarnation)
         replica = ObservedReplica(device.model, strategy, settings, error_feedback=feedback, verify=signer.verify)
-        replica.slices = program.problem.slices
+        replica.slices = self.swarm.problem.slices
         replica.process = self
         return replica
 
@@ -175,7 +151,7 @@ class SimulatedPeer:
     def _ended(self, running: asyncio.Task[None]) -> None:
         error = None if running.cancelled() else running.exception()
         if isinstance(error, RemoteError):  # production's peer ends here with an error, and its volunteer starts it again
-            self.hooks.ended(self, "nobody gives state")
+            self.swarm.kill(self, tell=True, reason="nobody gives state")
         elif error is not None:
             self._crashed(error)
 
@@ -189,12 +165,9 @@ class SimulatedPeer:
         """In virtual time a micro-batch is measured to take none: it takes what the program says."""
         self.loop.call_soon_threadsafe(self.engine.progressed, first, end, *self._rate)
 
-    def at_phase(self, process: SimulatedPeer, phase: str) -> None:
-        self.hooks.at_phase(process, phase)
-
     def _happened(self, event: str, /, **fields: Any) -> None:
         if event == "applied":
-            self.hooks.applied(self)
+            self.swarm.applied(self)
         elif event == "fetched":
             self.observer.downloaded(self, fields["chunks"])
         elif event == "leader_lost":

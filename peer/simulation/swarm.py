@@ -12,7 +12,7 @@ from peer.simulation.faults import Injector
 from peer.simulation.network import Machine, Network
 from peer.simulation.observer import Observer
 from peer.simulation.problem import MAX_NORM, REGRESSION, Problem
-from peer.simulation.process import Hooks, Program, SimulatedPeer
+from peer.simulation.process import SimulatedPeer
 from peer.simulation.world import World
 from peer.training.strategies import build_strategy
 from protocols.round.planner import WINDOW_BYTES
@@ -65,6 +65,7 @@ class Swarm:
         averaging = AveragingSpec(codec="auto") if self.codec == "auto" else None
         self.codecs = averaging.codecs if averaging is not None else (self.codec,)
         first_codec = averaging.first_codec if averaging is not None else self.codec
+        # (samples of a micro-batch, its seconds); 0 samples: an auxiliary peer
         self.speeds = {name: (random.randint(1, 3), random.uniform(0.2, 0.8)) for name in self.names}
         first = self.names[0]
         self.speeds[first] = (0, 0.2)
@@ -90,7 +91,6 @@ class Swarm:
         self.restarts = True
         self._incarnation = 0
         self._ever: list[SimulatedPeer] = []
-        self._hooks = Hooks(self._look, self._applied, self._gave_up, self.injector.entered)
         self._phases: dict[SimulatedPeer, str] = {}
         world.after = self._after
 
@@ -122,10 +122,8 @@ class Swarm:
         self._incarnation += 1
         known = tuple(process.candidate for process in self.alive if process.machine.reachable)
         first = self.settings.genesis.leader
-        micro_batch, step_s = self.speeds[name]
         bootstrap = {candidate.peer: candidate for candidate in (first, *known) if candidate.peer != name}
-        program = Program(self.settings, micro_batch, step_s, tuple(bootstrap.values()), self.problem)
-        process = self._make(self.network, self.observer, machine, self._incarnation, program, self._hooks)
+        process = self._make(self, machine, self._incarnation, tuple(bootstrap.values()))
         self._ever.append(process)
         self.processes[name] = self.network.processes[name] = process
         disk = self.disks.get(name) if memory else None
@@ -162,15 +160,12 @@ class Swarm:
             process.alive = False
             process.loop.dispose()
 
-    def _gave_up(self, process: SimulatedPeer, reason: str) -> None:
-        self.kill(process, tell=True, reason=reason)
-
     def _reset(self, dead: SimulatedPeer) -> None:
         for stream in self.network.streams_of(dead.name):
             if dead in (stream.client, stream.up.target):
                 stream.reset_by(dead)
 
-    def _applied(self, process: SimulatedPeer) -> None:
+    def applied(self, process: SimulatedPeer) -> None:
         tip = process.replica.tip
         if tip is not None and tip.epoch % SAVE_EVERY == 0:
             process.trainer.jobs.put(lambda: self._save(process))
@@ -180,7 +175,7 @@ class Swarm:
         if process.replica.tip is not None and not self.observer.is_drifted(process):
             self.disks[process.name] = process.replica.capture()[0]
 
-    def _look(self, process: SimulatedPeer) -> list[Candidate]:
+    def look(self, process: SimulatedPeer) -> list[Candidate]:
         """Discovery's records: they outlive their peers, and now and then one is missed."""
         there = [other.candidate for other in self.processes.values() if other is not process and other.machine.reachable]
         if all(self.network.is_blocked(process.name, other.peer) for other in there):
