@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -74,9 +74,6 @@ class Fault:
         when = "alone" if self.alone else f"{self.at_s:.1f} s" if self.after is None else f"after {self.after}"
         return f"{self.number}: {self.kind} of {self.target or 'whoever comes'} at {self.phase} ({when})"
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 Schedule = tuple[Fault, ...]
 
@@ -136,10 +133,6 @@ class Injector:
             self._armed.remove(fault)
             random = Random(fault.seed)
             self._world.at(random.random() * SPREAD_S, None, partial(self._strike, fault, process, phase, random))
-
-    def count(self, kind: str) -> None:
-        """Of a fault that is a consequence of another: a restart."""
-        self.by_kind[kind] += 1
 
     def _expire(self, fault: Fault) -> None:
         if fault not in self._armed:

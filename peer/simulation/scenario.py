@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 from peer.simulation.faults import FAULTS_S, KINDS, LONGEST_S, PATIENCE_S, Fault, Schedule, draw
-from peer.simulation.process import SimulatedPeer
 from peer.simulation.swarm import SLOW_BYTES_S, Swarm
 from peer.simulation.world import ViolationError, World
 
@@ -33,11 +32,10 @@ SETTLED_COMMITS = 2
 MAX_EPOCHS = 12
 
 
-@dataclass
-class SeedResult:
-    """What came of one seed. `violated` names the invariant, '' if none was violated."""
+@dataclass(kw_only=True)
+class Counts:
+    """What adds up over seeds."""
 
-    seed: int
     commits: int = 0
     retries: int = 0
     faults: Counter[str] = field(default_factory=Counter)
@@ -47,9 +45,16 @@ class SeedResult:
     overtaken: int = 0
     forks_lost: int = 0  # by a peer that said so
     donors_failed: int = 0  # as a peer that catches up finds
+    starved: int = 0  # 1 if, to the end, only slow lines could bring the commits to those who were behind
     virtual_s: float = 0.0
+
+
+@dataclass
+class SeedResult(Counts):
+    """What came of one seed. `violated` names the invariant, '' if none was violated."""
+
+    seed: int
     recovery_s: float = 0.0
-    starved: bool = False  # to the end, only slow lines could bring the commits to those who were behind
     kill_to_commit_s: float | None = None
     trace_digest: str = ""
     violated: str = ""
@@ -58,20 +63,15 @@ class SeedResult:
     schedule: Schedule = ()
 
 
-Make = Callable[..., SimulatedPeer]
-
-
-def simulate(
-    seed: int, peers: int = 8, *, faults: bool = True, schedule: Schedule | None = None, make: Make = SimulatedPeer
-) -> SeedResult:
+def simulate(seed: int, peers: int = 8, *, faults: bool = True, schedule: Schedule | None = None) -> SeedResult:
     """`schedule`: the faults, instead of those drawn from the seed. The runs of odd seeds overlap."""
     world = World(seed)
-    swarm = Swarm(world, peers, make, overlap=bool(seed % 2), max_epochs=MAX_EPOCHS if seed % 8 == 6 else None)
+    swarm = Swarm(world, peers, overlap=bool(seed % 2), max_epochs=MAX_EPOCHS if seed % 8 == 6 else None)
     if schedule is None:
         schedule = draw(seed, swarm.names) if faults else ()
     seed_result = SeedResult(seed, schedule=schedule)
     try:
-        with swarm, _one_thread(), _silence():
+        with swarm, _quick_and_quiet():
             _play(world, swarm, seed_result, faults)
     except ViolationError as violation:
         seed_result.violated, seed_result.what = violation.invariant, violation.what
@@ -88,23 +88,18 @@ def simulate(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """For vectors as short as these, torch's threads cost far more than they save."""
+def _quick_and_quiet() -> Iterator[None]:
+    """One thread: for vectors as short as these, torch's threads cost far more than they save.
+
+    No log lines: the peers' are about faults that were meant; the trace has what matters.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """The peers' log lines are about faults that were meant; the trace has what matters."""
     logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         logging.disable(logging.NOTSET)
 
 
@@ -148,9 +143,7 @@ def _kill_one(world: World, swarm: Swarm, seed_result: SeedResult, fault: Fault)
         seed_result.kill_to_commit_s = observer.last_commit_at - killed_at
     swarm.restarts = True
     for name in swarm.names:
-        if not swarm.processes[name].alive:
-            swarm.injector.count("restart with memory" if name in swarm.disks else "restart without memory")
-            swarm.start(name)
+        swarm.restart(name)
 
 
 def _settle(world: World, swarm: Swarm, seed_result: SeedResult) -> None:
@@ -178,7 +171,7 @@ def _settle(world: World, swarm: Swarm, seed_result: SeedResult) -> None:
 
     world.run_until(began + LIVENESS_S, settled)
     seed_result.recovery_s = world.now - began
-    seed_result.starved = not settled() and _is_starved(swarm, began)
+    seed_result.starved = int(not settled() and _is_starved(swarm, began))
     if not settled() and not seed_result.starved:
         standings = sorted({observer.standing_of(process)[:8] or "none" for process in swarm.alive})
         recent = sum(at > began for at in observer.lineages.times.values())

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 from peer.simulation.faults import Schedule
-from peer.simulation.process import SimulatedPeer
-from peer.simulation.scenario import Make, SeedResult, simulate
+from peer.simulation.scenario import SeedResult, simulate
 
 MAX_RUNS = 60
 
 
-def shrink(seed_result: SeedResult, peers: int, *, make: Make = SimulatedPeer, max_runs: int = MAX_RUNS) -> SeedResult:
+def shrink(seed_result: SeedResult, peers: int, *, max_runs: int = MAX_RUNS) -> SeedResult:
     """The seed_result of the same seed with a part of the faults of `seed_result`, violating the same invariant.
 
-    Leaving out any single one of those faults, it does not, unless `most_runs` simulations did not get that far.
+    Leaving out any single one of those faults, it does not, unless `max_runs` simulations did not get that far.
     """
     runs = 0
 
     def again(schedule: Schedule) -> SeedResult | None:
         nonlocal runs
+        if runs == max_runs:
+            return None
         runs += 1
-        shrunken = simulate(seed_result.seed, peers, schedule=schedule, make=make)
+        shrunken = simulate(seed_result.seed, peers, schedule=schedule)
         return shrunken if shrunken.violated == seed_result.violated else None
 
     if not seed_result.schedule:
@@ -31,7 +32,8 @@ def shrink(seed_result: SeedResult, peers: int, *, make: Make = SimulatedPeer, m
         return without_any
     parts = 2
     while len(seed_result.schedule) > 1 and runs < max_runs:
-        found = _with_less(seed_result.schedule, parts, again, lambda: runs < max_runs)
+        attempts = map(again, _with_less(seed_result.schedule, parts))
+        found = next((shrunken for shrunken in attempts if shrunken is not None), None)
         if found is not None:
             seed_result, parts = found, max(parts - 1, 2)
         elif parts >= len(seed_result.schedule):
@@ -41,15 +43,8 @@ def shrink(seed_result: SeedResult, peers: int, *, make: Make = SimulatedPeer, m
     return seed_result
 
 
-def _with_less(
-    schedule: Schedule, parts: int, again: Callable[[Schedule], SeedResult | None], more: Callable[[], bool]
-) -> SeedResult | None:
-    """The first that still violates: of one of `parts` pieces left out."""
+def _with_less(schedule: Schedule, parts: int) -> Iterator[Schedule]:
+    """The schedule with one after another of `parts` pieces left out."""
     for part in range(parts):
-        if not more():
-            return None
         start, stop = (len(schedule) * edge // parts for edge in (part, part + 1))
-        found = again(schedule[:start] + schedule[stop:])
-        if found is not None:
-            return found
-    return None
+        yield schedule[:start] + schedule[stop:]

@@ -144,11 +144,13 @@ class Swarm:
         random = self.world.random
         memory = process.name == self.names[0] or random.random() < 0.5
         if self.restarts and (process.name == self.names[0] or random.random() < 0.9):
-            self.world.at(random.uniform(0.3, 6), None, lambda: self._restart(process.name, memory))
+            self.world.at(random.uniform(0.3, 6), None, lambda: self.restart(process.name, memory=memory))
 
-    def _restart(self, name: str, memory: bool) -> None:
+    def restart(self, name: str, *, memory: bool = True) -> None:
+        """A restart counts as a fault. Does nothing while the machine's process is alive."""
         if not self.processes[name].alive:
-            self.injector.count("restart with memory" if memory and name in self.disks else "restart without memory")
+            kind = "restart with memory" if memory and name in self.disks else "restart without memory"
+            self.injector.by_kind[kind] += 1
             self.start(name, memory=memory)
 
     def __enter__(self: T) -> T:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from peer.simulation.scenario import SeedResult, simulate
+from peer.simulation.scenario import Counts, SeedResult, simulate
 from peer.simulation.shrinking import shrink
 
 SEEDS_A_TIME = 4
@@ -29,32 +28,20 @@ def seed_results(seeds: Iterable[int], peers: int, workers: int) -> Iterator[See
 
 
 def violation_fields(seed_result: SeedResult) -> dict[str, Any]:
-    faults = [fault.to_json() for fault in seed_result.schedule]
     return {
         "seed": seed_result.seed,
         "invariant": seed_result.violated,
         "what": seed_result.what,
-        "schedule": faults,
+        "schedule": [asdict(fault) for fault in seed_result.schedule],
         "trace": seed_result.trace,
     }
 
 
 @dataclass
-class Summary:
+class Summary(Counts):
     """The sum over many seeds."""
 
     seeds: int = 0
-    commits: int = 0
-    retries: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-    faults_at: Counter[str] = field(default_factory=Counter)
-    codecs: Counter[str] = field(default_factory=Counter)
-    codec_changes: int = 0
-    overtaken: int = 0
-    forks_lost: int = 0
-    donors_failed: int = 0
-    starved: int = 0
-    virtual_s: float = 0.0
     violations: list[SeedResult] = field(default_factory=list)
     commits_by_seed: list[int] = field(default_factory=list)
     faults_by_seed: list[int] = field(default_factory=list)
@@ -66,17 +53,8 @@ class Summary:
 
     def add(self, seed_result: SeedResult) -> None:
         self.seeds += 1
-        self.commits += seed_result.commits
-        self.retries += seed_result.retries
-        self.faults += seed_result.faults
-        self.faults_at += seed_result.faults_at
-        self.codecs += seed_result.codecs
-        self.codec_changes += seed_result.codec_changes
-        self.overtaken += seed_result.overtaken
-        self.forks_lost += seed_result.forks_lost
-        self.donors_failed += seed_result.donors_failed
-        self.starved += seed_result.starved
-        self.virtual_s += seed_result.virtual_s
+        for count in fields(Counts):
+            setattr(self, count.name, getattr(self, count.name) + getattr(seed_result, count.name))
         self.commits_by_seed.append(seed_result.commits)
         self.faults_by_seed.append(sum(seed_result.faults.values()))
         self.longest_recovery_s = max(self.longest_recovery_s, seed_result.recovery_s)
