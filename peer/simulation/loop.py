@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
 from typing import Any
 
@@ -35,17 +35,14 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._planned = False
         if not self._ready:
             return
-        asyncio.events._set_running_loop(self)
-        try:
+        with self.running():
             while self._ready:
                 handle = self._ready.popleft()
                 if not handle.cancelled():
                     handle._run()
-        finally:
-            asyncio.events._set_running_loop(None)
 
     @contextlib.contextmanager
-    def running(self) -> Any:
+    def running(self) -> Iterator[None]:
         """Inside, this is the running loop."""
         asyncio.events._set_running_loop(self)
         try:
@@ -73,7 +70,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._ready.append(handle)
         if self._world.current is not self._owner and not self._planned:
             self._planned = True
-            self._world.at(0.0, self._owner, _nothing)
+            self._world.at(0.0, self._owner, lambda: None)  # after each event of its owner the loop runs
         return handle
 
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
@@ -124,15 +121,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def get_debug(self) -> bool:
         return False
 
-    def is_running(self) -> bool:
-        return True
-
     def is_closed(self) -> bool:
         return False
-
-
-def _nothing() -> None:
-    """The event only makes the loop run what is ready."""
 
 
 def _close(coroutine: Any) -> None:

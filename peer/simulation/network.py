@@ -8,14 +8,14 @@ the stream was given up meanwhile.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 from peer.simulation.clock import Clock
-from peer.simulation.world import World
+from peer.simulation.world import Owner, World
 
 SMALL_BYTES = 200  # a control message
 PACKET_BYTES = 1500
@@ -41,15 +41,11 @@ class Machine:
     powered: bool = True  # a machine without power answers nobody; one whose process died refuses at once
 
 
-class Process(Protocol):
+class Process(Owner, Protocol):
     """What runs on a machine."""
 
     machine: Machine
-    alive: bool
-    stopped_until: float
     died_at: float | None
-
-    def run_ready(self) -> None: ...
 
     def accept(self, stream: Stream, opening: Any) -> None: ...
 
@@ -58,14 +54,12 @@ Receive = Callable[[Any], None]
 Ended = Callable[[], None]
 
 
-@dataclass(frozen=True)
 class _End:
     """Travels behind the last message of a direction."""
 
 
 @dataclass
 class _Queued:
-    stream: Stream
     message: Any
     size: float
     left: float  # of it
@@ -77,36 +71,34 @@ class _Queued:
 class _Way:
     """One direction of a stream."""
 
+    stream: Stream
     source: Process
     target: Process | None
     receive: Receive | None = None
     ended: Ended | None = None
     last_at: float = 0.0
-    held: list[tuple[float, Any]] = field(default_factory=list)
+    held: list[Any] = field(default_factory=list)  # messages that wait for the line to be whole
     queue: deque[_Queued] = field(default_factory=deque)  # yet to be sent
 
 
 class Stream:
     """`up` goes from the client to the server, `down` back."""
 
-    def __init__(self, network: Network, client: Process, kind: str) -> None:
-        self.network = network
-        self.kind = kind
-        self.client = client
-        self.up = _Way(client, None)
+    def __init__(self, network: Network, client: Process, kind: str, receive: Receive, ended: Ended) -> None:
+        self.network, self.client, self.kind = network, client, kind
+        self.down_receive: Receive | None = receive
+        self.down_ended: Ended | None = ended
+        self.up = _Way(self, client, None)
         self.down: _Way | None = None  # once the connection stands
         self._outbox: list[tuple[Any, float, Callable[[], None] | None]] = []
         self.open = True
 
     def connected(self, server: Process) -> None:
         self.up.target = server
-        self.down = _Way(server, self.client, self.down_receive, self.down_ended)
+        self.down = _Way(self, server, self.client, self.down_receive, self.down_ended)
         for message, size, departed in self._outbox:
-            self.network.transmit(self, self.up, message, size, departed=departed)
+            self.network.transmit(self.up, message, size, departed)
         self._outbox.clear()
-
-    down_receive: Receive | None = None
-    down_ended: Ended | None = None
 
     def serve(self, receive: Receive, ended: Ended) -> None:
         """Called by the server for what comes after the opening."""
@@ -120,9 +112,9 @@ class Stream:
             if self.down is None:
                 self._outbox.append((message, size, departed))
             else:
-                self.network.transmit(self, self.up, message, size, departed=departed)
+                self.network.transmit(self.up, message, size, departed)
         elif self.down is not None:
-            self.network.transmit(self, self.down, message, size, departed=departed)
+            self.network.transmit(self.down, message, size, departed)
 
     def close(self, sender: Process) -> None:
         """The other end learns of it behind what was sent; this end hears nothing more. A client that closes gives up what it has
@@ -134,11 +126,11 @@ class Stream:
                 self.open = False
             else:
                 self.down.receive = self.down.ended = None
-                self.network.transmit(self, self.up, _End(), 0)
+                self.network.transmit(self.up, _End(), 0)
         else:
             self.up.receive = self.up.ended = None
             if self.down is not None:
-                self.network.transmit(self, self.down, _End(), 0)
+                self.network.transmit(self.down, _End(), 0)
 
     def break_off(self) -> None:
         """The link is cut: what is under way is lost, and both ends notice."""
@@ -148,13 +140,13 @@ class Stream:
         self.network.forget(self)
         for way in (self.up, self.down):
             if way is not None and way.target is not None:
-                self.network.world.at(way.source.machine.latency_s, way.target, lambda way=way: _end(way))  # type: ignore[misc]
+                self.network.world.at(way.source.machine.latency_s, way.target, partial(_end, way))
 
     def reset_by(self, dead: Process) -> None:
         """The operating system of `dead` tells the other end; what had left for it before still arrives."""
         way = self.up if dead is self.client else self.down
         if self.open and way is not None and way.target is not None:
-            self.network.transmit(self, way, _End(), 0, from_grave=True)
+            self.network.transmit(way, _End(), 0, from_grave=True)
         else:
             self.open = False
 
@@ -170,7 +162,7 @@ class Network:
         self.world = world
         self.machines = {machine.name: machine for machine in machines}
         self.processes: dict[str, Process] = {}  # the newest of each machine
-        self.blocked: dict[tuple[str, str], int] = {}  # (from, to) -> how many faults block it
+        self.blocked: Counter[tuple[str, str]] = Counter()  # (from, to) -> how many faults block it
         self.overtaken = 0  # messages that one of another stream, sent later between the same machines, arrives before
         self._last_arrival: dict[tuple[str, str], float] = {}
         self._streams: dict[Stream, None] = {}
@@ -179,8 +171,7 @@ class Network:
 
     def dial(self, client: Process, server: str, kind: str, opening: Any, receive: Receive, ended: Ended) -> Stream:
         """`receive` is told of each message that comes back, `ended` once of the end, however it comes."""
-        stream = Stream(self, client, kind)
-        stream.down_receive, stream.down_ended = receive, ended
+        stream = Stream(self, client, kind, receive, ended)
         stream.send(client, opening)
         self._streams[stream] = None
         there, here = self.machines.get(server), client.machine
@@ -226,24 +217,17 @@ class Network:
     # -- messages --------------------------------------------------------------------------------------------------------------
 
     def transmit(
-        self,
-        stream: Stream,
-        way: _Way,
-        message: Any,
-        size: float,
-        *,
-        from_grave: bool = False,
-        departed: Callable[[], None] | None = None,
+        self, way: _Way, message: Any, size: float, departed: Callable[[], None] | None = None, *, from_grave: bool = False
     ) -> None:
         machine = way.source.machine
         if way.target is None or not (way.source.alive or from_grave):
             return
         if size <= PACKET_BYTES and not way.queue:
-            self._depart(stream, way, message, size, size / machine.up_bytes_s)
+            self._depart(way, message, size, size / machine.up_bytes_s)
             if departed is not None:
                 departed()
             return
-        way.queue.append(_Queued(stream, message, size, size, from_grave, departed))
+        way.queue.append(_Queued(message, size, size, from_grave, departed))
         if len(way.queue) == 1:
             machine.waiting.append(way)
         if not machine.uploading:
@@ -253,7 +237,7 @@ class Network:
         machine.uploading = False
         while machine.waiting and not machine.uploading:
             way = machine.waiting.popleft()
-            while way.queue and not (way.queue[0].stream.open and (way.source.alive or way.queue[0].from_grave)):
+            while way.queue and not (way.stream.open and (way.source.alive or way.queue[0].from_grave)):
                 way.queue.popleft()
             if way.queue:
                 machine.uploading = True
@@ -265,14 +249,14 @@ class Network:
         if way.queue and way.queue[0] is item:  # it was not given up meanwhile
             if item.left <= 0:
                 way.queue.popleft()
-                self._depart(item.stream, way, item.message, item.size, 0.0)
+                self._depart(way, item.message, item.size, 0.0)
                 if item.departed is not None and way.source.alive:
                     self.world.at(0.0, way.source, item.departed)
             if way.queue:
                 machine.waiting.append(way)
         self._upload_next(machine)
 
-    def _depart(self, stream: Stream, way: _Way, message: Any, size: float, after_s: float) -> None:
+    def _depart(self, way: _Way, message: Any, size: float, after_s: float) -> None:
         assert way.target is not None
         here, there, now = way.source.machine, way.target.machine, self.world.now
         departs = passed = now + after_s
@@ -286,23 +270,22 @@ class Network:
         last = self._last_arrival.get(pair, 0.0)
         self.overtaken += arrives < last
         self._last_arrival[pair] = max(arrives, last)
-        self.world.at(arrives - now, way.target, lambda: self._arrive(stream, way, departs, message))
+        self.world.at(arrives - now, way.target, partial(self._arrive, way, departs, message))
 
-    def _arrive(self, stream: Stream, way: _Way, departed: float, message: Any) -> None:
+    def _arrive(self, way: _Way, departed: float, message: Any) -> None:
         assert way.target is not None
-        if not stream.open:
+        if not way.stream.open:
             return
-        end = isinstance(message, _End)
-        if not end and way.source.died_at is not None and departed > way.source.died_at:
+        if not isinstance(message, _End) and way.source.died_at is not None and departed > way.source.died_at:
             return  # it was still in the sender's buffers when that died
         if way.held or self.is_blocked(way.source.machine.name, way.target.machine.name):
-            way.held.append((departed, message))
+            way.held.append(message)
             return
-        self._deliver(stream, way, message)
+        self._deliver(way, message)
 
-    def _deliver(self, stream: Stream, way: _Way, message: Any) -> None:
+    def _deliver(self, way: _Way, message: Any) -> None:
         assert way.target is not None
-        source, target = way.source.machine.name, way.target.machine.name
+        stream, source, target = way.stream, way.source.machine.name, way.target.machine.name
         if isinstance(message, _End):
             self.world.trace(f"{source}>{target} {stream.kind} end")
             _end(way)
@@ -319,23 +302,22 @@ class Network:
     # -- partitions ------------------------------------------------------------------------------------------------------------
 
     def is_blocked(self, source: str, target: str) -> bool:
-        return bool(self.blocked) and source != target and (source, target) in self.blocked
+        return self.blocked[source, target] > 0
 
     def block(self, source: str, target: str) -> None:
-        self.blocked[source, target] = self.blocked.get((source, target), 0) + 1
+        self.blocked[source, target] += 1
 
     def unblock(self, source: str, target: str) -> None:
         self.blocked[source, target] -= 1
-        if self.blocked[source, target]:
+        if self.is_blocked(source, target):
             return
-        del self.blocked[source, target]
         for stream in self.streams_of(source, target):
             for way in (stream.up, stream.down):
                 if way is not None and way.held and way.source.machine.name == source:
-                    self.world.at(way.source.machine.latency_s, way.target, lambda s=stream, w=way: self._release(s, w))  # type: ignore[misc]
+                    self.world.at(way.source.machine.latency_s, way.target, partial(self._release, way))
 
-    def _release(self, stream: Stream, way: _Way) -> None:
+    def _release(self, way: _Way) -> None:
         held, way.held = way.held, []
-        for _, message in held:
-            if stream.open:
-                self._deliver(stream, way, message)
+        for message in held:
+            if way.stream.open:
+                self._deliver(way, message)

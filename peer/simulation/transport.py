@@ -32,12 +32,10 @@ class _Call:
     opening: Any
 
 
-@dataclass(frozen=True)
 class _Bulk:
     """Opens a bulk connection."""
 
 
-@dataclass(frozen=True)
 class _Over:
     """The server has ended the call in order, as distinct from a link that broke."""
 
@@ -58,8 +56,10 @@ def size_of(record: Any) -> float:
 class _Link:
     """One end of a network stream: what came in, and tasks that wait for more or for what they sent to leave."""
 
-    def __init__(self, process: Process, stream: NetworkStream, peer: str) -> None:
-        self.process, self.stream, self.peer = process, stream, peer
+    stream: NetworkStream
+
+    def __init__(self, process: Process, peer: str) -> None:
+        self.process, self.peer = process, peer
         self.incoming: deque[Any] = deque()
         self.error: RemoteError | None = None
         self._waiters: list[asyncio.Future[None]] = []
@@ -79,13 +79,13 @@ class _Link:
 
     async def next(self) -> Any:
         while not self.incoming:
-            if self.error is not None:
-                raise self.error
             await self._wait()
         return self.incoming.popleft()
 
     async def send(self, message: Any, size: float) -> None:
         """Returns once the message has left this machine."""
+        if self.error is not None:
+            raise self.error
         left: list[bool] = []
 
         def departed() -> None:
@@ -94,11 +94,11 @@ class _Link:
 
         self.stream.send(self.process, message, size, departed)
         while not left:
-            if self.error is not None:
-                raise self.error
             await self._wait()
 
     async def _wait(self) -> None:
+        if self.error is not None:
+            raise self.error
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
@@ -113,15 +113,13 @@ class _Link:
 class SimulatedStream:
     """One side of a call."""
 
-    def __init__(self, link: _Link, tamper: Callable[[Any], Any]) -> None:
+    def __init__(self, link: _Link, transport: SimulatedTransport) -> None:
         self.peer = link.peer
         self.link = link
-        self._tamper = tamper
+        self._transport = transport
 
     async def send(self, record: Any) -> None:
-        if self.link.error is not None:
-            raise self.link.error
-        await self.link.send(self._tamper(record), size_of(record))
+        await self.link.send(self._transport.tamper(record), size_of(record))
 
     def post(self, record: Any) -> None:
         if self.link.error is None:
@@ -196,34 +194,23 @@ class SimulatedTransport:
 
     @contextlib.asynccontextmanager
     async def open(self, peer: Candidate, opening: Any) -> AsyncIterator[SimulatedStream]:
-        link = self._dial(peer.peer, type(opening).__name__, _Call(opening))
-        try:
-            yield SimulatedStream(link, self._told_truly)
-        finally:
-            link.close()
+        with contextlib.closing(self._dial(peer.peer, type(opening).__name__, _Call(opening))) as link:
+            yield SimulatedStream(link, self)
 
     @contextlib.asynccontextmanager
     async def bulk(self, peer: str, address: str) -> AsyncIterator[SimulatedBulk]:
-        link = self._dial(peer, "bulk", _Bulk())
-        try:
+        with contextlib.closing(self._dial(peer, "bulk", _Bulk())) as link:
             yield SimulatedBulk(link, self.bandwidth)
-        finally:
-            link.close()
-
-    def _told_truly(self, record: Any) -> Any:
-        return self.tamper(record)
 
     def _dial(self, peer: str, kind: str, opening: Any) -> _Link:
-        links: list[_Link] = []
-        stream = self._network.dial(
-            self._process, peer, kind, opening, lambda message: links[0].take(message), lambda: links[0].end()
-        )
-        links.append(_Link(self._process, stream, peer))
-        return links[0]
+        link = _Link(self._process, peer)
+        link.stream = self._network.dial(self._process, peer, kind, opening, link.take, link.end)
+        return link
 
     def accept(self, stream: NetworkStream, opening: Any) -> None:
         """A stream that another process opened here. Call within an event of this process."""
-        link = _Link(self._process, stream, stream.client.machine.name)
+        link = _Link(self._process, stream.client.machine.name)
+        link.stream = stream
         stream.serve(link.take, link.end)
         serve = self._serve(link, opening.opening) if isinstance(opening, _Call) else self._serve_bulk(link)
         asyncio.get_running_loop().create_task(serve)
@@ -231,7 +218,7 @@ class SimulatedTransport:
     async def _serve(self, link: _Link, opening: Any) -> None:
         assert self.service is not None
         try:
-            await self.service.serve(SimulatedStream(link, self._told_truly), opening)
+            await self.service.serve(SimulatedStream(link, self), opening)
             link.stream.send(link.process, _Over())
         except RefusedError as error:
             link.stream.send(link.process, _Refused(error.reason, error.sentence))

@@ -94,11 +94,11 @@ class Measured:
         self.sent: list[tuple[float, int, str]] = []  # (when, bytes, "round" or "state")
         depart = network._depart
 
-        def departing(stream: Any, way: Any, message: Any, size: float, after_s: float) -> None:
+        def departing(way: Any, message: Any, size: float, after_s: float) -> None:
             if way.source.machine.name == name and isinstance(message, bytes | Chunk):
                 kind = "state" if isinstance(message, Chunk) else "round"
                 self.sent.append((network.world.now, len(message.data if isinstance(message, Chunk) else message), kind))
-            depart(stream, way, message, size, after_s)
+            depart(way, message, size, after_s)
 
         network._depart = departing  # type: ignore[method-assign]
 
