@@ -86,7 +86,7 @@ class Stream:
 
     def __init__(self, network: Network, client: Process, kind: str, receive: Receive, ended: Ended) -> None:
         self.network, self.client, self.kind = network, client, kind
-        self.down_receive: Receive | None = receive
+        self.down_receive = receive
         self.down_ended: Ended | None = ended
         self.up = _Way(self, client, None)
         self.down: _Way | None = None  # once the connection stands
@@ -108,29 +108,23 @@ class Stream:
         """`departed` is called once the message has left the sender's machine, unless the stream ends before."""
         if not self.open:
             return
-        if sender is self.client:
-            if self.down is None:
-                self._outbox.append((message, size, departed))
-            else:
-                self.network.transmit(self.up, message, size, departed)
-        elif self.down is not None:
-            self.network.transmit(self.down, message, size, departed)
+        if self.down is None:  # the server does not know of it yet
+            self._outbox.append((message, size, departed))
+        else:
+            self.network.transmit(self.up if sender is self.client else self.down, message, size, departed)
 
     def close(self, sender: Process) -> None:
         """The other end learns of it behind what was sent; this end hears nothing more. A client that closes gives up what it has
         yet to send, a server does not."""
-        if sender is self.client:
+        if self.down is None:  # the server does not know of it yet
+            self.open, self.down_ended = False, None
+        elif sender is self.client:
             self.up.queue.clear()
-            self.down_receive = self.down_ended = None
-            if self.down is None:
-                self.open = False
-            else:
-                self.down.receive = self.down.ended = None
-                self.network.transmit(self.up, _End(), 0)
+            self.down.receive = self.down.ended = None
+            self.network.transmit(self.up, _End(), 0)
         else:
             self.up.receive = self.up.ended = None
-            if self.down is not None:
-                self.network.transmit(self.down, _End(), 0)
+            self.network.transmit(self.down, _End(), 0)
 
     def break_off(self) -> None:
         """The link is cut: what is under way is lost, and both ends notice."""
@@ -195,11 +189,10 @@ class Network:
         return stream
 
     def _refused(self, stream: Stream) -> None:
-        ended, stream.down_ended = stream.down_ended, None
         stream.open = False
         self.forget(stream)
-        if ended is not None:
-            ended()
+        if stream.down_ended is not None:
+            stream.down_ended()
 
     def forget(self, stream: Stream) -> None:
         self._streams.pop(stream, None)

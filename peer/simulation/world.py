@@ -41,10 +41,8 @@ class World:
     """Runs events in the order of their times. Equal times run in the order in which they were planned."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
         self.random = random.Random(seed)
         self.now = 0.0
-        self.events = 0
         self.current: Owner | None = None  # whose event runs now
         self.violation: ViolationError | None = None
         self.after: Callable[[Owner | None], None] = lambda owner: None
@@ -68,7 +66,6 @@ class World:
                     heapq.heappush(self._heap, (owner.stopped_until, order, owner, act))
                     continue
             self.now = time_s
-            self.events += 1
             self.current = owner
             act()
             if owner is not None:
