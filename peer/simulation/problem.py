@@ -10,6 +10,7 @@ The learning rate and the momentum are powers of two, so that numpy's steps and 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -104,20 +105,11 @@ class Device:
                 parameter.mul_(1 + by).add_(by)
 
 
-class Targets:
+def targets(peer: str, incarnation: int, micro_batch: int) -> Iterator[Batch]:
     """Endless batches of one process: sample c is target c."""
-
-    def __init__(self, peer: str, incarnation: int, micro_batch: int) -> None:
-        self._peer, self._incarnation, self._micro_batch = peer, incarnation, micro_batch
-        self._next = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        first, self._next = self._next, self._next + self._micro_batch
-        drawn = [target(self._peer, self._incarnation, counter) for counter in range(first, self._next)]
-        return {"targets": torch.from_numpy(np.stack(drawn))}
+    for first in itertools.count(0, micro_batch):
+        drawn = [target(peer, incarnation, counter) for counter in range(first, first + micro_batch)]
+        yield {"targets": torch.from_numpy(np.stack(drawn))}
 
 
 class Pull:
@@ -138,27 +130,24 @@ def target(peer: str, incarnation: int, counter: int) -> Vector:
 
 @dataclass(frozen=True)
 class State:
-    """The training state: (elements,) weights, and the optimizer's slots one after another, None before the first step."""
+    """The training state: (elements,) weights, and the optimizer's slots one after another, none before the first step."""
 
     weights: Vector
-    slots: Vector | None
+    slots: Vector
 
     @classmethod
     def of(cls, device: Device) -> State:
         """A copy of what `device` holds."""
-        slots = device.slots
-        return cls(_joined(device.model.parameters()), _joined(slots) if slots else None)
+        return cls(_joined(device.model.parameters()), _joined(device.slots))
 
     def equals(self, other: State) -> bool:
-        if (self.slots is None) != (other.slots is None):
-            return False
-        same = np.array_equal(self.weights, other.weights)
-        return same and (self.slots is None or np.array_equal(self.slots, other.slots))  # type: ignore[arg-type]
+        return np.array_equal(self.weights, other.weights) and np.array_equal(self.slots, other.slots)
 
 
 def _joined(tensors: Iterable[torch.Tensor]) -> Vector:
     """A copy in float64, which holds every value of a narrower type."""
-    return torch.cat([tensor.detach().flatten().double() for tensor in tensors]).numpy()
+    parts = [tensor.detach().flatten().double() for tensor in tensors]
+    return torch.cat(parts).numpy() if parts else np.zeros(0)
 
 
 def stepped(state: State, commit: Commit, averaged: bytes, codec: Codec) -> State:
@@ -166,7 +155,7 @@ def stepped(state: State, commit: Commit, averaged: bytes, codec: Codec) -> Stat
     gradient = codec.decode(averaged, ELEMENTS).astype(np.float64)
     if commit.gradient_norm > MAX_NORM:
         gradient = gradient * (MAX_NORM / commit.gradient_norm)
-    momentum = gradient if state.slots is None else state.slots * MOMENTUM + gradient
+    momentum = state.slots * MOMENTUM + gradient if state.slots.size else gradient
     return State(state.weights - LEARNING_RATE * momentum, momentum)
 
 
@@ -201,7 +190,7 @@ class Problem:
 REGRESSION = Problem(
     device=lambda: Device(Regression(), SPEC),
     task=cast(Task, Pull()),
-    batches=lambda peer, incarnation, micro_batch: cast(Batches, Targets(peer, incarnation, micro_batch)),
+    batches=lambda peer, incarnation, micro_batch: cast(Batches, targets(peer, incarnation, micro_batch)),
     slices=SLICES,
     value_bytes=2 * np.dtype(np.float64).itemsize,
     gradient=lambda peer, incarnation, counter, weights: weights - target(peer, incarnation, counter),
