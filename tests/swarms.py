@@ -113,8 +113,7 @@ class QuietSwarm(Swarm):
         self.speeds = {volunteer.name: (volunteer.micro_batch, volunteer.step_s) for volunteer in volunteers}
         self.settings = replace(self.settings, target_batch_size=target, **settings)
         self.disks[self.names[0]] = genesis_snapshot(problem, self.settings)
-        genesis = self.settings.genesis.lineage
-        self.observer = recorder(world, genesis, problem, overlap=overlap, max_epochs=max_epochs)
+        self.observer = recorder(world, self.settings, problem)
         self.broken: set[tuple[str, str]] = set()  # (from, to): no bulk connection comes about
         self._dial, self.network.dial = self.network.dial, self._maybe_dial  # type: ignore[method-assign]
 

@@ -33,20 +33,14 @@ class Lineage:
 class Lineages:
     def __init__(self, world: World, genesis: str, feedback: Feedback, problem: Problem, *, overlap: bool) -> None:
         self._world, self._feedback, self._problem, self._overlap = world, feedback, problem, overlap
-        feedback.weights_at = lambda lineage: self._known[lineage].state.weights
-        self._known = {genesis: Lineage(genesis, 0, 0, State.of(problem.device()), {})}
+        feedback.weights_at = lambda lineage: self.known[lineage].state.weights
+        self.known = {genesis: Lineage(genesis, 0, 0, State.of(problem.device()), {})}
         self.times: dict[str, float] = {}  # when each was first applied by anybody
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._known
-
-    def __getitem__(self, digest: str) -> Lineage:
-        return self._known[digest]
 
     def is_ancestor(self, digest: str, of: str) -> bool:
         """Whether `digest` is on the lineage `of`, or is it."""
-        while of in self._known and of != digest:
-            of = self._known[of].parent
+        while of in self.known and of != digest:
+            of = self.known[of].parent
         return of == digest
 
     def applied(self, who: str, commit: Commit, result: bytes, held: State | None = None) -> None:
@@ -54,22 +48,21 @@ class Lineages:
 
         `held`: the state that counts instead, because the members of the commit had drifted, or nobody else can work it out.
         """
-        lineage = self._known.get(commit.digest)
+        lineage = self.known.get(commit.digest)
         if lineage is None:
-            self._known[commit.digest] = self._first_applied(commit, result, held)
+            self.known[commit.digest] = self._first_applied(commit, result, held)
             self.times[commit.digest] = self._world.now
         elif hashlib.sha256(result).hexdigest() != lineage.result_sha256:
             self._world.violated("1 bytes", f"{who} applies other bytes for {commit.digest[:8]} than others did")
 
     def _first_applied(self, commit: Commit, result: bytes, held: State | None) -> Lineage:
-        parent = self._known[commit.ballot.parent]
+        parent = self.known[commit.ballot.parent]
         samples = dict(parent.samples)
         bases = {parent.digest, parent.parent} if self._overlap else {parent.digest}
         for c in commit.contributions:
             if c.base not in bases:
-                self._world.violated(
-                    "2 base", f"{range_of(c)} of {c.peer} was drawn at {c.base[:8]}, {parent.digest[:8]} is next"
-                )
+                what = f"{range_of(c)} of {c.peer} was drawn at {c.base[:8]}, {parent.digest[:8]} is next"
+                self._world.violated("2 base", what)
             ranges = samples.get((c.peer, c.incarnation), ())
             if any(c.first < end and first < c.end for first, end in ranges):
                 self._world.violated("2 once", f"samples {range_of(c)} of {c.peer} enter a second commit of one lineage")

@@ -10,9 +10,10 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from peer.settings import RunSettings
 from peer.simulation.feedback import Feedback
 from peer.simulation.lineages import Lineages, Sample, range_of
-from peer.simulation.problem import REGRESSION, Device, Problem, State
+from peer.simulation.problem import Device, Problem, State
 from peer.simulation.world import World
 from protocols.gradients.codecs import Codec
 from protocols.reasons import Reason
@@ -53,20 +54,13 @@ class _Seen:
 
 
 class Observer:
-    def __init__(
-        self,
-        world: World,
-        genesis: str,
-        problem: Problem = REGRESSION,
-        *,
-        overlap: bool = False,
-        max_epochs: int | None = None,
-    ) -> None:
+    def __init__(self, world: World, settings: RunSettings, problem: Problem) -> None:
         self.world = world
+        self._violated = world.violated
         self._problem = problem
-        self._max_epochs = max_epochs
+        self._max_epochs = settings.max_epochs
         self.feedback = Feedback(world, problem)
-        self.lineages = Lineages(world, genesis, self.feedback, problem, overlap=overlap)
+        self.lineages = Lineages(world, settings.genesis.lineage, self.feedback, problem, overlap=settings.overlap)
         self.members: dict[str, tuple[str, ...]] = {}  # lineage -> members of the commit that led there
         self.commits: dict[str, Commit] = {}  # all that a leader announced
         self.retries = 0
@@ -92,9 +86,7 @@ class Observer:
 
     def after_event(self, process: Source) -> None:
         """Whole commits only: what an event wrote, a commit or a snapshot of the same event explains."""
-        seen = self._seen.get(process)
-        if seen is None:
-            return
+        seen = self._seen[process]
         if process.device.version != seen.version:
             self._violated("3 whole", f"{process.name}'s state changed outside any commit and any snapshot")
         seen.late = None
@@ -110,7 +102,7 @@ class Observer:
         """It draws samples again, so whatever it had frozen is settled."""
         seen = self._seen[process]
         seen.catches_up = None
-        pending, epoch = seen.pending, self.lineages[seen.lineage].epoch
+        pending, epoch = seen.pending, self.lineages.known[seen.lineage].epoch
         # Named by a commit that was fetched in vain, and standing further on now, it cannot tell whether that one is an ancestor.
         if pending is None or any(pending in c.contributions and c.ballot.epoch < epoch for c in self.commits.values()):
             seen.pending = None
@@ -180,11 +172,8 @@ class Observer:
         self._note(process, f"freezes [{contribution.first}, {contribution.end})")
         given = self._given.setdefault((process.name, process.incarnation), [])
         for earlier, digest in given:
-            if (
-                contribution.first < earlier.end
-                and earlier.first < contribution.end
-                and (earlier, digest) != (contribution, sha256)
-            ):
+            in_common = contribution.first < earlier.end and earlier.first < contribution.end
+            if in_common and (earlier, digest) != (contribution, sha256):
                 self._violated("2 frozen once", f"{process.name} freezes {range_of(earlier)} and then {range_of(contribution)}")
         given.append((contribution, sha256))
         sound = not self._seen[process].drifted and contribution.base not in self._tainted
@@ -200,29 +189,24 @@ class Observer:
     def answered(self, process: Source, answer: Answer) -> None:
         self._note(process, f"answers {_answer(answer)}")
         if isinstance(answer, Accept):
-            if answer.contribution is not None:
-                self._offers(process, answer.contribution)
+            seen, offered = self._seen[process], answer.contribution
+            if offered is not None:
+                if seen.pending is not None and seen.pending != offered:
+                    self._violated("7 contributions", f"{process.name}'s {range_of(seen.pending)} vanished without a reason")
+                seen.pending = offered
             plan = self._plans.get(answer.plan_digest)
             if plan is not None:
-                rank, promised = plan.ballot.rank, self._seen[process].promised
+                rank, promised = plan.ballot.rank, seen.promised
                 if rank <= promised.get(plan.ballot.parent, (0, "")) and rank != promised[plan.ballot.parent]:
                     self._violated("3 promises", f"{process.name} accepts {_short(plan)} after {promised[plan.ballot.parent]}")
                 promised[plan.ballot.parent] = rank
         elif isinstance(answer, Ready):
             self._ready.setdefault(answer.result.plan_digest, set()).add(process.name)
 
-    def _offers(self, process: Source, contribution: Contribution) -> None:
-        seen = self._seen[process]
-        if seen.pending is not None and seen.pending != contribution:
-            self._violated("7 contributions", f"{process.name}'s {range_of(seen.pending)} vanished without a reason")
-        seen.pending = contribution
-
     def announced(self, leader: Source, commit: Commit) -> None:
-        seen = self._seen[leader]
-        self._note(
-            leader, f"commits {commit.ballot.epoch}.{commit.ballot.attempt} as {commit.digest[:8]}, {commit.samples} samples"
-        )
-        if self._max_epochs is not None and commit.ballot.epoch > self._max_epochs:
+        seen, ballot = self._seen[leader], commit.ballot
+        self._note(leader, f"commits {ballot.epoch}.{ballot.attempt} as {commit.digest[:8]}, {commit.samples} samples")
+        if self._max_epochs is not None and ballot.epoch > self._max_epochs:
             self._violated("5 end", f"{leader.name} commits an epoch after the run's last")
         ready = self._ready.get(commit.plan_digest, set())
         if 2 * len(ready & set(commit.members)) <= len(commit.members):
@@ -316,13 +300,13 @@ class Observer:
     def restored(self, process: Source, tip: Tip) -> None:
         self._note(process, f"restores {tip.lineage[:8]}")
         seen = self._seen[process]
-        if tip.lineage not in self.lineages:
+        if tip.lineage not in self.lineages.known:
             self._violated("3 whole", f"{process.name} restores a lineage that nobody ever applied")
         self.feedback.restored(process.name, process.incarnation)
         self._stands_at(process, seen, tip.lineage)
 
     def _stands_at(self, process: Source, seen: _Seen, digest: str) -> None:
-        lineage = self.lineages[digest]
+        lineage = self.lineages.known[digest]
         is_right = process.state.equals(lineage.state)
         if not is_right and not (seen.drifted or digest in self._tainted or self._anybody_drifted()):
             self._violated("1 state", f"{process.name}'s state at {digest[:8]} is not that of this lineage")
@@ -367,9 +351,6 @@ class Observer:
 
     def _note(self, process: Source, text: str) -> None:
         self.world.trace(f"{process.name} {text}", notable=True)
-
-    def _violated(self, invariant: str, what: str) -> None:
-        self.world.violated(invariant, what)
 
 
 def _short(plan: Plan) -> str:

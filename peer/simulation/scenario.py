@@ -162,12 +162,12 @@ def _settle(world: World, swarm: Swarm, seed_result: SeedResult) -> None:
         standings = {observer.standing_of(process) for process in swarm.alive}
         if len(standings) > 1 or "" in standings or any(map(observer.is_drifted, swarm.alive)):
             return False
-        chain, digest = 0, next(iter(standings))
-        times = observer.lineages.times
+        (standing,) = standings
+        known, times = observer.lineages.known, observer.lineages.times
+        chain, digest = 0, standing
         while digest in times and times[digest] > began:
-            chain, digest = chain + 1, observer.lineages[digest].parent
-        complete = swarm.settings.max_epochs == observer.lineages[next(iter(standings))].epoch
-        return complete or chain >= SETTLED_COMMITS
+            chain, digest = chain + 1, known[digest].parent
+        return swarm.settings.max_epochs == known[standing].epoch or chain >= SETTLED_COMMITS
 
     world.run_until(began + LIVENESS_S, settled)
     seed_result.recovery_s = world.now - began

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, TypeVar
 
 from peer.settings import RunSettings
@@ -61,10 +60,8 @@ class Swarm:
         machines = [self._machine(index, index < 2 or random.random() < share) for index in range(peers)]
         self.names = [machine.name for machine in machines]
         self.network = Network(world, machines)
-        self.codec = codec or random.choice(CODEC_CHOICES)
-        averaging = AveragingSpec(codec="auto") if self.codec == "auto" else None
-        self.codecs = averaging.codecs if averaging is not None else (self.codec,)
-        first_codec = averaging.first_codec if averaging is not None else self.codec
+        # Unchecked: no run spec may name fp64.
+        averaging = AveragingSpec.model_construct(codec=codec or random.choice(CODEC_CHOICES))
         # (samples of a micro-batch, its seconds); 0 samples: an auxiliary peer
         self.speeds = {name: (random.randint(1, 3), random.uniform(0.2, 0.8)) for name in self.names}
         first = self.names[0]
@@ -73,18 +70,18 @@ class Swarm:
         device = problem.device()
         header = StateHeader(RUN, epoch=0, lineage="", samples=0, commit="", scheduler={})
         parameters = parameters_sha256(capture(device.model, device.optimizer, header))
-        genesis = Tip.genesis(RUN, parameters, Candidate(first, f"{first}:1"), first_codec)
+        genesis = Tip.genesis(RUN, parameters, Candidate(first, f"{first}:1"), averaging.first_codec)
         self.settings = RunSettings(
             run_digest=RUN,
             target_batch_size=max(4, round(drawn_s * EPOCH_S)),
             max_epochs=max_epochs,
-            codecs=self.codecs,
+            codecs=averaging.codecs,
             genesis=genesis,
             genesis_sha256=parameters,
             overlap=overlap,
             max_grad_norm=MAX_NORM,
         )
-        self.observer = Observer(world, genesis.lineage, problem, overlap=overlap, max_epochs=max_epochs)
+        self.observer = Observer(world, self.settings, problem)
         self.injector = Injector(world, self)
         self.processes: dict[str, SimulatedPeer] = {}
         self.disks: dict[str, bytes] = {first: genesis_snapshot(problem, self.settings)}  # the newest snapshot of each machine
@@ -156,7 +153,7 @@ class Swarm:
     def __enter__(self: T) -> T:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         """The simulation is over: nothing of any process runs any more."""
         for process in self._ever:
             process.alive = False
