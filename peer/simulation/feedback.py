@@ -68,7 +68,7 @@ class Feedback:
             self._world.violated("2 given", f"{named(contribution)} were never frozen")
         return found
 
-    def froze(self, contribution: Contribution, encoded: bytes, codec: Codec, *, sound: bool = True) -> None:
+    def froze(self, contribution: Contribution, encoded: bytes, codec: Codec, *, sound: bool) -> None:
         """Checked where the problem tells each sample's gradient. `sound`: not by a process whose state had drifted."""
         drawn, size = self._zeros(), self._zeros()
         c, weights = contribution, self.weights_at(contribution.base)

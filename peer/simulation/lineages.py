@@ -43,7 +43,7 @@ class Lineages:
             of = self.known[of].parent
         return of == digest
 
-    def applied(self, who: str, commit: Commit, result: bytes, held: State | None = None) -> None:
+    def applied(self, who: str, commit: Commit, result: bytes, held: State | None) -> None:
         """Somebody stepped by these bytes: the first time the lineage is worked out from them, later they must be the same.
 
         `held`: the state that counts instead, because the members of the commit had drifted, or nobody else can work it out.

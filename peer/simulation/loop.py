@@ -7,6 +7,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 from peer.simulation.clock import Clock
@@ -79,17 +80,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         timer = asyncio.TimerHandle(self.time() + delay, callback, args, self, context)
-        self._world.at(self._clock.world_s(max(0.0, delay)), self._owner, lambda: self._fire(timer))
+        self._world.at(self._clock.world_s(max(0.0, delay)), self._owner, partial(self._ready.append, timer))
         return timer
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_later(when - self.time(), callback, *args, context=context)
-
-    def _fire(self, timer: asyncio.TimerHandle) -> None:
-        if not timer.cancelled():
-            self._ready.append(timer)
 
     def _timer_handle_cancelled(self, timer: asyncio.TimerHandle) -> None:
         pass

@@ -26,12 +26,10 @@ from protocols.round.records import Commit, Contribution, Report, SignedCommit, 
 class Source(Protocol):
     """A process, as far as the observer looks at it."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def incarnation(self) -> int: ...
-    @property
-    def device(self) -> Device: ...
+    name: str
+    incarnation: int
+    device: Device
+
     @property
     def state(self) -> State: ...
 

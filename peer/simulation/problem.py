@@ -33,17 +33,12 @@ ELEMENTS = 4 * GRID  # at most four reducers
 SLICES = Slices(ELEMENTS, 4)  # a block an epoch
 LEARNING_RATE, MOMENTUM = 2.0**-3, 2.0**-1
 MAX_NORM = 16.0  # about as long as an average of a batch: some are clipped
-SPEC = RunSpec.from_toml(
-    f"""
-[run]
-name = "simulation"
-[optimizer]
-name = "sgd"
-learning_rate = {LEARNING_RATE}
-momentum = {MOMENTUM}
-[schedule]
-name = "constant"
-"""
+SPEC = RunSpec.model_validate(
+    {
+        "run": {"name": "simulation"},
+        "optimizer": {"name": "sgd", "learning_rate": LEARNING_RATE, "momentum": MOMENTUM},
+        "schedule": {"name": "constant"},
+    }
 )
 
 

@@ -75,7 +75,7 @@ class SimulatedPeer:
             jobs = NotifyingJobQueue()
             self.thread = TrainingThread(self.world, self, random, jobs, step_s)
             draws = micro_batch > 0
-            trainer = Trainer(
+            self.trainer = Trainer(
                 self.replica,
                 jobs,
                 task=problem.task if draws else None,
@@ -84,7 +84,6 @@ class SimulatedPeer:
                 progressed=self._progressed,
                 clock=self.loop.time,
             )
-            self.trainer = trainer
             self._rate = (micro_batch / step_s, step_s)
             environment = Environment(
                 self.name,
@@ -98,7 +97,7 @@ class SimulatedPeer:
             )
             address = self.candidate.address
             hello = Hello(incarnation, not draws, address, address, self.name, machine.memory_bytes)
-            peer = Peer(hello, environment, swarm.settings, trainer, bootstrap, engine=ObservedEngine)
+            peer = Peer(hello, environment, swarm.settings, self.trainer, bootstrap, engine=ObservedEngine)
         self.engine = cast(ObservedEngine, peer.engine)
         self.engine.observe(self)
         self.transport.service = peer.service

@@ -86,7 +86,6 @@ class Swarm:
         self.processes: dict[str, SimulatedPeer] = {}
         self.disks: dict[str, bytes] = {first: genesis_snapshot(problem, self.settings)}  # the newest snapshot of each machine
         self.restarts = True
-        self._incarnation = 0
         self._ever: list[SimulatedPeer] = []
         self._phases: dict[SimulatedPeer, str] = {}
         world.after = self._after
@@ -116,11 +115,10 @@ class Swarm:
         machine.powered = True
         if earlier is not None:  # an operating system that starts again knows nothing of the old connections
             self._reset(earlier)
-        self._incarnation += 1
         known = tuple(process.candidate for process in self.alive if process.machine.reachable)
         first = self.settings.genesis.leader
         bootstrap = {candidate.peer: candidate for candidate in (first, *known) if candidate.peer != name}
-        process = self._make(self, machine, self._incarnation, tuple(bootstrap.values()))
+        process = self._make(self, machine, len(self._ever) + 1, tuple(bootstrap.values()))
         self._ever.append(process)
         self.processes[name] = self.network.processes[name] = process
         disk = self.disks.get(name) if memory else None

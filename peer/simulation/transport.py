@@ -232,14 +232,11 @@ class SimulatedTransport:
     async def _serve_bulk(self, link: _Link) -> None:
         assert self.service is not None
         stream = SimulatedBulk(link, self.bandwidth)
-        try:
+        # The other side is gone, refused, or breaks the protocol.
+        with contextlib.closing(link), contextlib.suppress(RemoteError, asyncio.TimeoutError):
             while True:
                 kind, length = await stream.header()
                 await self.service.serve_bulk(stream, kind, length)
-        except (RemoteError, asyncio.TimeoutError):
-            pass  # it is gone, refused, or breaks the protocol
-        finally:
-            link.close()
 
 
 class SimulatedSigner:
