@@ -187,7 +187,7 @@ def _is_starved(swarm: Swarm, began: float) -> bool:
     newest = max(lineages.times, key=lineages.times.__getitem__)
     if lineages.times[newest] <= began:
         return False
-    level = {newest, lineages[newest].parent}
+    level = {newest, lineages.known[newest].parent}
     donors = [process for process in swarm.alive if process.machine.reachable and observer.standing_of(process) in level]
     behind = {observer.standing_of(process) for process in swarm.alive} - {""}
     on_the_way = all(lineages.is_ancestor(standing, newest) for standing in behind)
