@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from blake3 import blake3
 
-from peer.epoch.shard_server import AllReduceError, ServedShard
-from protocols.errors import BadMessageError, RefusedError, RemoteError
+from peer.epoch.shard_server import AllReduceError, ServedShard, UnreachedError
+from protocols.errors import BadMessageError, RefusedError, RemoteError, UnreachableError
 from protocols.gradients.codecs import Bytes, Codec
 from protocols.gradients.shard_average import Chunking
 from protocols.gradients.slices import ResultLayout
@@ -28,6 +28,9 @@ from protocols.transport.interface import Transport
 # to be shared by the shards' sizes, and not, as TCP does it, by connection.
 AHEAD_SHARE = 1 / 16
 AHEAD_CHUNKS = 2
+# A reducer that has not taken the connection, or has not answered on it, after this share of the plan's patience cannot be
+# reached. The member says so before the leader's patience ends: the leader would not know whose fault it is.
+ANSWER_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -231,11 +234,13 @@ async def _reduce_there(
     participation: Participation, index: int, upload: _Upload, received: _Received, transport: Transport
 ) -> _Received:
     plan, shard, me = participation.plan, received.shard, participation.me
+    answer_s = plan.patience_s * ANSWER_SHARE
     upload.begin()
     try:
-        async with transport.bulk(shard.reducer, shard.address) as stream:
+        async with transport.bulk(shard.reducer, shard.address, answer_s) as stream:
             stream.set_rate(plan.rate_of(upload.size))
             await stream.send_record(Kind.OPEN, ReduceOpen(plan.digest, index, participation.contribution))
+            await _opened(stream, answer_s)
             sending = asyncio.get_running_loop().create_task(upload.run(stream))
             try:
                 await _receive(stream, received)
@@ -248,9 +253,21 @@ async def _reduce_there(
         named = error.reason in (Reason.BAD_CHUNK.value, Reason.CONTRIBUTOR_LOST.value)
         reason, whom = (Reason(error.reason), error.sentence) if named else (Reason.REDUCER_LOST, me)
         raise AllReduceError(reason, whom, shard.reducer, str(error)) from error
+    except UnreachableError as error:
+        raise UnreachedError(Reason.REDUCER_LOST, me, shard.reducer, str(error)) from error
     except RemoteError as error:
         raise AllReduceError(Reason.REDUCER_LOST, me, shard.reducer, str(error)) from error
     return received
+
+
+async def _opened(stream: FrameStream, limit_s: float) -> None:
+    """Until the reducer answers. A connection that was kept from an earlier round may be dead without either side knowing."""
+    try:
+        kind, _ = await asyncio.wait_for(stream.header(), limit_s)
+    except asyncio.TimeoutError as error:
+        raise UnreachableError(f"{stream.peer[:8]} does not answer within {limit_s:.1f} s") from error
+    if kind is not Kind.OPENED:
+        raise BadMessageError(f"{kind.name} where OPENED belongs")
 
 
 async def _receive(stream: FrameStream, received: _Received) -> None:

@@ -32,10 +32,10 @@ from peer.epoch.following import Following
 from peer.epoch.neighbours import Neighbours
 from peer.epoch.observers import Observers
 from peer.epoch.round_traffic import DriftedError, RoundTraffic
-from peer.epoch.shard_server import AllReduceError
+from peer.epoch.shard_server import AllReduceError, UnreachedError
 from peer.settings import RunSettings
 from peer.training.side import TrainingSide
-from protocols.errors import BadMessageError, RemoteError
+from protocols.errors import BadMessageError, RemoteError, UnreachableError
 from protocols.gradients.codecs import CODECS, Bytes
 from protocols.messages import Abort, Heartbeat, NeedState
 from protocols.observations import PeerView, Role, Swarm
@@ -47,6 +47,8 @@ from protocols.round.member import Member, Phase
 from protocols.round.plans import MemberPlan, member_plan_of
 from protocols.round.records import Candidate, Contribution, Hello, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
+from protocols.round.unreached import Unreached
+from protocols.transport.interface import DIAL_S
 from protocols.transport.network_thread import cancel_all
 from protocols.transport.whereabouts import ask
 
@@ -95,6 +97,7 @@ class Engine:
         self.round_traffic = RoundTraffic(environment, training, settings)
         self.pushed_snapshots = PushedSnapshots(max_snapshot_bytes(replica.elements), environment)
         self.observers = Observers(self.swarm, self.commits)
+        self.unreached = Unreached()
         self._training = training
         self._replica = replica
         self._bootstrap = bootstrap
@@ -172,6 +175,8 @@ class Engine:
             now = clock()
             self.perform(self.leader.tick(now))
             self.perform(self.member.tick(self.bandwidth.moved_bytes, now))
+            for reducer in self.unreached.due(now):
+                self._spawn(self._dial_again(reducer))
             if now >= heartbeat_at:
                 heartbeat_at = now + HEARTBEAT_S
                 self.report()
@@ -250,6 +255,7 @@ class Engine:
             moved_bytes=bandwidth.moved_bytes,
             upload_bytes_s=bandwidth.up.bytes_s,
             download_bytes_s=bandwidth.down.bytes_s,
+            unreached=self.unreached.names,
         )
         if report is None:
             return
@@ -402,7 +408,7 @@ class Engine:
 
     async def _ask(self, peer: str) -> None:
         """Ask a member of the last commit where it stands. The leader waits for the report of one that nobody can dial."""
-        address = next((candidate.address for candidate in self.succession.order if candidate.peer == peer), "")
+        address = self.succession.address_of(peer)
         if not address:
             return
         try:
@@ -431,6 +437,8 @@ class Engine:
         try:
             averages = await self.round_traffic.run(plan, contribution, self._encoded if contribution is not None else b"")
         except AllReduceError as error:
+            if isinstance(error, UnreachedError):
+                self._could_not_reach(error.reducer, str(error))
             self.perform(self.member.reduce_failed(plan.digest, error.reason, error.member, error.reducer))
         except (ValueError, ArithmeticError):  # somebody sent bytes that no check foresaw: that ends the attempt, not this peer
             _log.exception("the all-reduce of epoch %d failed", plan.ballot.epoch)
@@ -439,7 +447,30 @@ class Engine:
             _log.warning("epoch %d: this peer's state is %s", plan.ballot.epoch, error)
             self.perform(self.member.drifted(plan.digest, error.reducers))
         else:
+            for shard in plan.shards:
+                self.unreached.served(shard.reducer)
             self.perform(self.member.reduced(plan.digest, averages))
+
+    def _could_not_reach(self, reducer: str, problem: str) -> None:
+        rest_s = self.unreached.failed(reducer, self.environment.clock())
+        self.events("unreached", peer=reducer, problem=problem, seconds=rest_s)
+        self.report()  # so that the leader plans the next attempt around it
+
+    async def _dial_again(self, reducer: str) -> None:
+        """Both its ports, under the addresses that it has now: it may have started again."""
+        transport, address = self.environment.transport, self.succession.address_of(reducer)
+        try:
+            if not address:
+                raise UnreachableError(f"nobody says where {reducer[:8]} is")
+            answer = await ask(transport, Candidate(reducer, address), DIAL_S)
+            if answer.bulk_address:
+                await transport.dial(reducer, answer.bulk_address)
+        except RemoteError as error:
+            self._could_not_reach(reducer, str(error))
+        else:
+            self.unreached.reached(reducer)
+            self.events("reached", peer=reducer)
+            self.report()
 
     async def _apply(self, signed: SignedCommit) -> None:
         try:

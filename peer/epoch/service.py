@@ -127,6 +127,7 @@ class PeerService:
         if kind is not Kind.OPEN:
             raise BadMessageError(f"{kind.name} is no request")
         opened = await stream.record(ReduceOpen, length)
+        await stream.send(Kind.OPENED)  # before any waiting: the member tells by it whether it reaches this peer
         shard = await self._engine.round_traffic.served(opened.plan_digest, opened.shard)
         if shard is None:
             _log.info("a shard of %s comes too late and is refused: superseded", stream.peer[:8])

@@ -28,6 +28,10 @@ class AllReduceError(DugnadError):
         self.reducer = reducer
 
 
+class UnreachedError(AllReduceError):
+    """The member did not reach the reducer, or the connection broke."""
+
+
 class ServedShard:
     """A shard that this peer reduces, with the members that wait for its averages."""
 

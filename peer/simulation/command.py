@@ -6,7 +6,7 @@ The checks, by name:
     2 once, base, given, mean, weight, frozen once   honest sums
     3 whole, ready, promises, ballots, asks    whole commits only
     4 heavier, liveness                        forks heal
-    5 one kill, end                            no single point; a run ends with its last epoch
+    5 one kill, end, reach                     no single point; a run ends with its last epoch; the unreachable reduce nothing
     7 attempts, contributions, peers, forks    every absence has a reason
     0 crash                                    no process ends by an error that nobody foresaw
 

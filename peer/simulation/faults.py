@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # A process dies (its machine tells the others); its machine loses power (nobody is told); SIGSTOP; a disk or device that is slow;
 # a step that fails midway; a volunteer who leaves; links of one machine that break; a split of the swarm; a line that carries one
 # way only; a clock that runs at up to twice or down to half its rate; a state that drifts, here and perhaps where it was
-# fetched to; a donor whose snapshots and commits are damaged.
+# fetched to; a donor whose snapshots and commits are damaged; a port that takes shards from some or from nobody.
 DEATHS = ("crash", "power cut")
 KINDS = (
     *DEATHS,
@@ -38,6 +38,7 @@ KINDS = (
     "clock skew",
     "drift",
     "lying donor",
+    "shut port",
 )
 # What a leader does. A chain of faults follows the leader's office: whoever takes over from one that was struck is struck too.
 LEADING = ("planning", "majority", "announcing")
@@ -196,6 +197,11 @@ class Injector:
             case "lying donor":
                 process.transport.tamper = damaged
                 self._world.at(random.uniform(2, LONGEST_S), process, lambda: setattr(process.transport, "tamper", _true))
+            case "shut port":
+                machine, callers = process.machine, [name for name in swarm.names if random.random() < 0.7]
+                machine.refuses = random.random() < 0.5
+                machine.shut_to.update(callers)
+                self._world.at(random.uniform(2, LONGEST_S), None, lambda: machine.shut_to.subtract(callers))
             case "clock skew":
                 process.machine.clock.run_at(math.exp2(random.uniform(-1, 1)))
                 self._world.at(random.uniform(2, LONGEST_S), None, lambda: process.machine.clock.run_at(1.0))

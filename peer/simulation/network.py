@@ -21,6 +21,7 @@ SMALL_BYTES = 200  # a control message
 PACKET_BYTES = 1500
 TURN_BYTES = 4096
 CONNECT_TIMEOUT_S = 6.0
+BULK = "bulk"  # the kind of a stream for shards; the others are calls
 
 
 @dataclass
@@ -39,6 +40,8 @@ class Machine:
     uploading: bool = False
     waiting: deque[_Way] = field(default_factory=deque)  # for their turns
     powered: bool = True  # a machine without power answers nobody; one whose process died refuses at once
+    shut_to: Counter[str] = field(default_factory=Counter)  # machines whose new bulk connections it does not take
+    refuses: bool = False  # and says so at once, as a closed port does; a firewall drops them
 
 
 class Process(Owner, Protocol):
@@ -92,6 +95,8 @@ class Stream:
         self.down: _Way | None = None  # once the connection stands
         self._outbox: list[tuple[Any, float, Callable[[], None] | None]] = []
         self.open = True
+        self.stands = False  # as the client knows
+        self.when_it_stands: Callable[[], None] = lambda: None
 
     def connected(self, server: Process) -> None:
         self.up.target = server
@@ -99,6 +104,11 @@ class Stream:
         for message, size, departed in self._outbox:
             self.network.transmit(self.up, message, size, departed)
         self._outbox.clear()
+
+    def taken(self) -> None:
+        """The client learns that the other machine has taken the connection."""
+        self.stands = True
+        self.when_it_stands()
 
     def serve(self, receive: Receive, ended: Ended) -> None:
         """Called by the server for what comes after the opening."""
@@ -157,6 +167,7 @@ class Network:
         self.machines = {machine.name: machine for machine in machines}
         self.processes: dict[str, Process] = {}  # the newest of each machine
         self.blocked: Counter[tuple[str, str]] = Counter()  # (from, to) -> how many faults block it
+        self.reached_at: dict[tuple[str, str], float] = {}  # (from, to) -> the newest bulk connection that stood
         self.overtaken = 0  # messages that one of another stream, sent later between the same machines, arrives before
         self._last_arrival: dict[tuple[str, str], float] = {}
         self._streams: dict[Stream, None] = {}
@@ -177,16 +188,24 @@ class Network:
                 return
             if not stream.open:  # it was cut meanwhile, or given up: then nobody listens
                 self._refused(stream)
-            elif there is None or not there.reachable or self.is_blocked(here.name, server) or not there.powered:
+            elif there is None or not there.reachable or not there.powered or self._is_cut(here.name, server):
                 self.world.at(CONNECT_TIMEOUT_S, client, lambda: self._refused(stream))
+            elif kind == BULK and there.shut_to[here.name]:
+                self.world.at(latency_s if there.refuses else CONNECT_TIMEOUT_S, client, lambda: self._refused(stream))
             elif process is None or not process.alive:
                 self.world.at(latency_s, client, lambda: self._refused(stream))
             else:
                 stream.up.receive = lambda message: process.accept(stream, message)
                 stream.connected(process)
+                self.world.at(0.0, client, stream.taken)
+                if kind == BULK:
+                    self.reached_at[here.name, server] = self.world.now
 
         self.world.at(2 * latency_s, None, connect)
         return stream
+
+    def _is_cut(self, one: str, other: str) -> bool:
+        return self.is_blocked(one, other) or self.is_blocked(other, one)
 
     def _refused(self, stream: Stream) -> None:
         stream.open = False

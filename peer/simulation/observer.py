@@ -7,6 +7,8 @@ number of its invariant and a word. The first violation ends the seed.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,9 +20,12 @@ from peer.simulation.world import World
 from protocols.gradients.codecs import Codec
 from protocols.reasons import Reason
 from protocols.round.leader_actions import NoteFailure
-from protocols.round.member import Accept, Answer, Ready
+from protocols.round.member import Accept, Answer, Failed, Ready
 from protocols.round.plans import Plan
 from protocols.round.records import Commit, Contribution, Report, SignedCommit, Tip
+
+# What a peer tells of a reducer that failed is with its leader after so long.
+TELLS_S = 2.0
 
 
 class Source(Protocol):
@@ -43,6 +48,7 @@ class _Seen:
     version: int = 0  # of the training state's memory, as the last commit or snapshot left it
     drifted: bool = False  # by a fault, or by a snapshot of such a process
     catches_up: Reason | None = None  # the last reason that it gave for leaving the round, until it is back
+    unreached: dict[str, float] = field(default_factory=dict)  # reducer -> when it failed last for this process
     promised: dict[str, tuple[int, str]] = field(default_factory=dict)  # parent -> rank of the highest plan accepted
     late: Commit | None = None  # the message that it acts on now, if that is a commit of a ballot below its promise
     pending: Contribution | None = None
@@ -63,11 +69,13 @@ class Observer:
         self.commits: dict[str, Commit] = {}  # all that a leader announced
         self.retries = 0
         self.forks_told = self.donors_failed = 0
+        self.reached_at: Callable[[str, str], float] = lambda source, target: -math.inf  # the newest bulk connection that stood
         self.moves = 0  # how often anybody started, ended, or came to stand elsewhere
         self._seen: dict[Source, _Seen] = {}
         self._tainted: set[str] = set()  # lineages of which snapshots of a drifted state may be about
         self._ready: dict[str, set[str]] = {}  # plan digest -> who said that it is ready
         self._plans: dict[str, Plan] = {}
+        self._planned_at: dict[str, float] = {}  # plan digest -> when
         self._ranks: dict[tuple[str, tuple[int, str]], str] = {}  # (parent, rank) -> the leader that planned under it
         self._given: dict[Sample, list[tuple[Contribution, str]]] = {}  # every contribution frozen, with its bytes' digest
 
@@ -157,6 +165,11 @@ class Observer:
         missing = (at_tip | set(self.members.get(ballot.parent, ()))) - set(plan.members) - absent.keys()
         if missing:
             self._violated("7 peers", f"{leader.name} plans {_short(plan)} without {','.join(sorted(missing))}, and no reason")
+        for peer in plan.members:
+            report = seen.present.get(peer)
+            if report is not None and (unreached := {shard.reducer for shard in plan.shards} & set(report.unreached)):
+                self._violated("5 reach", f"{leader.name} plans {peer} with {','.join(sorted(unreached))}, which it cannot reach")
+        self._planned_at[plan.digest] = self.world.now
         seen.plan = plan
 
     def attempt_failed(self, leader: Source, failure: NoteFailure) -> None:
@@ -200,6 +213,20 @@ class Observer:
                 promised[plan.ballot.parent] = rank
         elif isinstance(answer, Ready):
             self._ready.setdefault(answer.result.plan_digest, set()).add(process.name)
+        elif isinstance(answer, Failed) and answer.reason is Reason.REDUCER_LOST and answer.member == process.name:
+            self._did_not_reach(process, answer.reducer, answer.plan_digest)
+
+    def _did_not_reach(self, process: Source, reducer: str, plan_digest: str) -> None:
+        """A reducer may cost a second attempt only after this peer has reached it again, or was planned before it could tell."""
+        failed_at = self._seen[process].unreached
+        before = failed_at.get(reducer)
+        if (
+            before is not None
+            and self._planned_at.get(plan_digest, 0.0) > before + TELLS_S
+            and self.reached_at(process.name, reducer) <= before
+        ):
+            self._violated("5 reach", f"{reducer} costs {process.name} two attempts, and was not dialled between them")
+        failed_at[reducer] = self.world.now
 
     def announced(self, leader: Source, commit: Commit) -> None:
         seen, ballot = self._seen[leader], commit.ballot

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from peer.simulation.network import SMALL_BYTES, Network, Process
+from peer.simulation.network import BULK, SMALL_BYTES, Network, Process
 from peer.simulation.network import Stream as NetworkStream
 from protocols.errors import BadMessageError, RefusedError, RemoteError, UnreachableError
 from protocols.messages import Chunk
@@ -19,7 +19,7 @@ from protocols.round.plans import MemberPlan
 from protocols.round.records import Candidate, Commit, SignedCommit
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.frames import FrameStream
-from protocols.transport.interface import Service
+from protocols.transport.interface import DIAL_S, Service
 
 RECORD_BYTES = 1500.0  # a plan or a commit
 DRAIN_S = 5.0
@@ -76,6 +76,19 @@ class _Link:
         self.error = self.error or UnreachableError(f"the stream to {self.peer} is closed")
         self.stream.close(self.process)
         self._wake()
+
+    async def connected(self, limit_s: float) -> None:
+        """Until the other machine has taken the connection."""
+
+        async def stands() -> None:
+            while not self.stream.stands:
+                await self._wait()
+
+        self.stream.when_it_stands = self._wake
+        try:
+            await asyncio.wait_for(stands(), limit_s)
+        except asyncio.TimeoutError as error:
+            raise UnreachableError(f"{self.peer} does not answer within {limit_s:g} s") from error
 
     async def next(self) -> Any:
         while not self.incoming:
@@ -198,9 +211,14 @@ class SimulatedTransport:
             yield SimulatedStream(link, self)
 
     @contextlib.asynccontextmanager
-    async def bulk(self, peer: str, address: str) -> AsyncIterator[SimulatedBulk]:
-        with contextlib.closing(self._dial(peer, "bulk", _Bulk())) as link:
+    async def bulk(self, peer: str, address: str, dial_s: float = DIAL_S) -> AsyncIterator[SimulatedBulk]:
+        with contextlib.closing(self._dial(peer, BULK, _Bulk())) as link:
+            await link.connected(dial_s)
             yield SimulatedBulk(link, self.bandwidth)
+
+    async def dial(self, peer: str, address: str, dial_s: float = DIAL_S) -> None:
+        async with self.bulk(peer, address, dial_s):
+            pass
 
     def _dial(self, peer: str, kind: str, opening: Any) -> _Link:
         link = _Link(self._process, peer)

@@ -321,7 +321,8 @@ class Leader:
         return [SendPlan(plan.members, plan, self._absences.from_plan(plan, layout.too_slow, tip, self.followers))]
 
     def _layout(self, tip: Tip, present: dict[str, Present]) -> Layout | None:
-        me, failed = self.me.peer, self._failed_pairs
+        me = self.me.peer
+        failed = self._failed_pairs | {(peer, reducer) for peer, report in self._at_tip() for reducer in report.unreached}
         if me not in present:
             return None
         due = Round(tip.epoch + 1, self.elements, self.vector_bytes, self.target_batch_size)

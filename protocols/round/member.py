@@ -254,6 +254,7 @@ class Member:
         moved_bytes: int,
         upload_bytes_s: float,
         download_bytes_s: float,
+        unreached: tuple[str, ...] = (),
     ) -> Report | None:
         """The report to the leader `following` ('' without one); None before the first state.
 
@@ -274,6 +275,7 @@ class Member:
             download_bytes_s=download_bytes_s,
             ready_for=self.ready_for,
             planned_with=self.planned_with(following),
+            unreached=unreached,
         )
 
     def is_behind(self, theirs: Standing, following: str) -> bool:

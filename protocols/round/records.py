@@ -338,6 +338,7 @@ class Report:
     download_bytes_s: float = 0.0
     ready_for: ReadyFor | None = None
     planned_with: tuple[str, ...] = ()  # known members of the highest attempt accepted at this epoch; () for its own leader
+    unreached: tuple[str, ...] = ()  # reducers that it could not reach, and has not reached since
 
     def __post_init__(self) -> None:
         require(

@@ -76,6 +76,10 @@ class Succession:
         unique = {candidate.peer: newest.get(candidate.peer, candidate) for candidate in [*named, *rest]}
         return [candidate for candidate in unique.values() if candidate.address]
 
+    def address_of(self, peer: str) -> str:
+        """Where it takes calls; '' if it takes none, or is not known."""
+        return next((candidate.address for candidate in self.order if candidate.peer == peer), "")
+
     @property
     def acting(self) -> Candidate | None:
         """The leader to follow now; None if there is no candidate, or before discovery has answered.

@@ -26,6 +26,7 @@ from protocols.transport.addresses import EVERYWHERE, family_of, joined
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.channels import PROTOCOL_VERSION
 from protocols.transport.frames import RECORD_BYTES, FrameStream, Kind, refuse
+from protocols.transport.interface import DIAL_S
 from protocols.transport.network_thread import cancel_all
 
 # What is read or written between two looks at limits and at progress; only so much as a slow line takes in this time, too.
@@ -33,7 +34,6 @@ BURST_BYTES = 128 << 10
 QUICK_S = 0.25
 # What one stream moves before the loop's other work gets its turn.
 TURN_BYTES = 512 << 10
-DIAL_S = 10.0
 # A refused caller is listened to for so long, since closing at once would take the refusal back from it.
 DRAIN_S = 5.0
 # One peer needs a connection for each shard that it gives to this one.
@@ -194,10 +194,10 @@ class BulkConnections:
         self._idle: dict[tuple[str, str], list[TlsStream]] = defaultdict(list)
 
     @contextlib.asynccontextmanager
-    async def to(self, peer: str, address: str) -> AsyncIterator[TlsStream]:
+    async def to(self, peer: str, address: str, dial_s: float = DIAL_S) -> AsyncIterator[TlsStream]:
         """A connection of one's own, to whoever holds the certificate of `peer` at `address`. It is kept for the next request
         when the block ends well, and closed when it does not. Raises UnreachableError."""
-        stream = await self._stream(peer, address)
+        stream = self._kept(peer, address) or await self._dialled(peer, address, dial_s)
         stream.set_rate(None)
         try:
             yield stream
@@ -206,17 +206,24 @@ class BulkConnections:
             raise
         self._idle[peer, address].append(stream)
 
-    async def _stream(self, peer: str, address: str) -> TlsStream:
+    async def dial(self, peer: str, address: str, dial_s: float) -> None:
+        """Make a new connection and close it. Raises UnreachableError."""
+        (await self._dialled(peer, address, dial_s)).close()
+
+    def _kept(self, peer: str, address: str) -> TlsStream | None:
         idle = self._idle[peer, address]
         while idle:
             stream = idle.pop()
             if stream.is_idle:
                 return stream
             stream.close()
+        return None
+
+    async def _dialled(self, peer: str, address: str, dial_s: float) -> TlsStream:
         try:
-            return await asyncio.wait_for(self._dial(peer, address), DIAL_S)
+            return await asyncio.wait_for(self._dial(peer, address), dial_s)
         except asyncio.TimeoutError as error:
-            raise UnreachableError(f"{peer[:8]} at {address} does not answer within {DIAL_S:g} s") from error
+            raise UnreachableError(f"{peer[:8]} at {address} does not answer within {dial_s:.1f} s") from error
 
     async def _dial(self, peer: str, address: str) -> TlsStream:
         self._forget_broken()

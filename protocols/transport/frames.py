@@ -1,7 +1,7 @@
 """Frames on a bulk connection, which carries shards and probes. TLS moves the bytes, or a simulation does.
 
 A frame is a kind (1 byte), a length (4 bytes, little-endian) and as many bytes. A connection opens with HELLO and is kept for the
-next request. A contribution's chunks follow their OPEN without frames, since both sides know their sizes.
+next request. A contribution's chunks come without frames, since both sides know their sizes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ class Kind(IntEnum):
     """What a frame carries."""
 
     HELLO = 1  # first on every connection, once
-    OPEN = 2  # a request, with the contribution's chunks behind it unframed; its answer is AVERAGED, CHUNK..., DONE
+    OPEN = 2  # a request; its answer is OPENED, AVERAGED, CHUNK..., DONE. After OPENED the contribution's chunks follow, unframed
     CHUNK = 3
     AVERAGED = 4
     DONE = 5
     REFUSED = 6  # instead of anything else; then the connection ends
     PROBE = 7  # a request: how fast is the line?
+    OPENED = 8  # whoever reduces has read OPEN, at once
 
 
 class FrameStream(ABC):

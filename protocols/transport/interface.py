@@ -16,6 +16,9 @@ from protocols.round.records import Candidate, Hello
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.frames import FrameStream, Kind
 
+# A busy home computer may need some time for a TLS handshake.
+DIAL_S = 10.0
+
 
 class Stream(Protocol):
     """One call: records in order, both ways.
@@ -54,8 +57,12 @@ class Transport(Protocol):
     def open(self, peer: Candidate, opening: Any) -> AbstractAsyncContextManager[Stream]:
         """A call to `peer` that `opening` begins. Leaving the block ends the call."""
 
-    def bulk(self, peer: str, address: str) -> AbstractAsyncContextManager[FrameStream]:
-        """A bulk connection of one's own. It is kept for the next request when the block ends well."""
+    def bulk(self, peer: str, address: str, dial_s: float = DIAL_S) -> AbstractAsyncContextManager[FrameStream]:
+        """A bulk connection of one's own, kept for the next request when the block ends well. A new one may take `dial_s`
+        seconds. Raises UnreachableError."""
+
+    async def dial(self, peer: str, address: str, dial_s: float = DIAL_S) -> None:
+        """Try whether a new bulk connection can be made now. Raises UnreachableError."""
 
 
 class Directory(Protocol):

@@ -19,7 +19,7 @@ from protocols.transport.discovery import Announcement, Discovery, DiscoveryConf
 from protocols.transport.enrolling import announce_to
 from protocols.transport.frames import FrameStream
 from protocols.transport.grpc_streams import answers, opened
-from protocols.transport.interface import Service, Stream
+from protocols.transport.interface import DIAL_S, Service, Stream
 
 STOP_S = 0.5
 
@@ -40,8 +40,11 @@ class NetworkTransport:
     def open(self, peer: Candidate, opening: Any) -> AbstractAsyncContextManager[Stream]:
         return opened(self._channels, peer, opening)
 
-    def bulk(self, peer: str, address: str) -> AbstractAsyncContextManager[FrameStream]:
-        return self._connections.to(peer, address)
+    def bulk(self, peer: str, address: str, dial_s: float = DIAL_S) -> AbstractAsyncContextManager[FrameStream]:
+        return self._connections.to(peer, address, dial_s)
+
+    async def dial(self, peer: str, address: str, dial_s: float = DIAL_S) -> None:
+        await self._connections.dial(peer, address, dial_s)
 
     def listen(self, host: str, port: int) -> tuple[int, int]:
         """(port for calls, port for bulk): `port` and the next, or free ones if it is 0. Raises PortInUseError."""

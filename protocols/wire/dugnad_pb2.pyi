@@ -183,7 +183,7 @@ class Hello(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ..., auxiliary: _Optional[bool] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., bulk_address: _Optional[str] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("standing", "samples", "samples_per_second", "step_s", "promised_attempt", "moved_bytes", "caught_up", "phase", "upload_bytes_s", "download_bytes_s", "ready_for", "planned_with")
+    __slots__ = ("standing", "samples", "samples_per_second", "step_s", "promised_attempt", "moved_bytes", "caught_up", "phase", "upload_bytes_s", "download_bytes_s", "ready_for", "planned_with", "unreached")
     STANDING_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +196,7 @@ class Report(_message.Message):
     DOWNLOAD_BYTES_S_FIELD_NUMBER: _ClassVar[int]
     READY_FOR_FIELD_NUMBER: _ClassVar[int]
     PLANNED_WITH_FIELD_NUMBER: _ClassVar[int]
+    UNREACHED_FIELD_NUMBER: _ClassVar[int]
     standing: Standing
     samples: int
     samples_per_second: float
@@ -208,7 +209,8 @@ class Report(_message.Message):
     download_bytes_s: float
     ready_for: ReadyFor
     planned_with: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., step_s: _Optional[float] = ..., promised_attempt: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., caught_up: _Optional[bool] = ..., phase: _Optional[str] = ..., upload_bytes_s: _Optional[float] = ..., download_bytes_s: _Optional[float] = ..., ready_for: _Optional[_Union[ReadyFor, _Mapping]] = ..., planned_with: _Optional[_Iterable[str]] = ...) -> None: ...
+    unreached: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., step_s: _Optional[float] = ..., promised_attempt: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., caught_up: _Optional[bool] = ..., phase: _Optional[str] = ..., upload_bytes_s: _Optional[float] = ..., download_bytes_s: _Optional[float] = ..., ready_for: _Optional[_Union[ReadyFor, _Mapping]] = ..., planned_with: _Optional[_Iterable[str]] = ..., unreached: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Accept(_message.Message):
     __slots__ = ("plan_digest", "contribution")

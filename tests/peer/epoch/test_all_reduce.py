@@ -14,7 +14,7 @@ import pytest
 from blake3 import blake3
 
 from peer.epoch.all_reduce import AHEAD_CHUNKS, AHEAD_SHARE, Participation, all_reduce
-from peer.epoch.shard_server import AllReduceError, ServedShard, serve_shard
+from peer.epoch.shard_server import AllReduceError, ServedShard, UnreachedError, serve_shard
 from peer.simulation.transport import SimulatedBulk
 from protocols.gradients.codecs import Bytes
 from protocols.gradients.slices import ResultLayout, Slices
@@ -74,6 +74,7 @@ class Member:
 
     async def serve_bulk(self, stream: FrameStream, kind: Kind, length: int) -> None:
         opened = await stream.record(ReduceOpen, length)
+        await stream.send(Kind.OPENED)
         shard = self.own[opened.shard]
         assert shard.admits(stream.peer)
         await serve_shard(shard, opened, stream)
@@ -95,6 +96,7 @@ class Script:
 
     async def serve_bulk(self, stream: FrameStream, kind: Kind, length: int) -> None:
         self.opened.append(await stream.record(ReduceOpen, length))
+        await stream.send(Kind.OPENED)
         try:
             for answer, payload in self.frames:
                 data = payload if isinstance(payload, bytes | memoryview) else to_wire(payload).SerializeToString()
@@ -174,6 +176,7 @@ def test_a_contribution_goes_to_all_reducers_abreast(net: Net) -> None:
     class Counts(Script):
         async def serve_bulk(self, stream: FrameStream, kind: Kind, length: int) -> None:
             shard = shards[(await stream.record(ReduceOpen, length)).shard]
+            await stream.send(Kind.OPENED)
             chunk = memoryview(bytearray(CODEC.encoded_bytes(GRID)))
             for count in range(1, (shard.stop - shard.start) // GRID + 1):
                 await stream.receive_into(chunk)
@@ -245,9 +248,26 @@ def test_a_contributor_that_a_reducer_names_is_passed_on(net: Net, reason: Reaso
     assert (error.reason, error.member, error.reducer) == (reason, "cid", "bob")
 
 
-def test_a_reducer_that_nobody_can_reach_is_lost_to_this_member(net: Net) -> None:
+class Mute(Script):
+    """Takes the connection, and never answers on it."""
+
+    async def serve_bulk(self, stream: FrameStream, kind: Kind, length: int) -> None:
+        await stream.drain()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no connection", "no answer"])
+def test_a_reducer_that_cannot_be_reached_is_lost_to_this_member_before_the_leader_loses_patience(net: Net, there: bool) -> None:
+    if there:
+        net.node("bob", Mute([]))
     error = lost(Member(net, "ann", ALONE))
     assert (error.reason, error.member, error.reducer) == (Reason.REDUCER_LOST, "ann", "bob")
+    assert isinstance(error, UnreachedError)
+    assert net.world.now < ALONE.patience_s
+
+
+def test_a_reducer_that_refuses_was_reached(net: Net) -> None:
+    net.node("bob", Refuses(Reason.SUPERSEDED, "too late"))
+    assert not isinstance(lost(Member(net, "ann", ALONE)), UnreachedError)
 
 
 def test_one_shard_that_fails_gives_the_others_up(net: Net) -> None:

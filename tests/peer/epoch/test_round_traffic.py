@@ -61,6 +61,7 @@ class Peer:
 
     async def serve_bulk(self, stream: FrameStream, kind: Kind, length: int) -> None:
         opened = await stream.record(ReduceOpen, length)
+        await stream.send(Kind.OPENED)
         shard = await self.traffic.served(opened.plan_digest, opened.shard)
         if shard is None:
             await refuse(stream, Reason.SUPERSEDED, "too late")

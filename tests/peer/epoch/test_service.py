@@ -267,6 +267,7 @@ async def answer_for_ever(node: Node) -> None:
 async def opened(node: Node, whom: str, request: ReduceOpen) -> None:
     async with node.transport.bulk(whom, f"{whom}:1") as stream:
         await stream.send_record(Kind.OPEN, request)
+        assert await stream.header() == (Kind.OPENED, 0)
         await stream.header()
 
 

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -35,6 +35,7 @@ from protocols.round.leader import Leader
 from protocols.round.member import GiveUp, Member, Resume
 from protocols.round.plans import MemberPlan, PlanIdentity
 from protocols.round.records import Ballot, Candidate, Contribution, SignedCommit, Standing, Tip
+from protocols.round.unreached import Unreached
 from protocols.snapshot import commits
 
 MAX_SEEDS = 400
@@ -313,6 +314,19 @@ def damage_that_its_takers_keep(patch: Patch) -> None:
     patch.setattr(Attempt, "off", mutant)
 
 
+def a_leader_that_does_not_plan_around_the_unreached(patch: Patch) -> None:
+    at_tip = Leader._at_tip
+
+    def mutant(leader: Leader) -> Iterable[Any]:
+        return ((peer, replace(report, unreached=())) for peer, report in at_tip(leader))
+
+    patch.setattr(Leader, "_at_tip", mutant)
+
+
+def a_member_that_forgets_whom_it_did_not_reach(patch: Patch) -> None:
+    patch.setattr(Unreached, "names", property(lambda unreached: ()))
+
+
 MUTANTS: dict[Callable[[Patch], None], str] = {
     ballots_without_the_leader: "3 ballots",
     a_late_commit_applied_after_a_promise: "3 promises",
@@ -338,6 +352,8 @@ MUTANTS: dict[Callable[[Patch], None], str] = {
     results_that_nobody_checks: "1 bytes",
     forks_that_cost_less_than_they_did: "7 forks",
     damage_that_its_takers_keep: "4 liveness",
+    a_leader_that_does_not_plan_around_the_unreached: "5 reach",
+    a_member_that_forgets_whom_it_did_not_reach: "5 reach",
 }
 
 
