@@ -102,7 +102,6 @@ class Network:
                 initial_peers=(),  # the first node: peers of a swarm that went on without it announce themselves
                 listen=(addresses.multiaddress(config.host, config.port + 1 if config.port else 0),),
                 identity=str(folder.path / "identity" / "discovery.key"),
-                client_mode=False,
             ),
             folder.path / "discovery.log",
         )

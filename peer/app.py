@@ -27,7 +27,7 @@ from peer.training.job_queue import JobQueue
 from peer.training.replica import Replica
 from peer.training.strategies import build_strategy
 from peer.training.trainer import Progressed, Trainer
-from protocols.errors import DiskError, UsageError
+from protocols.errors import DiskError, UnreachableError, UsageError
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.host.event_log import EventLog
 from protocols.host.home import Home
@@ -211,7 +211,6 @@ class _Session:
             address = bulk_address = ""
             if not config.client_mode:
                 address, bulk_address = _announced(config.announce or public_host, *network.listen(listen_host, config.port))
-            await directory.start()
             name = config.name or socket.gethostname()
             hello = Hello(self._incarnation, config.role == "auxiliary", address, bulk_address, name, _free_memory_bytes())
             environment = Environment(
@@ -224,10 +223,22 @@ class _Session:
             )
             peer = Peer(hello, environment, self._settings, trainer, self._enrolment.peers)
             await network.serve(peer.service)
+            await self._find_reachability(peer.engine)
+            await directory.start(client_mode=not peer.engine.hello.reachable)
             screen = asyncio.create_task(self._show(peer.engine))
             stack.callback(screen.cancel)
             ready.set_result(peer.engine)
             await self._until_over(peer.engine)
+
+    async def _find_reachability(self, engine: Engine) -> None:
+        """Raises UnreachableError for an auxiliary peer that nobody reaches: it could do nothing."""
+        self._console.status("Asking others whether they reach this computer")
+        await engine.find_reachability()
+        if self._config.role == "auxiliary" and not engine.hello.reachable:
+            raise UnreachableError(
+                f"nobody reaches this auxiliary peer: {engine.reachability.problem}",
+                remedy="Open a port P and the next in the firewall, and give --port P; behind a router also --announce.",
+            )
 
     async def _until_over(self, engine: Engine) -> None:
         running = asyncio.create_task(engine.run())
@@ -278,14 +289,12 @@ class _Session:
         return (own if is_local else addresses.EVERYWHERE[addresses.family_of(own)]), own
 
     def _discovery_config(self, listen_host: str) -> DiscoveryConfig:
-        client_mode = self._config.client_mode
         return DiscoveryConfig(
             run_digest=self._spec.digest,
             authority=self._enrolment.credentials.authority.decode(),
             initial_peers=self._enrolment.discovery,
-            listen=() if client_mode else (addresses.multiaddress(listen_host, 0),),
+            listen=(addresses.multiaddress(listen_host, 0),),
             identity=str(self._home / "discovery.key"),
-            client_mode=client_mode,
         )
 
     # -- stopping --------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def peer(
     ticket: Annotated[str, typer.Argument(metavar="TICKET", help="The ticket that the organiser gave out.")],
     role: Annotated[Role, typer.Option(help="auxiliary: average for others, compute nothing.")] = "contributor",
     client_mode: Annotated[
-        bool, typer.Option("--client-mode", help="Open connections but accept none: right behind most home routers.")
+        bool, typer.Option("--client-mode", help="Open connections but accept none. Found out by itself where it is needed.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Samples per pass; found by trial when left out.")] = None,

@@ -18,7 +18,7 @@ class PeerConfig:
     role: Role = "contributor"
     """A contributor computes gradients; an auxiliary peer only averages, for those who cannot be reached."""
     client_mode: bool = False
-    """Open connections but accept none: behind a home router."""
+    """Open connections but accept none, without asking others whether they reach this peer."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     micro_batch: int | None = None

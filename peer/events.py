@@ -50,6 +50,15 @@ class PeerEvents:
             self._console.event(f"attempt {fields['attempt']} of epoch {fields['epoch']} failed: {fields['reason']}{culprit}")
         elif event == "leader_lost":
             self._console.event(f"leader {fields['peer'][:8]} lost: {fields['reason']}")
+        elif event == "unreachable":
+            self._console.event(f"others cannot reach this computer: {fields['problem']}")
+            self._console.event("so it takes part in client mode, which is fine; README says how to forward a port")
+        elif event == "reachable":
+            self._console.event("others reach this computer now")
+        elif event == "blamed":
+            self._console.event(f"an attempt at epoch {fields['epoch']} was lost: somebody could not reach this computer")
+        elif event == "unreached":
+            self._console.event(f"{fields['peer'][:8]} could not be reached, and reduces nothing for now: {fields['problem']}")
         elif event == "leading":
             self._console.event(f"this peer leads now, from epoch {fields['epoch']} on")
         elif event == "paused":

@@ -51,6 +51,7 @@ class Abort:
     plan_digest: str
     reason: Reason
     sound: tuple[str, ...] = ()  # with reason DRIFT: the members whose states agree, from which the receiver is to fetch its own
+    peer: str = ""  # that dropped out or is at fault
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,19 @@ class AskReply:
     follows: Candidate  # NOBODY when it follows nobody
     followers: int
     bulk_address: str  # '' for a client-mode peer
+
+
+@dataclass(frozen=True)
+class DialBackRequest:
+    """Does this peer reach the caller at these addresses?"""
+
+    address: str  # for calls
+    bulk_address: str  # for shards
+
+
+@dataclass(frozen=True)
+class DialBackReply:
+    problem: str  # '' if it does
 
 
 # -- state -----------------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from peer.epoch.follower_streams import FollowerStreams
 from peer.epoch.following import Following
 from peer.epoch.neighbours import Neighbours
 from peer.epoch.observers import Observers
+from peer.epoch.reachability import Reachability
 from peer.epoch.round_traffic import DriftedError, RoundTraffic
 from peer.epoch.shard_server import AllReduceError, UnreachedError
 from peer.settings import RunSettings
@@ -107,8 +108,10 @@ class Engine:
         self._probe = BandwidthProbe(environment, self._sources.reachable)
         self._catching_up = CatchUp(environment, training, self.kept_state, self._sources, self.events)
         self._lost_forks = LostForks(environment, self.commits, self._sources, self.events)
-        self._following = Following(me, self, self.succession, transport, hello, environment.clock)
-        self._neighbours = Neighbours(environment, hello, found=self._found, heard=self.heard_standing)
+        introduction: Callable[[], Hello] = lambda: self.hello  # noqa: E731
+        self._following = Following(me, self, self.succession, transport, introduction, environment.clock)
+        self._neighbours = Neighbours(environment, introduction, found=self._found, heard=self.heard_standing)
+        self.reachability = Reachability(environment, hello, self._sources.reachable)
         self._encoded: Bytes = b""  # this epoch's contribution, as every attempt sends it
         self._accumulating = (0, 0)  # counters of the samples that are drawn and not frozen
         self.samples_per_second = self._step_s = 0.0
@@ -120,6 +123,21 @@ class Engine:
 
     # -- life ------------------------------------------------------------------------------------------------------------------
 
+    async def find_reachability(self) -> None:
+        """Find out whether others reach this peer. To be awaited before `run`."""
+        self._introduce(await self.reachability.hello())
+
+    def _introduce(self, hello: Hello) -> None:
+        """From now on others hear that this peer is reached there, or nowhere."""
+        if hello == self.hello:
+            return
+        self.events("reachable" if hello.reachable else "unreachable", problem=self.reachability.problem)
+        self.hello = hello
+        self.leader.me = Candidate(self.me, hello.address)
+        self.succession.is_at(self.leader.me)
+        self.leader.introduced(self.me, hello)
+        self._following.send(hello)
+
     async def run(self) -> None:
         """Take part until cancelled.
 
@@ -127,7 +145,8 @@ class Engine:
         """
         self._failure = asyncio.get_running_loop().create_future()
         self._spawn(self._catch_up(Reason.JOINED))
-        for loop in (self._ticks(), self._following.run(), self._neighbours.run(), self._probe.watch()):
+        watching = self.reachability.watch(self._introduce)
+        for loop in (self._ticks(), self._following.run(), self._neighbours.run(), self._probe.watch(), watching):
             self._spawn(loop)
         try:
             await self._failure
@@ -301,7 +320,8 @@ class Engine:
                 if (record.run_digest, record.elements) != ours or record.codec not in self.settings.codecs:
                     raise BadMessageError("a plan of another run")
                 self.perform(self.member.on_plan(record))
-            case Abort(plan_digest, reason, sound):
+            case Abort(plan_digest, reason, sound, peer):
+                self._blamed(peer, reason)
                 self.perform(self.member.on_abort(plan_digest, reason, sound))
             case NeedState():
                 if self.member.tip is not None:
@@ -313,6 +333,12 @@ class Engine:
                 self.perform(self.member.on_commit(signed))
             case _:
                 raise BadMessageError(f"a leader sends no {type(record).__name__}")
+
+    def _blamed(self, peer: str, reason: Reason) -> None:
+        """An attempt ended because of `peer`."""
+        if peer == self.me and reason is Reason.REDUCER_LOST:
+            self.events("blamed", reason=reason, epoch=self.member.tip.epoch + 1 if self.member.tip is not None else 0)
+            self.reachability.suspect()
 
     def heard_standing(self, theirs: Standing) -> None:
         """Somebody stands there: go there if that lineage is heavier and its holders were not sought in vain just now."""
@@ -376,9 +402,11 @@ class Engine:
                 for peer in to:
                     part = member_plan_of(plan, peer)
                     self._to_members((peer,), part, functools.partial(self.member.on_plan, part))
-            case leader_actions.SendAbort(to, plan_digest, reason, sound):
+            case leader_actions.SendAbort(to, plan_digest, reason, peer, sound):
                 here = functools.partial(self.member.on_abort, plan_digest, reason, sound)
-                self._to_members(to, Abort(plan_digest, reason, sound), here)
+                self._to_members(to, Abort(plan_digest, reason, sound, peer), here)
+                if self.me in to:
+                    self._blamed(peer, reason)
             case leader_actions.Announce(commit, seconds, attempts, absent):
                 signed = self.environment.signer.sign(commit)
                 self.events("announced", signed=signed, seconds=seconds, attempts=attempts, absent=absent)

@@ -54,7 +54,7 @@ class Following:
         participant: Participant,
         succession: Succession,
         transport: Transport,
-        hello: Hello,
+        hello: Callable[[], Hello],
         clock: Callable[[], float],
     ) -> None:
         self.leader: Candidate | None = None

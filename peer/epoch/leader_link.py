@@ -34,7 +34,7 @@ class Departure:
 class LeaderLink:
     """At most one stream at a time. `receive` is called with the leader and each record that it sends."""
 
-    def __init__(self, transport: Transport, hello: Hello, receive: Callable[[Candidate, Any], None]) -> None:
+    def __init__(self, transport: Transport, hello: Callable[[], Hello], receive: Callable[[Candidate, Any], None]) -> None:
         self._transport = transport
         self._hello = hello
         self._receive = receive
@@ -61,7 +61,7 @@ class LeaderLink:
         self._ended.clear()
         led = False
         try:
-            async with self._transport.open(leader, self._hello) as stream:
+            async with self._transport.open(leader, self._hello()) as stream:
                 self._stream = stream
                 opened()
                 while goes_on():

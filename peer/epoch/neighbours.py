@@ -25,7 +25,7 @@ class Neighbours:
     def __init__(
         self,
         environment: Environment,
-        hello: Hello,
+        hello: Callable[[], Hello],
         *,
         found: Callable[[Iterable[Candidate]], None],
         heard: Callable[[Standing], None],
@@ -45,7 +45,7 @@ class Neighbours:
             try:
                 if environment.clock() - announced_at >= ANNOUNCE_S:
                     announced_at = environment.clock()
-                    told = await directory.announce(self._hello)
+                    told = await directory.announce(self._hello())
                 others = [candidate for candidate in (*told, *await directory.peers()) if candidate.peer != environment.me]
                 self._found(others)
             except (RemoteError, LocalError) as error:

@@ -10,6 +10,7 @@ from peer.catch_up.pushed_snapshots import chunk_at
 from peer.catch_up.serving_rate import ServingRate
 from peer.epoch.bandwidth_probe import ProbeServer
 from peer.epoch.engine import HEARTBEAT_S, Engine
+from peer.epoch.reachability import dial_back
 from peer.epoch.shard_server import serve_shard
 from protocols.errors import BadMessageError, RemoteError
 from protocols.messages import (
@@ -18,6 +19,7 @@ from protocols.messages import (
     AskRequest,
     Chunk,
     CommitsRequest,
+    DialBackRequest,
     Leave,
     Manifest,
     NotLeader,
@@ -54,6 +56,8 @@ class PeerService:
                 await self._follow(stream, opening)
             case AskRequest():
                 await stream.send(self._whereabouts())
+            case DialBackRequest():
+                await stream.send(await dial_back(self._engine.environment.transport, stream.peer, opening))
             case OfferRequest():
                 await stream.send(await self._offer(opening))
             case SnapshotRequest():
@@ -109,7 +113,9 @@ class PeerService:
                 if isinstance(record, Report):
                     engine.heard_standing(record.standing)
                     engine.perform(engine.leader.reported(peer, record, now))
-                elif not isinstance(record, Hello):
+                elif isinstance(record, Hello):
+                    engine.leader.introduced(peer, record)
+                else:
                     engine.perform(engine.leader.answer(peer, record, now))
         except BadMessageError as error:
             _log.warning("%s breaks the protocol and is dropped: %s", peer[:8], error)

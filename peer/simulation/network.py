@@ -40,6 +40,7 @@ class Machine:
     uploading: bool = False
     waiting: deque[_Way] = field(default_factory=deque)  # for their turns
     powered: bool = True  # a machine without power answers nobody; one whose process died refuses at once
+    listens: bool = True  # its process takes itself for reachable until others dial it back
     shut_to: Counter[str] = field(default_factory=Counter)  # machines whose new bulk connections it does not take
     refuses: bool = False  # and says so at once, as a closed port does; a firewall drops them
 

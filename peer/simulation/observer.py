@@ -218,13 +218,11 @@ class Observer:
 
     def _did_not_reach(self, process: Source, reducer: str, plan_digest: str) -> None:
         """A reducer may cost a second attempt only after this peer has reached it again, or was planned before it could tell."""
-        failed_at = self._seen[process].unreached
-        before = failed_at.get(reducer)
-        if (
-            before is not None
-            and self._planned_at.get(plan_digest, 0.0) > before + TELLS_S
-            and self.reached_at(process.name, reducer) <= before
-        ):
+        failed_at, planned_at = self._seen[process].unreached, self._planned_at.get(plan_digest, 0.0)
+        before, reached_at = failed_at.get(reducer), self.reached_at(process.name, reducer)
+        if reached_at > planned_at:
+            return  # it was reached, and refused or broke off
+        if before is not None and planned_at > before + TELLS_S and reached_at <= before:
             self._violated("5 reach", f"{reducer} costs {process.name} two attempts, and was not dialled between them")
         failed_at[reducer] = self.world.now
 

@@ -95,7 +95,7 @@ class SimulatedPeer:
                 sizes=SIZES,
                 events=self._happened,
             )
-            address = self.candidate.address
+            address = f"{self.name}:1" if machine.listens else ""
             hello = Hello(incarnation, not draws, address, address, self.name, machine.memory_bytes)
             peer = Peer(hello, environment, swarm.settings, self.trainer, bootstrap, engine=ObservedEngine)
         self.engine = cast(ObservedEngine, peer.engine)
@@ -127,8 +127,12 @@ class SimulatedPeer:
     def _begin(self) -> None:
         self.thread.start(self.trainer)
         with self.loop.running():
-            running = self.loop.create_task(self.engine.run())
+            running = self.loop.create_task(self._take_part())
         running.add_done_callback(self._ended)
+
+    async def _take_part(self) -> None:
+        await self.engine.find_reachability()
+        await self.engine.run()
 
     def leave(self, then: Callable[[], None]) -> None:
         """The volunteer stops this peer; `then` is called when it has said goodbye."""

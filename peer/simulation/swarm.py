@@ -101,7 +101,8 @@ class Swarm:
             up = random.uniform(2e4, SLOW_BYTES_S)
         memory_bytes = random.choice((0, random.randint(1, 8) * WINDOW_BYTES))
         jitter_s = latency_s * random.random()
-        return Machine(f"p{index}", reachable, latency_s, jitter_s, up, down, Clock(self.world), memory_bytes)
+        listens = reachable or random.random() < 0.5
+        return Machine(f"p{index}", reachable, latency_s, jitter_s, up, down, Clock(self.world), memory_bytes, listens=listens)
 
     @property
     def alive(self) -> list[SimulatedPeer]:

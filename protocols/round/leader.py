@@ -154,6 +154,12 @@ class Leader:
             actions.append(Reannounce((peer,)))
         return [*actions, *self._consider(now)]
 
+    def introduced(self, peer: str, hello: Hello) -> None:
+        """Take in that a follower can be reached elsewhere now, or nowhere."""
+        follower = self.followers.get(peer)
+        if follower is not None and follower.hello.incarnation == hello.incarnation:
+            follower.hello = hello
+
     def heard(self, peer: str, now: float) -> None:
         """Take note of a life sign: any byte from `peer`."""
         if peer in self.followers:
@@ -415,7 +421,7 @@ class Leader:
             if averages is not None and member in self.followers:
                 self.followers[member].ready_for = ReadyFor(attempt.plan.ballot, averages)
         present = tuple(member for member in attempt.plan.members if member in self.followers)
-        return [NoteFailure(attempt.plan.ballot, reason, peer), SendAbort(present, attempt.plan.digest, reason)]
+        return [NoteFailure(attempt.plan.ballot, reason, peer), SendAbort(present, attempt.plan.digest, reason, peer)]
 
     def _drift_apart(self, attempt: Attempt) -> list[LeaderAction]:
         """End an attempt in which states have drifted apart.
@@ -431,7 +437,7 @@ class Leader:
         assert isinstance(abort, SendAbort)
         sound = tuple(peer for peer in abort.to if peer not in off)
         others = SendAbort(sound, abort.plan_digest, Reason.RESULTS_DIFFER)
-        return [note, SendAbort(off, abort.plan_digest, Reason.DRIFT, sound), others]
+        return [note, replace(abort, to=off, sound=sound), others]
 
     def _maybe_commit(self, now: float) -> list[LeaderAction]:
         """Commit the attempt if a majority agrees and the grace is over; end it if no majority is possible."""

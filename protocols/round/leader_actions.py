@@ -33,6 +33,7 @@ class SendAbort:
     to: tuple[str, ...]
     plan_digest: str
     reason: Reason
+    peer: str = ""  # that dropped out or is at fault
     sound: tuple[str, ...] = ()  # as in Abort
 
 

@@ -33,6 +33,10 @@ class Succession:
             self._fell_silent.clear()
         self._tip = tip
 
+    def is_at(self, me: Candidate) -> None:
+        """Take note of this peer's own address: it has changed."""
+        self._me = me
+
     def know(self, others: Iterable[Candidate]) -> None:
         """Take in the reachable peers that discovery found. Their addresses replace those in the commit."""
         self._others = {candidate.peer: candidate for candidate in others}

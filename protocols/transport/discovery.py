@@ -71,9 +71,9 @@ class DiscoveryConfig:
     run_digest: str
     authority: str  # PEM
     initial_peers: Sequence[str]  # multiaddresses; empty for the first node
-    listen: Sequence[str]  # multiaddresses; empty in client mode
+    listen: Sequence[str]  # multiaddresses
     identity: str  # file of the libp2p key; the multiaddress stays the same across restarts
-    client_mode: bool
+    client_mode: bool = False
 
 
 class Discovery:
@@ -84,11 +84,13 @@ class Discovery:
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
         self._daemon_pid = 0
+        self._client_mode = False
         self._lock = asyncio.Lock()
         self.addresses: tuple[str, ...] = ()
 
-    async def start(self) -> None:
-        """Raises UnreachableError when no initial peer answers, PortInUseError when the port is taken."""
+    async def start(self, *, client_mode: bool = False) -> None:
+        """In client mode the node takes no connections. Raises UnreachableError when no initial peer answers, PortInUseError when
+        the port is taken."""
         environment = {**os.environ, "HIVEMIND_LOGLEVEL": "WARNING", "HIVEMIND_COLORS": "never", "CUDA_VISIBLE_DEVICES": ""}
         with self._log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -104,7 +106,7 @@ class Discovery:
                 start_new_session=True,
             )
         try:
-            reply = await self._call(asdict(self._config), START_S)
+            reply = await self._call({**asdict(self._config), "client_mode": client_mode}, START_S)
         except BaseException:
             await self.aclose()
             raise
@@ -112,6 +114,7 @@ class Discovery:
             await self.aclose()
             self._raise(reply)
         self.addresses = tuple(reply["addresses"])
+        self._client_mode = client_mode
         self._daemon_pid = reply["daemon_pid"]
 
     async def announce(self, peer: str, signed: bytes) -> None:
@@ -133,7 +136,7 @@ class Discovery:
         if self._process is None or self._process.returncode is not None:
             _log.warning("the DHT process ended; starting it again")
             await self.aclose()
-            await self.start()
+            await self.start(client_mode=self._client_mode)
         return await self._call(request, CALL_S)
 
     async def _call(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:

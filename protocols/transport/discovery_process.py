@@ -35,7 +35,7 @@ class AnnouncementValidator(RecordValidatorBase):  # type: ignore[misc]  # hivem
 async def _start(config: DiscoveryConfig) -> DHTNode:
     p2p = await P2P.create(
         initial_peers=config.initial_peers or None,
-        host_maddrs=config.listen or None,
+        host_maddrs=None if config.client_mode else config.listen,
         no_listen=config.client_mode,
         dht_mode="client" if config.client_mode else "server",
         identity_path=config.identity,

@@ -77,9 +77,9 @@ class SwarmDirectory:
         self._credentials = credentials
         self._coordinator = coordinator
 
-    async def start(self) -> None:
+    async def start(self, *, client_mode: bool) -> None:
         """Raises UnreachableError when no DHT node answers, PortInUseError when the port is taken."""
-        await self._discovery.start()
+        await self._discovery.start(client_mode=client_mode)
 
     async def aclose(self) -> None:
         await self._discovery.aclose()

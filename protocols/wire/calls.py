@@ -82,6 +82,7 @@ CALLS = (
     Call("Ask", messages.AskRequest, Single(messages.AskRequest), Single(messages.AskReply)),
     Call("Offer", messages.OfferRequest, Single(messages.OfferRequest), Single(Manifest)),
     Call("Snapshot", messages.SnapshotRequest, Single(messages.SnapshotRequest), _SNAPSHOT),
+    Call("DialBack", messages.DialBackRequest, Single(messages.DialBackRequest), Single(messages.DialBackReply)),
     Call("Commits", messages.CommitsRequest, Single(messages.CommitsRequest), _COMMITS),
     Call("Push", Manifest, _SNAPSHOT, Single(messages.PushReply)),
     Call("Observe", messages.ObserveRequest, Single(messages.ObserveRequest), _OBSERVATIONS),

@@ -291,18 +291,34 @@ class NotLeader(_message.Message):
     def __init__(self, follows: _Optional[str] = ..., address: _Optional[str] = ..., able: _Optional[bool] = ...) -> None: ...
 
 class Abort(_message.Message):
-    __slots__ = ("plan_digest", "reason", "sound")
+    __slots__ = ("plan_digest", "reason", "sound", "peer")
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SOUND_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
     plan_digest: str
     reason: str
     sound: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ..., sound: _Optional[_Iterable[str]] = ...) -> None: ...
+    peer: str
+    def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ..., sound: _Optional[_Iterable[str]] = ..., peer: _Optional[str] = ...) -> None: ...
 
 class NeedState(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class DialBackRequest(_message.Message):
+    __slots__ = ("address", "bulk_address")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BULK_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    bulk_address: str
+    def __init__(self, address: _Optional[str] = ..., bulk_address: _Optional[str] = ...) -> None: ...
+
+class DialBackReply(_message.Message):
+    __slots__ = ("problem",)
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    problem: str
+    def __init__(self, problem: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("standing", "samples", "samples_per_second", "peers")

@@ -45,6 +45,11 @@ class PeerStub:
                 request_serializer=dugnad__pb2.AskRequest.SerializeToString,
                 response_deserializer=dugnad__pb2.AskReply.FromString,
                 _registered_method=True)
+        self.DialBack = channel.unary_unary(
+                '/dugnad.v1.Peer/DialBack',
+                request_serializer=dugnad__pb2.DialBackRequest.SerializeToString,
+                response_deserializer=dugnad__pb2.DialBackReply.FromString,
+                _registered_method=True)
         self.Offer = channel.unary_unary(
                 '/dugnad.v1.Peer/Offer',
                 request_serializer=dugnad__pb2.OfferRequest.SerializeToString,
@@ -85,6 +90,13 @@ class PeerServicer:
 
     def Ask(self, request, context):
         """Asks where this peer stands and whom it follows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DialBack(self, request, context):
+        """Asks this peer to dial the caller at both of its addresses.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +149,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Ask,
                     request_deserializer=dugnad__pb2.AskRequest.FromString,
                     response_serializer=dugnad__pb2.AskReply.SerializeToString,
+            ),
+            'DialBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.DialBack,
+                    request_deserializer=dugnad__pb2.DialBackRequest.FromString,
+                    response_serializer=dugnad__pb2.DialBackReply.SerializeToString,
             ),
             'Offer': grpc.unary_unary_rpc_method_handler(
                     servicer.Offer,
@@ -219,6 +236,33 @@ class Peer:
             '/dugnad.v1.Peer/Ask',
             dugnad__pb2.AskRequest.SerializeToString,
             dugnad__pb2.AskReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DialBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dugnad.v1.Peer/DialBack',
+            dugnad__pb2.DialBackRequest.SerializeToString,
+            dugnad__pb2.DialBackReply.FromString,
             options,
             channel_credentials,
             insecure,

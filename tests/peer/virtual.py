@@ -42,7 +42,7 @@ class TrueClock(Clock):
 
 
 def machine_of(world: World, name: str, *, reachable: bool = True, line_bytes_s: float = LINE_BYTES_S) -> Machine:
-    return Machine(name, reachable, LATENCY_S, 0.0, line_bytes_s, line_bytes_s, TrueClock(world))
+    return Machine(name, reachable, LATENCY_S, 0.0, line_bytes_s, line_bytes_s, TrueClock(world), listens=reachable)
 
 
 class JobsAtOnce(JobQueue):

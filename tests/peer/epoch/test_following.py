@@ -71,7 +71,7 @@ class Participant:
         succession.follow(Tip(3, "c" * 64, 30, named[0], "fp64", succession=tuple(named[1:])))
         succession.know([candidate for candidate in named if candidate.peer != "me"])
         hello = Hello(1, False, self.node.candidate.address, self.node.candidate.address, "me")
-        self.following = Following("me", self, succession, self.node.transport, hello, self.node.loop.time)
+        self.following = Following("me", self, succession, self.node.transport, lambda: hello, self.node.loop.time)
         self.running = self.node.start(self.following.run())
 
     def take_over(self) -> None:

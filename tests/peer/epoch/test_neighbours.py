@@ -50,7 +50,7 @@ class Me:
         self.heard: list[Standing] = []
         neighbours = Neighbours(
             self.node.environment(directory=self.directory),
-            HELLO,
+            lambda: HELLO,
             found=lambda others: self.found.append([candidate.peer for candidate in others]),
             heard=self.heard.append,
         )

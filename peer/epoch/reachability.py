@@ -1,0 +1,85 @@
+"""Whether others reach this peer: some of them dial it back, at both ports, when it joins and every so often."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable
+
+from peer.environment import Environment
+from protocols.errors import RefusedError, RemoteError
+from protocols.messages import DialBackReply, DialBackRequest
+from protocols.round.records import Candidate, Hello
+from protocols.transport.interface import Transport, call
+from protocols.transport.whereabouts import ask
+
+# So many peers are asked to dial back, and more than half of those that answer must succeed: a neighbour in the same home may
+# reach an address that nobody else does.
+ASKED = 3
+DIAL_BACK_S = 3.0
+CHECK_EVERY_S, CHECK_AGAIN_S = 600.0, 20.0  # the second while nobody has been there to dial back
+
+
+class Reachability:
+    """Decides how this peer introduces itself: as one that takes connections, or in client mode."""
+
+    def __init__(self, environment: Environment, hello: Hello, others: Callable[[], Iterable[Candidate]]) -> None:
+        """`hello` names the addresses to try. `others`: reachable peers."""
+        self._environment = environment
+        self._hello = hello
+        self._others = others
+        self._suspected = asyncio.Event()
+        self.problem = ""  # what the others met, if they did not reach this peer
+        self.is_checked = False  # somebody has tried
+
+    async def hello(self) -> Hello:
+        """Ask others to dial back, and say how to introduce this peer. Without anybody to ask it counts as reachable."""
+        hello, environment = self._hello, self._environment
+        if not hello.reachable:
+            return hello
+        others = [other for other in self._others() if other.peer != environment.me]
+        asked = environment.random.sample(others, min(ASKED, len(others)))
+        answers = await asyncio.gather(*(self._problem_of(other) for other in asked))
+        problems = [problem for problem in answers if problem is not None]
+        failed = [problem for problem in problems if problem]
+        self.is_checked = bool(problems)
+        reached = not problems or 2 * len(failed) < len(problems)
+        self.problem = "" if reached else failed[0]
+        return hello if reached else dataclasses.replace(hello, address="", bulk_address="")
+
+    async def watch(self, present: Callable[[Hello], None]) -> None:
+        """For ever: check again, and `present` what comes of it."""
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._suspected.wait(), CHECK_EVERY_S if self.is_checked else CHECK_AGAIN_S)
+            self._suspected.clear()
+            present(await self.hello())
+
+    def suspect(self) -> None:
+        """Somebody could not reach this peer: `watch` checks at once."""
+        self._suspected.set()
+
+    async def _problem_of(self, other: Candidate) -> str | None:
+        """What `other` met when it dialled back: '' if nothing, None if it did not try."""
+        request = DialBackRequest(self._hello.address, self._hello.bulk_address)
+        try:
+            reply: DialBackReply = await call(self._environment.transport, other, request, 2 * DIAL_BACK_S + 1.0)
+        except RemoteError:
+            return None
+        return reply.problem
+
+
+async def dial_back(transport: Transport, peer: str, request: DialBackRequest) -> DialBackReply:
+    """Try both addresses of `peer`, which asked for it."""
+    try:
+        await ask(transport, Candidate(peer, request.address), DIAL_BACK_S)
+    except RefusedError:
+        pass  # it is there, and has no state yet
+    except RemoteError as error:
+        return DialBackReply(f"{request.address} (calls): {error}")
+    try:
+        await transport.dial(peer, request.bulk_address, DIAL_BACK_S)
+    except RemoteError as error:
+        return DialBackReply(f"{request.bulk_address} (shards): {error}")
+    return DialBackReply("")
