@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
+from typing import Annotated
 
 import typer
 
@@ -14,7 +15,6 @@ from peer.simulation.command import simulate
 from protocols.host.command import run_app
 
 app = typer.Typer(
-    help="Train one transformer together on the computers you already own.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,6 +22,21 @@ app = typer.Typer(
 )
 for command in (coordinator, peer, status, demo, simulate):
     app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    wanted: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print dugnad's version and exit.")
+    ] = False,
+) -> None:
+    """Train one transformer together on the computers you already own."""
 
 
 @app.command()

@@ -45,6 +45,10 @@ def run_coordinator(config: CoordinatorConfig) -> int:
         with Console() as console:
             checkpoints = Checkpoints(path / "checkpoints", keep=author.checkpoint.keep)
             folder = open_run(author, path, checkpoints, console.status)
+            newest = checkpoints.latest()
+            if newest is not None and newest.facts.epoch == author.training.max_epochs:
+                console.say(f"The run was completed before. Checkpoint: {newest.path}")
+                return EXIT_DONE
             # Add a sink here. They are closed in this order.
             with contextlib.closing(Sinks([History(path), console])) as sinks, NetworkThread() as thread:
                 session = _Session(config, folder, checkpoints, sinks, console, Network(config, folder, thread))
@@ -72,6 +76,7 @@ class _Session:
         self._network = network
         self._inbox: queue.SimpleQueue[Observation] = queue.SimpleQueue()
         self._interrupted = threading.Event()
+        self._contributors = 0  # connected now
         self._monitor = Monitor(self._open(), sinks, checkpoints, self._inbox, network.fetch, console.status)
         self.closing_line = ""  # to be said after the screen has closed
 
@@ -109,7 +114,8 @@ class _Session:
             if self._interrupted.is_set():
                 self._console.say("Stopping: writing a last checkpoint (Ctrl-C again to stop at once)")
                 monitor.keep(checkpoint=True)
-                self.closing_line = f"Stopped; the peers go on. Checkpoint: {monitor.last_checkpoint}"
+                others = "the peers go on" if self._contributors else "nobody trains now"
+                self.closing_line = f"Stopped; {others}. Checkpoint: {monitor.last_checkpoint}"
                 return EXIT_INTERRUPTED
             monitor.finish()
         self.closing_line = f"The run is complete. Checkpoint: {monitor.last_checkpoint}"
@@ -118,6 +124,7 @@ class _Session:
     def _take_in(self, observation: Observation) -> None:
         """On the network's thread."""
         if isinstance(observation, Swarm):
+            self._contributors = sum(peer.role == "contributor" for peer in observation.peers)
             # Not by way of the main thread: the view goes on while that one measures or writes a checkpoint.
             self._sinks.swarm(SwarmView.of(observation, self._folder.spec))
         self._inbox.put(observation)
@@ -135,7 +142,7 @@ class _Session:
         return AuxiliaryPeer(str(local), home, host=host, announce=announced_hosts(self._config)[0], port=port + 2 if port else 0)
 
     def _say_how_to_join(self, ticket: Ticket) -> None:
-        write_durably(self._folder.path / "ticket.txt", f"{ticket}\n".encode())
+        write_durably(self._folder.path / "ticket.txt", f"{ticket}\n".encode(), mode=0o600)
         command = f"dugnad peer {ticket}"
         self._console.say("Volunteers join with this line:\n\n" + command + "\n")
         if self._config.json:

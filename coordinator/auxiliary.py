@@ -18,9 +18,10 @@ class AuxiliaryPeer:
 
     def __init__(self, ticket: str, home: Path, *, host: str, announce: str, port: int) -> None:
         self._arguments = [
-            *(sys.executable, "-m", "peer", ticket, "--role", "auxiliary", "--name", "auxiliary", "--threads", "1"),
+            *(sys.executable, "-m", "peer", "-", "--role", "auxiliary", "--name", "auxiliary", "--threads", "1"),
             *("--home", str(home), "--host", host, "--announce", announce, "--port", str(port), "--end-with-standard-input"),
         ]
+        self._ticket = ticket
         self._log = home / "output.log"
         self._start_from = home / "start-from.safetensors"
         self._process: subprocess.Popen[bytes] | None = None
@@ -39,6 +40,9 @@ class AuxiliaryPeer:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal is the coordinator's to handle
             )
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{self._ticket}\n".encode())
+        self._process.stdin.flush()
         self._started_at = time.monotonic()
 
     def restarted(self, snapshot: Path) -> str:

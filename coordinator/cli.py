@@ -10,6 +10,7 @@ import typer
 
 from coordinator.config import DEFAULT_PORT, CoordinatorConfig
 from protocols.host.child_process import end_with_parent
+from protocols.ticket_source import HELP, read_ticket
 
 
 def coordinator(
@@ -41,16 +42,17 @@ def coordinator(
 
 
 def status(
-    ticket: Annotated[str, typer.Argument(metavar="TICKET", help="The ticket of the run.")],
+    ticket: Annotated[str | None, typer.Argument(metavar="TICKET", help=HELP)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
     """Show the swarm from outside.
 
     Epoch, samples towards the batch, peers and their speed.
     """
+    found = read_ticket(ticket)
     from coordinator.status import show_status
 
-    show_status(ticket, as_json=json)
+    show_status(found, as_json=json)
 
 
 def demo(

@@ -23,6 +23,7 @@ from coordinator.report.terminal_curve import terminal_loss_curve
 from protocols.errors import LocalError
 from protocols.host.event_log import read_events
 from protocols.run_spec import RunSpec
+from protocols.ticket_source import VARIABLE
 
 RUN_FILE = Path(__file__).resolve().parent.parent / "examples" / "python_lm" / "run.toml"
 PEERS_AT_FIRST = 3
@@ -57,7 +58,7 @@ class _Processes:
         home = self.directory / "peers" / name
         home.mkdir(parents=True, exist_ok=True)
         with (home / "output.log").open("ab") as log:
-            arguments = ["peer", self.ticket, "--home", str(home), "--name", name, "--threads", "1"]
+            arguments = ["peer", "--home", str(home), "--name", name, "--threads", "1"]
             self._start(name, arguments, stdout=log, stderr=log)
 
     def _start(self, name: str, arguments: list[str], **streams: Any) -> subprocess.Popen[bytes]:
@@ -65,7 +66,7 @@ class _Processes:
             [sys.executable, "-m", "dugnad", *arguments, "--end-with-standard-input"],
             stdin=subprocess.PIPE,
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", VARIABLE: self.ticket},
             **streams,
         )
         return child

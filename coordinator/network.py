@@ -129,7 +129,7 @@ class Network:
 
     async def _look_around(self, discovery: Discovery) -> None:
         while True:
-            with contextlib.suppress(RemoteError, LocalError):
+            with contextlib.suppress(RemoteError, LocalError, PortInUseError):
                 for announcement in await discovery.peers():
                     self._known.add(announcement)
             await asyncio.sleep(DISCOVERY_S if self._known.candidates() else EAGER_S)

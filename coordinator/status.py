@@ -16,9 +16,8 @@ from protocols.transport.network import NetworkTransport
 from protocols.transport.network_thread import NetworkThread
 
 
-def show_status(ticket_text: str, *, as_json: bool) -> None:
+def show_status(ticket: Ticket, *, as_json: bool) -> None:
     """Print the view. Raises TicketError, UnreachableError (coordinator, or no peer)."""
-    ticket = Ticket.parse(ticket_text)
     with NetworkThread() as network:
         view = network.call(_look(ticket))
     if as_json:

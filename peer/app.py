@@ -27,12 +27,12 @@ from peer.training.job_queue import JobQueue
 from peer.training.replica import Replica
 from peer.training.strategies import build_strategy
 from peer.training.trainer import Progressed, Trainer
-from protocols.errors import DiskError, UnreachableError, UsageError
+from protocols.errors import DiskError, UnreachableError
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.host.event_log import EventLog
 from protocols.host.home import Home
 from protocols.host.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
-from protocols.identity import Key, Ticket, new_incarnation
+from protocols.identity import Key, new_incarnation
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.round import program
 from protocols.round.records import Hello
@@ -56,8 +56,8 @@ EXIT_DONE = 0
 def run_peer(config: PeerConfig) -> int:
     """Join, train until the run ends or the volunteer stops it. Returns the exit code; raises DugnadError for what a person
     should read."""
-    ticket = Ticket.parse(config.ticket)
-    _check(config)
+    ticket = config.ticket
+    pick_device(config.device)  # a wrong one is to be told before anything is made
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     folder = config.home or default_home() / ticket.fingerprint.hex()[:16]
@@ -76,17 +76,6 @@ def run_peer(config: PeerConfig) -> int:
             code = session.run()
     console.say(session.closing_line)
     return code
-
-
-def _check(config: PeerConfig) -> None:
-    if config.client_mode and config.role == "auxiliary":
-        raise UsageError("an auxiliary peer in client mode could do nothing: nobody could send it anything to average")
-    if config.client_mode and config.announce:
-        raise UsageError("--client-mode accepts no connections, so there is nothing to --announce", remedy="Leave one out.")
-    if config.host is not None:
-        addresses.host_to_listen_on(config.host)
-    if config.announce is not None:
-        addresses.host_and_port(config.announce)
 
 
 def _announced(host: str, port: int, bulk_port: int) -> tuple[str, str]:

@@ -10,10 +10,11 @@ import typer
 from peer.config import PeerConfig
 from protocols.host.child_process import end_with_parent
 from protocols.observations import Role
+from protocols.ticket_source import HELP, read_ticket
 
 
 def peer(
-    ticket: Annotated[str, typer.Argument(metavar="TICKET", help="The ticket that the organiser gave out.")],
+    ticket: Annotated[str | None, typer.Argument(metavar="TICKET", help=HELP)] = None,
     role: Annotated[Role, typer.Option(help="auxiliary: average for others, compute nothing.")] = "contributor",
     client_mode: Annotated[
         bool, typer.Option("--client-mode", help="Open connections but accept none. Found out by itself where it is needed.")
@@ -41,10 +42,11 @@ def peer(
 
     Example: dugnad peer dugnad1-… --name kitchen-pc
     """
+    pinned = read_ticket(ticket)
     if end_with_standard_input:
         end_with_parent()
     config = PeerConfig(
-        ticket=ticket,
+        ticket=pinned,
         role=role,
         client_mode=client_mode,
         device=device,
@@ -56,10 +58,11 @@ def peer(
         max_upload=max_upload,
         max_download=max_download,
         name=name,
-        data=tuple(data or ()),
+        data=tuple(str(Path(pattern).expanduser().absolute()) for pattern in data or ()),
         home=home,
         start_from=start_from,
     )
+    config.check()
     from peer.app import run_peer  # torch and transformers take seconds: a wrong option should not wait for them
 
     raise typer.Exit(run_peer(config))

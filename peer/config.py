@@ -8,13 +8,17 @@ from pathlib import Path
 
 import platformdirs
 
+from protocols.errors import UsageError
+from protocols.host.files import matching_files
+from protocols.identity import Ticket
 from protocols.observations import Role
+from protocols.transport import addresses
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeerConfig:
-    ticket: str
-    """The string that the organiser gave out."""
+    ticket: Ticket
+    """What the organiser gave out."""
     role: Role = "contributor"
     """A contributor computes gradients; an auxiliary peer only averages, for those who cannot be reached."""
     client_mode: bool = False
@@ -45,6 +49,20 @@ class PeerConfig:
     """Folder for this peer's key, files and log; None takes the user's data folder."""
     start_from: Path | None = None
     """A snapshot to start from if nobody is further: how a coordinator brings a run into being."""
+
+    def check(self) -> None:
+        """Raises UsageError for what can be seen to be wrong without the run."""
+        if self.client_mode and self.role == "auxiliary":
+            raise UsageError("an auxiliary peer in client mode could do nothing: nobody could send it anything to average")
+        if self.client_mode and self.announce:
+            raise UsageError("--client-mode accepts no connections, so there is nothing to --announce", remedy="Leave one out.")
+        if self.host is not None:
+            addresses.host_to_listen_on(self.host)
+        if self.announce is not None:
+            addresses.host_and_port(self.announce)
+        for pattern in self.data:
+            if not matching_files(Path(pattern)):
+                raise UsageError(f"--data: nothing matches {pattern}", remedy="Correct the path; put a glob into quotes.")
 
 
 def default_home() -> Path:

@@ -3,10 +3,10 @@
     DugnadError                 exit code 1
     ├── UsageError              exit code 2: the user can type something else to correct it
     │   ├── SpecError           a run spec that cannot be used
-    │   └── TicketError         a ticket that is damaged, or of another version
-    ├── LocalError              this machine is at fault: disk, port, corpus, device
+    │   ├── TicketError         a ticket that is damaged, or of another version
     │   ├── CorpusError         the training text is missing, empty or too small
-    │   ├── PortInUseError      another process listens on the port
+    │   └── PortInUseError      another process listens on the port
+    ├── LocalError              this machine is at fault: disk, device, clock
     │   ├── DiskError           a file could not be written whole
     │   └── DriftError          this peer's state is further off the others' than rounding allows
     └── RemoteError             the other machine or the network is at fault
@@ -44,16 +44,16 @@ class TicketError(UsageError):
     """A ticket is damaged, or of another version."""
 
 
-class LocalError(DugnadError):
-    """This machine is at fault."""
-
-
-class CorpusError(LocalError):
+class CorpusError(UsageError):
     """The training text is missing, empty or too small."""
 
 
-class PortInUseError(LocalError):
+class PortInUseError(UsageError):
     """Another process listens on the port."""
+
+
+class LocalError(DugnadError):
+    """This machine is at fault."""
 
 
 class DiskError(LocalError):

@@ -120,7 +120,16 @@ class QuietSwarm(Swarm):
     def _machine(self, index: int, reachable: bool) -> Machine:
         volunteer = self._volunteers[index]
         line = LINE_BYTES_S
-        return Machine(volunteer.name, volunteer.reachable, LATENCY_S, LATENCY_S / 2, line, line, Clock(self.world))
+        return Machine(
+            volunteer.name,
+            volunteer.reachable,
+            LATENCY_S,
+            LATENCY_S / 2,
+            line,
+            line,
+            Clock(self.world),
+            listens=volunteer.reachable,
+        )
 
     def _maybe_dial(self, client: Any, server: str, kind: str, *rest: Any) -> NetworkStream:
         stream = self._dial(client, server, kind, *rest)

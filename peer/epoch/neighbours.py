@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from peer.environment import Environment
-from protocols.errors import LocalError, RemoteError
+from protocols.errors import LocalError, PortInUseError, RemoteError
 from protocols.round.records import Candidate, Hello, Standing
 from protocols.transport.discovery import ANNOUNCEMENT_S
 from protocols.transport.whereabouts import ask
@@ -48,7 +48,7 @@ class Neighbours:
                     told = await directory.announce(self._hello())
                 others = [candidate for candidate in (*told, *await directory.peers()) if candidate.peer != environment.me]
                 self._found(others)
-            except (RemoteError, LocalError) as error:
+            except (RemoteError, LocalError, PortInUseError) as error:
                 _log.warning("discovery: %s", error)
             if others:
                 # Now and then one of them knows of a heavier lineage that this peer's leader does not know.

@@ -29,6 +29,13 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         ) from error
 
 
+def matching_files(pattern: Path) -> list[Path]:
+    """The files that a path or a glob names; ~ is the user's home."""
+    path = pattern.expanduser().absolute()
+    matches = [path] if path.exists() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    return [match for match in matches if match.is_file()]
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable. Does nothing where the system cannot open folders."""
     with contextlib.suppress(PermissionError):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from protocols.errors import DiskError, LocalError
+from protocols.errors import LocalError, UsageError
 
 MAX_SIBLINGS = 64
 
@@ -20,10 +20,10 @@ class Home:
 
     @classmethod
     def claim(cls, path: Path) -> Home:
-        """Lock `path`; create it if needed. Raises LocalError if another process has it, DiskError if it cannot be written."""
+        """Lock `path`; create it if needed. Raises UsageError if another process has it, or it cannot be written."""
         home = cls._try(path)
         if home is None:
-            raise LocalError(f"another process of yours uses {path}", remedy="Wait for it to end, or choose another folder.")
+            raise UsageError(f"another process of yours uses {path}", remedy="Wait for it to end, or choose another folder.")
         return home
 
     @classmethod
@@ -47,7 +47,7 @@ class Home:
         except Timeout:
             return None
         except OSError as error:
-            raise DiskError(f"cannot use the folder {path}: {error.strerror}", remedy="Choose another folder.") from error
+            raise UsageError(f"cannot use the folder {path}: {error.strerror}", remedy="Choose another folder.") from error
         return cls(path, lock)
 
     def __enter__(self) -> Home:

@@ -48,6 +48,14 @@ def host_to_listen_on(text: str) -> str:
             f"--host {text} is an address of one link: others could not tell which of theirs that is",
             remedy="Give a global or a unique local address (2000::/3, fc00::/7).",
         )
+    with socket.socket(family_of(host)) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise UsageError(
+                f"--host {text}: this machine has no such address",
+                remedy="Give one of its own, or leave it out; what others reach it by goes into --announce.",
+            ) from error
     return str(address)
 
 

@@ -4,10 +4,12 @@ code."""
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from protocols.identity import Ticket
@@ -70,7 +72,7 @@ def test_a_port_that_is_in_use_is_named(swarm: Swarm, tmp_path: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         arguments = ["coordinator", str(run_file), "--dir", str(tmp_path / "run"), "--host", "127.0.0.1", "--port", port]
-        assert "--port" in refused(1, f"127.0.0.1:{port}: the port is in use", *arguments)
+        assert "--port" in refused(2, f"127.0.0.1:{port}: the port is in use", *arguments)
 
 
 def test_a_run_file_with_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
@@ -83,12 +85,12 @@ def test_a_run_file_that_is_missing_is_wrong_use(tmp_path: Path) -> None:
 
 
 def test_a_corpus_that_is_missing_is_named(tmp_path: Path) -> None:
-    refused(1, str(tmp_path), "coordinator", str(write_spec(tmp_path)), "--dir", str(tmp_path / "run"))
+    refused(2, str(tmp_path), "coordinator", str(write_spec(tmp_path)), "--dir", str(tmp_path / "run"))
 
 
 def test_a_corpus_that_is_empty_is_said_to_hold_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
-    refused(1, "hold 0 characters", "coordinator", str(write_spec(tmp_path)), "--dir", str(tmp_path / "run"))
+    refused(2, "hold 0 characters", "coordinator", str(write_spec(tmp_path)), "--dir", str(tmp_path / "run"))
 
 
 def test_a_batch_smaller_than_one_micro_batch_is_refused(swarm: Swarm, tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_a_folder_with_another_run_is_not_overwritten(swarm: Swarm, tmp_path: Pa
     before = (swarm.folder / "run" / "run.toml").read_bytes()
     other = tmp_path / "run.toml"
     other.write_text(swarm.run_file.read_text().replace("seed = 21", "seed = 22"))
-    held = refused(1, "another process of yours uses", "coordinator", str(other), "--dir", str(swarm.folder / "run"))
+    held = refused(2, "another process of yours uses", "coordinator", str(other), "--dir", str(swarm.folder / "run"))
     assert "choose another folder" in held
     assert (swarm.folder / "run" / "run.toml").read_bytes() == before
 
@@ -111,3 +113,39 @@ def test_a_folder_with_another_run_is_not_overwritten(swarm: Swarm, tmp_path: Pa
 def test_an_unknown_option_is_wrong_use() -> None:
     done = run_dugnad("peer", "x", "--devise", "cpu")
     assert done.returncode == 2 and "--device" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        pytest.param(("--data", "/nowhere/*.txt"), "--data: nothing matches /nowhere/*.txt", id="data"),
+        pytest.param(("--host", "192.0.2.7"), "this machine has no such address", id="a host of another machine"),
+        pytest.param(("--announce", "a:b:c"), "--announce a:b:c is no address", id="announce"),
+        pytest.param(("--client-mode", "--role", "auxiliary"), "an auxiliary peer in client mode", id="roles"),
+    ],
+)
+def test_what_is_wrong_without_the_run_is_refused_at_once(options: tuple[str, ...], cause: str) -> None:
+    away = Ticket(("192.0.2.1",), 29100, bytes(32), bytes(16))  # nobody answers there, and nobody is asked
+    began = time.monotonic()
+    refused(2, cause, "peer", str(away), *options)
+    assert time.monotonic() - began < 3.0, "0.5 s on an idle machine: torch is not even imported"
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    away = Ticket(("192.0.2.1",), 29100, bytes(32), bytes(16))
+    refused(2, "there is no device 'tpu'", "peer", str(away), "--device", "tpu", "--home", str(tmp_path / "home"))
+    assert not (tmp_path / "home").exists()
+
+
+def test_the_ticket_is_nobody_elses_to_read(swarm: Swarm) -> None:
+    file = swarm.folder / "run" / "ticket.txt"
+    assert file.stat().st_mode & 0o077 == 0
+    secret = swarm.ticket.removeprefix("dugnad1-")[:60]
+    children = psutil.Process(swarm.coordinator.pid).children(recursive=True)
+    assert children and not any(secret in word for child in children for word in child.cmdline())
+    seen = run_dugnad("status", f"@{file}", "--json")
+    assert seen.returncode == 0, seen.stderr
+
+
+def test_the_version_is_told_both_ways() -> None:
+    assert run_dugnad("--version").stdout == run_dugnad("version").stdout != ""

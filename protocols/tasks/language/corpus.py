@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import CorpusError
+from protocols.host.files import matching_files
 from protocols.tasks.language.settings import DataSpec
 
 PIECE_CHARACTERS = 16 << 10
@@ -47,7 +48,7 @@ def load_documents(data: DataSpec, folder: Path) -> list[Document]:
     if data.source == "python-stdlib":
         candidates, where = _stdlib(), "the standard library's source"
     elif data.source == "files":
-        candidates, where = _local_files(data.paths, folder), "the files of data.paths"
+        candidates, where = _local_files(data.paths, folder), f"the files of {', '.join(data.paths)}"
     else:
         candidates, where = _dataset_rows(data), f"data set {data.dataset}"
     documents: list[Document] = []
@@ -62,7 +63,7 @@ def load_documents(data: DataSpec, folder: Path) -> list[Document]:
     if size < MIN_CHARACTERS:
         raise CorpusError(
             f"{where} hold {size} characters of distinct text; {MIN_CHARACTERS} are the least",
-            remedy="Check task.data.source and task.data.paths, or add text.",
+            remedy="Add text, or name other text: task.data in a run file, --data for a volunteer.",
         )
     return documents
 
@@ -204,12 +205,11 @@ def _python_files(folder: Path) -> Iterator[Path]:
 def _local_files(patterns: Sequence[str], folder: Path) -> Iterator[Document]:
     files: dict[str, Path] = {}
     for pattern in patterns:
-        path = folder / Path(pattern).expanduser()
-        matches = [path] if path.exists() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        found = [match for match in matches if match.is_file()]
+        found = matching_files(folder / Path(pattern).expanduser())
         if not found:
             raise CorpusError(
-                f"task.data.paths: nothing matches {pattern} in {folder}", remedy="Correct the path or put the text there."
+                f"task.data.paths: nothing matches {pattern} in {folder}",
+                remedy="Correct the path or put the text there; a volunteer names other text with --data.",
             )
         for path in found:
             name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix().lstrip("/")
@@ -217,9 +217,7 @@ def _local_files(patterns: Sequence[str], folder: Path) -> Iterator[Document]:
     for name in sorted(files):
         text = _read(files[name])
         if text is None:
-            raise CorpusError(
-                f"{files[name]} cannot be read as UTF-8 text", remedy="Leave that file out of data.paths or convert it."
-            )
+            raise CorpusError(f"{files[name]} cannot be read as UTF-8 text", remedy="Leave that file out, or convert it.")
         yield from _pieces(name, text.split("\n"))
 
 

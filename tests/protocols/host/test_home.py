@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from protocols.errors import DiskError, LocalError
+from protocols.errors import UsageError
 from protocols.host.home import Home
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
     with Home.claim(tmp_path / "peer") as home:
         assert home.path == tmp_path / "peer"
-        with pytest.raises(LocalError, match="another process") as caught:
+        with pytest.raises(UsageError, match="another process") as caught:
             Home.claim(tmp_path / "peer")
         assert caught.value.remedy
     with Home.claim(tmp_path / "peer"):
@@ -42,7 +42,7 @@ sys.stdin.read()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"mine\n"
-        with pytest.raises(LocalError):
+        with pytest.raises(UsageError):
             Home.claim(tmp_path / "peer")
         owner.kill()
         owner.wait()
@@ -50,8 +50,8 @@ sys.stdin.read()
         pass
 
 
-def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_wrong_use(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DiskError) as caught:
+    with pytest.raises(UsageError) as caught:
         Home.claim(tmp_path / "file" / "below")
     assert caught.value.remedy
