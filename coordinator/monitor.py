@@ -19,6 +19,7 @@ from coordinator.checkpoints.facts import CheckpointFacts
 from coordinator.checkpoints.store import Checkpoints
 from coordinator.sinks.base import Sinks
 from coordinator.swarm_view import SwarmView
+from protocols.committed_rate import CommittedRate
 from protocols.errors import BadMessageError, DiskError, RemoteError
 from protocols.host.event_log import commit_fields
 from protocols.observations import Committed, Failure, Observation, PeerView, Seen, Swarm
@@ -75,7 +76,7 @@ class Monitor:
         self._present: dict[str, str] = {}  # peers that have joined and not left: id to name
         self._kept_epoch = 0  # the newest epoch that was evaluated
         self._fetch_not_before = 0.0
-        self._samples_per_second = 0.0
+        self._rate = CommittedRate(clock)
         self.lineage, self._total_samples = "", 0
         self.epoch = 0
         self.last_checkpoint: Path | None = None
@@ -131,7 +132,7 @@ class Monitor:
                     self._sinks.event("peer_left", peer=peer.peer, name=peer.name, reason=reason)
 
     def _see(self, view: SwarmView) -> None:
-        self._samples_per_second = view.samples_per_second
+        self._rate.reached(view.epoch, view.total_samples)
         for peer in view.peers:
             self._joined(peer)
         here = {peer.peer for peer in view.peers}
@@ -169,7 +170,7 @@ class Monitor:
             ("train/lr", rate),
             ("train/grad_norm", commit.gradient_norm),
             ("swarm/peers", float(len(commit.members))),
-            ("swarm/samples_per_second", self._samples_per_second),
+            ("swarm/samples_per_second", self._rate.samples_per_second or 0.0),
         ):
             self._sinks.scalar(tag, value, epoch)
 

@@ -27,6 +27,7 @@ from peer.training.job_queue import JobQueue
 from peer.training.replica import Replica
 from peer.training.strategies import build_strategy
 from peer.training.trainer import Progressed, Trainer
+from protocols.committed_rate import CommittedRate
 from protocols.errors import DiskError, UnreachableError
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.host.event_log import EventLog
@@ -246,10 +247,12 @@ class _Session:
             await asyncio.gather(running, return_exceptions=True)
 
     async def _show(self, engine: Engine) -> None:
+        pace = CommittedRate()
         while True:
             tip = engine.member.tip
             beat = engine.beat
             if tip is not None:
+                pace.reached(tip.epoch, tip.total_samples)
                 self._console.update(
                     PeerStatus(
                         epoch=tip.epoch,
@@ -257,13 +260,16 @@ class _Session:
                         swarm_samples=beat.samples if beat is not None else 0,
                         target_batch_size=self._spec.training.target_batch_size,
                         my_samples_per_second=engine.samples_per_second,
-                        swarm_samples_per_second=beat.samples_per_second if beat is not None else 0.0,
+                        swarm_samples_per_second=pace.samples_per_second,
                         loss=self._events.loss,
                         peers=beat.peers if beat is not None else 0,
                         leader=engine.following.peer if engine.following is not None else "",
                         contributions=self._events.contributions,
                         contributed_samples=self._events.contributed_samples,
                         phase=engine.activity,
+                        run=self._spec.run.name,
+                        max_epochs=self._spec.training.max_epochs,
+                        left_s=pace.seconds_left(self._spec.training.max_epochs),
                     )
                 )
             await asyncio.sleep(SCREEN_S)

@@ -31,6 +31,7 @@ from protocols.host.terminal import (
     rate,
     short_id,
     stacked,
+    time_left,
 )
 
 EVENT_LINES = 4
@@ -47,13 +48,16 @@ class PeerStatus:
     swarm_samples: int
     target_batch_size: int
     my_samples_per_second: float
-    swarm_samples_per_second: float
+    swarm_samples_per_second: float | None  # committed, over recent epochs
     loss: float | None
     peers: int
     leader: str
     contributions: int
     contributed_samples: int
     phase: str
+    run: str
+    max_epochs: int | None
+    left_s: float | None  # until the last epoch, at that pace
 
     @property
     def given(self) -> str:
@@ -160,14 +164,14 @@ class PeerConsole:
             step = spinner if transfer is None else _transfer_line(spinner, *transfer, seconds=self._clock() - began)
         if status is None:
             return stacked([log_lines(events) if events else None, step])
-        swarm = [plural(status.peers, "peer"), f"{rate(status.swarm_samples_per_second)} samples/s"]
+        swarm = [plural(status.peers, "peer"), _pace(status), time_left(status.left_s)]
         swarm += [f"leader {short_id(status.leader)}"] if status.leader else []
         mine = [f"{rate(status.my_samples_per_second)} samples/s", f"{plural(status.my_samples, 'sample')} in this batch"]
         given = Text(status.given, style="bold green") if status.contributions else Text("none yet", style="dim")
         rows: list[tuple[str, RenderableType]] = [
             ("batch", batch_bar(status.swarm_samples, status.target_batch_size)),
             ("loss", loss_line(losses, "", self._screen.terminal.width - 14)),
-            ("swarm", Text(" · ".join(swarm))),
+            ("swarm", Text(" · ".join(part for part in swarm if part))),
             ("you", Text(" · ".join(mine))),
             ("given", given),
         ]
@@ -175,7 +179,9 @@ class PeerConsole:
         if events:
             body += ["", log_lines(events, wrap=True)]
         body.append(step)
-        title = Text.assemble(("dugnad", "bold"), " · ", (f"epoch {status.epoch:,}", "bold cyan"))
+        of = f" of {status.max_epochs:,}" if status.max_epochs is not None else ""
+        title = Text.assemble(("dugnad", "bold"), " · ", printable(status.run, 32), " · ")
+        title.append(f"epoch {status.epoch:,}{of}", "bold cyan")
         title.append(f" · {printable(status.phase, 24)}" if status.phase else "")
         return Panel(
             stacked(body),
@@ -202,11 +208,17 @@ def _transfer_line(spinner: Spinner, done: int, total: int, *, seconds: float) -
     return grid
 
 
+def _pace(status: PeerStatus) -> str:
+    pace = status.swarm_samples_per_second
+    return f"{rate(pace)} samples/s" if pace is not None else ""
+
+
 def _plain(status: PeerStatus) -> str:
     parts = [
         f"{status.swarm_samples:,} of {status.target_batch_size:,} samples",
         plural(status.peers, "peer"),
-        f"{rate(status.swarm_samples_per_second)} samples/s (you {rate(status.my_samples_per_second)})",
+        f"{_pace(status) or '–'} (you {rate(status.my_samples_per_second)})",
+        time_left(status.left_s),
     ]
     if status.loss is not None and math.isfinite(status.loss):
         parts.append(f"loss {status.loss:.3f}")

@@ -21,10 +21,10 @@ from coordinator.sinks.base import Sink
 from coordinator.sinks.event_lines import describe
 from coordinator.sinks.swarm_table import WIDE, epoch_text, peer_table, swarm_line
 from coordinator.swarm_view import SwarmView
+from protocols.committed_rate import CommittedRate
 from protocols.host.terminal import (
     Screen,
     batch_bar,
-    duration,
     labelled,
     log_lines,
     loss_line,
@@ -65,7 +65,7 @@ class Console(Sink):
         self._events: deque[Text] = deque(maxlen=EVENT_LINES)
         self._losses: deque[float] = deque(maxlen=_LOSSES_KEPT)
         self._held_out: tuple[int, float] | None = None
-        self._pace: deque[tuple[float, int]] = deque(maxlen=64)  # (clock, epoch) at each change of epoch
+        self._rate = CommittedRate(clock)
 
     def __enter__(self) -> Console:
         self._screen.__enter__()
@@ -87,8 +87,7 @@ class Console(Sink):
         with self._lock:
             if self._view is None:
                 self._spinner, self._status = None, ""
-            if self._view is None or view.epoch != self._view.epoch:
-                self._pace.append((self._clock(), view.epoch))
+            self._rate.reached(view.epoch, view.total_samples)
             self._view = view
 
     def event(self, record: Mapping[str, Any]) -> None:
@@ -124,7 +123,7 @@ class Console(Sink):
         with self._lock:
             view, spinner = self._view, self._spinner
             events, losses, held_out = list(self._events), list(self._losses), self._held_out
-            eta = self._eta(view) if view is not None else ""
+            pace, left_s = self._rate.samples_per_second, self._rate.seconds_left(view.max_epochs if view is not None else None)
         if view is None:
             return stacked([log_lines(events) if events else None, spinner])
         width = self._screen.terminal.width
@@ -132,7 +131,7 @@ class Console(Sink):
         rows: list[tuple[str, RenderableType]] = [
             ("batch", batch_bar(view.samples, view.target_batch_size)),
             ("loss", loss_line(losses, note if width >= WIDE or not losses else note.split(" at ")[0], width - 14)),
-            ("swarm", swarm_line(view, eta)),
+            ("swarm", swarm_line(view, pace, left_s)),
         ]
         room = max(4, self._screen.terminal.height - _FRAME_ROWS - (spinner is not None))
         # On a low screen the peers keep at least three rows, and the oldest events give way.
@@ -147,12 +146,3 @@ class Console(Sink):
         body.append(spinner)
         title = Text.assemble(("dugnad", "bold"), " · ", printable(view.run, 32), " · ", (epoch_text(view), "bold cyan"))
         return Panel(stacked(body), title=title, title_align="left", border_style="dim")
-
-    def _eta(self, view: SwarmView) -> str:
-        if view.max_epochs is None or len(self._pace) < 2:
-            return ""
-        (began, first), (last, epoch) = self._pace[0], self._pace[-1]
-        if epoch <= first or last <= began:
-            return ""
-        left = (view.max_epochs - view.epoch) * (last - began) / (epoch - first) - (self._clock() - last)
-        return f"{duration(max(1.0, left)) if left >= 10 else 'a few seconds'} left" if view.epoch < view.max_epochs else ""

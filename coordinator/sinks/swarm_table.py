@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.swarm_view import SwarmView
-from protocols.host.terminal import batch_bar, labelled, plural, printable, rate, short_id, stacked
+from protocols.host.terminal import batch_bar, labelled, plural, printable, rate, short_id, stacked, time_left
 from protocols.observations import PeerView
 
 WIDE = 84  # columns from which each property of a peer gets a column of its own
@@ -19,7 +19,7 @@ def render_view(view: SwarmView, width: int) -> RenderableType:
     rows: list[tuple[str, RenderableType]] = [
         ("run", Text.assemble((printable(view.run, 32), "bold"), " · ", (epoch_text(view), "bold cyan"))),
         ("batch", batch_bar(view.samples, view.target_batch_size)),
-        ("swarm", swarm_line(view, "")),
+        ("swarm", swarm_line(view)),
     ]
     return stacked([labelled(rows), "", peer_table(view.peers, width, len(view.peers) + 1)])
 
@@ -28,12 +28,15 @@ def epoch_text(view: SwarmView) -> str:
     return f"epoch {view.epoch:,}" + (f" of {view.max_epochs:,}" if view.max_epochs is not None else "")
 
 
-def swarm_line(view: SwarmView, eta: str) -> Text:
-    if not view.peers:
-        return Text("waiting for the first peer", style="dim")
+def swarm_line(view: SwarmView, pace: float | None = None, left_s: float | None = None) -> Text:
+    """`pace`: committed samples per second, where that is known."""
     contributors = sum(peer.role == "contributor" and peer.state != "silent" for peer in view.peers)
+    if not contributors:
+        return Text("waiting for volunteers: send them the line with the ticket", style="yellow")
     # The most telling first: a narrow terminal cuts the end.
-    parts = [plural(contributors, "contributor"), f"{rate(view.samples_per_second)} samples/s", eta]
+    could = f"{rate(view.samples_per_second)} samples/s"
+    parts = [plural(contributors, "contributor"), f"computing {could}" if pace is None else f"{rate(pace)} samples/s"]
+    parts.append(time_left(left_s))
     parts.append(f"{view.total_samples:,} samples in all")
     return Text(" · ".join(part for part in parts if part))
 

@@ -57,6 +57,14 @@ TICK_S = 0.25
 HEARTBEAT_S = 0.5
 LEAVE_S = 30.0  # a round under way is waited for at most so long
 KEPT_RECORDS = 4096
+_IN_WORDS = {
+    Phase.TRAINING: "training",
+    Phase.FROZEN: "waiting to average",
+    Phase.REDUCING: "averaging",
+    Phase.READY: "waiting for the others",
+    Phase.APPLYING: "taking the step",
+    Phase.CATCHING_UP: "catching up",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -220,7 +228,7 @@ class Engine:
         """What this peer does, in words for a person. In a run that overlaps, only catching up stops training."""
         phase = self.member.phase
         averages = phase not in (Phase.CATCHING_UP, Phase.TRAINING)
-        return "training and averaging" if averages and self.settings.overlap else phase.value
+        return "training and averaging" if averages and self.settings.overlap else _IN_WORDS[phase]
 
     @property
     def following(self) -> Candidate | None:

@@ -76,6 +76,13 @@ def display_name(name: str, peer: str) -> str:
     return f"{printable(name, 24)} {short_id(peer)}" if name else short_id(peer)
 
 
+def time_left(seconds: float | None) -> str:
+    """For a person; '' if it is not known."""
+    if seconds is None:
+        return ""
+    return f"{duration(seconds)} left" if seconds >= 10 else "a few seconds left"
+
+
 def rate(samples_per_second: float) -> str:
     """Samples per second as text: three significant digits up to 999, then thousands with commas; "?" if not finite."""
     if not math.isfinite(samples_per_second):

@@ -69,6 +69,7 @@ class Leader:
         self._roll_call = RollCall(DETECTION_S)
         self._asked: set[str] = set()  # peers asked at this tip because a reported plan names them
         self._highest_attempt = 0
+        self._planned_at = 0.0  # this leader's first attempt at the epoch; 0 before it
         self._overrun = 1.0  # real / planned duration of the last commit, at least 1: a round is more than its transfers
         self._committed = False
         self._stragglers = Stragglers(DETECTION_S, overlap=overlap)
@@ -104,6 +105,7 @@ class Leader:
         if self.tip is None or tip.lineage != self.tip.lineage:
             # At the same lineage it is still the same epoch, and no ballot of it may be used twice.
             self._highest_attempt = 0
+            self._planned_at = 0.0
             self._failed_pairs.clear()
             self._disowned.clear()
             self._absences.next_epoch(tip.members, self.followers)
@@ -323,6 +325,7 @@ class Leader:
         attempt = self._highest_attempt = plan.ballot.attempt
         slowest = min_rates(plan, present, self.vector_bytes, plan.planned_s * self._overrun * doubled(attempt))
         deadline = Deadline(plan.members, now, plan.patience_s, slowest)
+        self._planned_at = self._planned_at or now
         self.attempt = Attempt(plan, now, deadline, codec_after(plan, present, self.codecs, self.target_batch_size))
         return [SendPlan(plan.members, plan, self._absences.from_plan(plan, layout.too_slow, tip, self.followers))]
 
@@ -478,7 +481,7 @@ class Leader:
         for follower in self.followers.values():
             follower.has_commit = True
         absent = self._absences.from_commit(commit, tip, self.followers)
-        return [Announce(commit, now - attempt.started_at, attempt.plan.ballot.attempt, absent)]
+        return [Announce(commit, now - (self._planned_at or attempt.started_at), attempt.plan.ballot.attempt, absent)]
 
     def _reachable(self) -> list[Candidate]:
         """The peers at this leader's tip that others can dial, sorted by id."""

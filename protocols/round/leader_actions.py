@@ -42,7 +42,7 @@ class Announce:
     """Sign this commit and send it to everybody connected, this peer's own Member included."""
 
     commit: Commit
-    seconds: float  # that its attempt took
+    seconds: float  # since its leader first planned the epoch
     attempts: int  # of this epoch, the last included
     absent: Absent = ()  # peers without a contribution in it that are connected or were members of the last commit
 

@@ -19,6 +19,9 @@ STATUS = PeerStatus(
     contributions=3,
     contributed_samples=1072,
     phase="training",
+    run="python-lm",
+    max_epochs=80,
+    left_s=245.0,
 )
 
 
@@ -49,10 +52,10 @@ def test_the_view_shows_my_share_and_the_swarm_at_any_width(width: int) -> None:
     frame = on.frame()
     assert {len(line) for line in frame.splitlines()} == {width}
     for shown in (
-        "dugnad · epoch 7 · training",
+        "dugnad · python-lm · epoch 7 of 80 · training",
         "61 of 96 samples",
         "4.312",
-        "4 peers · 159 samples/s · leader 3fa2…",
+        "4 peers · 159 samples/s · 4 minutes left",
         "48.2 samples/s · 12 samples in this batch",
         "3 contributions, 1,072 samples",
         "the leader is now 91cc…",
@@ -103,7 +106,7 @@ def test_off_a_terminal_the_state_is_told_every_ten_seconds() -> None:
             console.update(replace(STATUS, epoch=second))
     assert [line.split(":")[0] for line in on.lines()] == ["epoch 0", "epoch 10", "epoch 20"]
     assert on.lines()[0] == (
-        "epoch 0: 61 of 96 samples, 4 peers, 159 samples/s (you 48.2), loss 4.312, training;"
+        "epoch 0: 61 of 96 samples, 4 peers, 159 samples/s (you 48.2), 4 minutes left, loss 4.312, training;"
         " given: 3 contributions, 1,072 samples"
     )
 
@@ -131,3 +134,11 @@ def test_texts_from_other_machines_cannot_steer_the_terminal() -> None:
     frame = on.frame()
     assert "\x1b" not in frame
     assert "[red]" in frame and "[/oops]" in frame
+
+
+def test_a_run_without_an_end_and_a_pace_that_is_not_known_yet_are_left_out() -> None:
+    on = Fixture(80)
+    on.console.update(replace(STATUS, max_epochs=None, left_s=None, swarm_samples_per_second=None))
+    assert "python-lm · epoch 7 · training" in on.frame()
+    assert "4 peers · leader 3fa2…" in on.frame()
+    assert "None" not in on.frame()

@@ -139,3 +139,18 @@ def test_standard_output_stays_machine_readable(capsys: pytest.CaptureFixture[st
         console.swarm(VIEW)
         print('{"epochs": 1}')
     assert capsys.readouterr().out == '{"epochs": 1}\n'
+
+
+def test_without_volunteers_it_says_how_to_get_some() -> None:
+    on = Fixture(100)
+    on.console.swarm(replace(VIEW, peers=tuple(peer for peer in VIEW.peers if peer.role == "auxiliary")))
+    assert any("waiting for volunteers: send them the line with the ticket" in line for line in on.frame())
+
+
+def test_the_pace_is_that_of_commits_and_not_what_the_peers_could_do() -> None:
+    on = Fixture(120)
+    on.console.swarm(VIEW)
+    assert any("computing 151 samples/s" in line for line in on.frame())
+    on.now = 10.0
+    on.console.swarm(replace(VIEW, epoch=VIEW.epoch + 1, total_samples=VIEW.total_samples + 60))
+    assert any("6.00 samples/s" in line for line in on.frame())

@@ -146,7 +146,7 @@ def test_a_reducer_that_most_refuse_gives_up_its_state_and_nothing_of_its_attemp
     actions = leader.answer("bob", Drifted(plan.digest, ("cid",)), 0.0)
     assert actions[:3] == [
         NoteFailure(plan.ballot, Reason.DRIFT, "cid"),
-        SendAbort(("cid",), plan.digest, Reason.DRIFT, sound=("ann", "bob")),
+        SendAbort(("cid",), plan.digest, Reason.DRIFT, "cid", ("ann", "bob")),
         SendAbort(("ann", "bob"), plan.digest, Reason.RESULTS_DIFFER),
     ]
     (again,) = [action.plan for action in actions if isinstance(action, SendPlan)]

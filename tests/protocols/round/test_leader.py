@@ -261,7 +261,7 @@ def test_nothing_more_is_planned_until_the_own_commit_is_applied() -> None:
 def test_a_member_that_drops_out_ends_the_attempt_and_the_rest_go_on_at_once(reason: Reason) -> None:
     table, plan = three()
     actions = table.leader.left("cid", reason, table.now)
-    assert actions[:2] == [NoteFailure(plan.ballot, reason, "cid"), SendAbort(("bob", "lea"), plan.digest, reason)]
+    assert actions[:2] == [NoteFailure(plan.ballot, reason, "cid"), SendAbort(("bob", "lea"), plan.digest, reason, "cid")]
     again = the_plan(actions)
     assert again.contributors == ("bob",), "12 of 20 samples: a retry does not wait for a full batch"
     assert again.ballot.attempt == 2
