@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from coordinator.cli import coordinator, demo, status
-from peer.cli import peer
+from peer.cli import doctor, peer
 from peer.simulation.command import simulate
 from protocols.host.command import run_app
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (coordinator, peer, status, demo, simulate):
+for command in (coordinator, peer, doctor, status, demo, simulate):
     app.command()(command)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
-import ipaddress
 import socket
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from peer.console import PeerConsole, PeerStatus
 from peer.environment import Environment
 from peer.epoch.engine import Engine
 from peer.events import PeerEvents
+from peer.listening import announced, hosts
 from peer.settings import RunSettings
 from peer.training.devices import describe, pick_device, pick_micro_batch
 from peer.training.job_queue import JobQueue
@@ -77,14 +77,6 @@ def run_peer(config: PeerConfig) -> int:
             code = session.run()
     console.say(session.closing_line)
     return code
-
-
-def _announced(host: str, port: int, bulk_port: int) -> tuple[str, str]:
-    """(address for calls, address for shards) under which others reach this peer; a forwarded port has the next beside it."""
-    name, forwarded = addresses.host_and_port(host)
-    if forwarded is not None:
-        port, bulk_port = forwarded, forwarded + 1
-    return addresses.joined(name, port), addresses.joined(name, bulk_port)
 
 
 def _bytes_s(mbit_s: float | None) -> float | None:
@@ -189,7 +181,7 @@ class _Session:
 
     async def _take_part(self, trainer: Trainer, ready: concurrent.futures.Future[Engine]) -> None:
         config, credentials = self._config, self._enrolment.credentials
-        listen_host, public_host = self._hosts()
+        listen_host, public_host = hosts(config.host, self._enrolment.coordinator)
         limits = Bandwidth(max_upload_bytes_s=_bytes_s(config.max_upload), max_download_bytes_s=_bytes_s(config.max_download))
         network = NetworkTransport(credentials, self._spec.digest, limits)
         directory = SwarmDirectory(
@@ -200,7 +192,7 @@ class _Session:
             stack.push_async_callback(network.aclose)
             address = bulk_address = ""
             if not config.client_mode:
-                address, bulk_address = _announced(config.announce or public_host, *network.listen(listen_host, config.port))
+                address, bulk_address = announced(config.announce or public_host, *network.listen(listen_host, config.port))
             name = config.name or socket.gethostname()
             hello = Hello(self._incarnation, config.role == "auxiliary", address, bulk_address, name, _free_memory_bytes())
             environment = Environment(
@@ -273,15 +265,6 @@ class _Session:
                     )
                 )
             await asyncio.sleep(SCREEN_S)
-
-    def _hosts(self) -> tuple[str, str]:
-        """(address to listen on, host to announce): towards the coordinator, unless the volunteer says otherwise."""
-        if self._config.host is not None:
-            host = addresses.host_to_listen_on(self._config.host)
-            return host, addresses.own_address(addresses.family_of(host)) if addresses.is_everywhere(host) else host
-        own = addresses.own_address_towards(*addresses.split(self._enrolment.coordinator))
-        is_local = ipaddress.ip_address(own).is_loopback
-        return (own if is_local else addresses.EVERYWHERE[addresses.family_of(own)]), own
 
     def _discovery_config(self, listen_host: str) -> DiscoveryConfig:
         return DiscoveryConfig(

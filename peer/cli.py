@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,12 @@ import typer
 from peer.config import PeerConfig
 from protocols.host.child_process import end_with_parent
 from protocols.observations import Role
-from protocols.ticket_source import HELP, read_ticket
+from protocols.ticket_source import HELP, VARIABLE, read_ticket
+
+
+def absolute(patterns: list[str] | None) -> list[str]:
+    """Paths and globs of files, which begin where the volunteer is."""
+    return [str(Path(pattern).expanduser().absolute()) for pattern in patterns or ()]
 
 
 def peer(
@@ -58,7 +64,7 @@ def peer(
         max_upload=max_upload,
         max_download=max_download,
         name=name,
-        data=tuple(str(Path(pattern).expanduser().absolute()) for pattern in data or ()),
+        data=tuple(absolute(data)),
         home=home,
         start_from=start_from,
     )
@@ -66,3 +72,27 @@ def peer(
     from peer.app import run_peer  # torch and transformers take seconds: a wrong option should not wait for them
 
     raise typer.Exit(run_peer(config))
+
+
+def doctor(
+    ticket: Annotated[str | None, typer.Argument(metavar="TICKET", help=HELP + " Without any: this computer alone.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    host: Annotated[str | None, typer.Option(help="As for dugnad peer.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65534, help="As for dugnad peer.")] = 0,
+    announce: Annotated[str | None, typer.Option(help="As for dugnad peer.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="As for dugnad peer.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+) -> None:
+    """Find out whether this computer can take part in a run.
+
+    One line for each check, with what to do about it: Python and packages, device, disk, discovery; with a ticket also the
+    coordinator, whether others reach this computer, the line, memory and speed. Takes half a minute and leaves nothing behind.
+    Exit code 1: it cannot take part.
+
+    Example: dugnad doctor dugnad1-…
+    """
+    found = read_ticket(ticket) if ticket is not None or VARIABLE in os.environ else None
+    from peer.doctor import Wishes
+    from peer.doctor_report import run_doctor
+
+    raise typer.Exit(run_doctor(found, Wishes(device, host, port, announce, tuple(absolute(data))), to_json=json))

@@ -14,6 +14,7 @@ COMMANDS = {
         *("ticket", "role", "client_mode", "device", "micro_batch", "threads"),
         *("host", "port", "announce", "max_upload", "max_download", "name", "data", "home"),
     },
+    "doctor": {"ticket", "device", "host", "port", "announce", "data", "json"},
     "status": {"ticket", "json"},
     "demo": {"directory", "json"},
     "simulate": {"seeds", "peers", "workers", "as_json"},

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from protocols.wire.convert import from_wire
 from protocols.wire.dugnad_pb2_grpc import EnrolmentStub
 
 CONNECT_S = 10.0
+TRY_S = 3.0
 ASSET_S = 120.0
 _REMEDY = "Check that the coordinator runs and that its ports are open; if it moved, ask the organiser for a new ticket."
 
@@ -152,6 +154,41 @@ def _explained(error: RefusedError) -> DugnadError:
     if error.reason == Reason.OTHER_VERSION.value:
         return TicketError(f"the coordinator speaks another version: {error.sentence}", remedy="Install its version of dugnad.")
     return error
+
+
+@dataclass(frozen=True)
+class Way:
+    """One address of the coordinator, and what was met when it was tried."""
+
+    kind: str  # IPv4, IPv6, or DNS for a name that is not known
+    address: str
+    problem: str  # '' if it answers
+
+
+async def ways_to(ticket: Ticket) -> list[Way]:
+    """Try each address of each of the ticket's hosts, by TCP alone. Raises nothing."""
+    ways = []
+    for host in ticket.hosts:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, ticket.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            ways.append(Way("DNS", host, f"the name is not known ({error.strerror})"))
+            continue
+        for family, _, _, _, where in found:
+            kind = "IPv6" if family is socket.AF_INET6 else "IPv4"
+            ways.append(Way(kind, joined(str(where[0]), ticket.port), await _tried(str(where[0]), ticket.port)))
+    return ways
+
+
+async def _tried(host: str, port: int) -> str:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), TRY_S)
+    except asyncio.TimeoutError:
+        return f"no answer within {TRY_S:g} s"
+    except OSError as error:
+        return (os.strerror(error.errno) if error.errno else str(error)).lower()
+    writer.close()
+    return ""
 
 
 def missing_assets(spec: RunSpec, folder: Path) -> list[str]:
