@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from protocols.tasks.base import Batch, evaluating
 from protocols.tasks.language.models import CAUSAL_MODELS
-from protocols.tasks.language.packing import as_tensor
 from protocols.tasks.language.task import LanguageTask
 from protocols.tasks.language.tokenization import CAUSAL_TOKENS, tokens_of
 
@@ -34,7 +33,7 @@ class CausalLanguageTask(LanguageTask):
         return super().loss_text(loss) + (f" (perplexity {math.exp(loss):,.1f})" if loss < 100 else "")
 
     def collate(self, sequences: Sequence[Sequence[int]], seeds: Sequence[int]) -> Batch:
-        return {"input_ids": as_tensor(sequences)}
+        return {"input_ids": torch.tensor(sequences)}  # (samples, tokens)
 
     def targets(self, batch: Batch) -> Tensor:
         return batch["input_ids"][:, 1:]

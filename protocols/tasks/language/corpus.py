@@ -13,6 +13,7 @@ import sysconfig
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ class Document:
     text: str
 
 
+def characters_in(documents: Iterable[Document]) -> int:
+    return sum(len(document.text) for document in documents)
+
+
+def thinned(documents: Sequence[Document], limit: int) -> Sequence[Document]:
+    """Every k-th document, k such that about `limit` characters remain; all of them when there is less."""
+    return documents[:: max(1, -(-characters_in(documents) // limit))]
+
+
 def load_documents(data: DataSpec, folder: Path) -> list[Document]:
     """Read at most `data.max_bytes` of text, near-duplicates removed, sorted by name. Relative paths start from `folder`.
 
@@ -59,7 +69,7 @@ def load_documents(data: DataSpec, folder: Path) -> list[Document]:
             break
         documents.append(document)
     documents = sorted(without_near_duplicates(documents), key=lambda document: document.name)
-    size = sum(len(document.text) for document in documents)
+    size = characters_in(documents)
     if size < MIN_CHARACTERS:
         raise CorpusError(
             f"{where} hold {size} characters of distinct text; {MIN_CHARACTERS} are the least",
@@ -85,7 +95,7 @@ def split(documents: Sequence[Document], held_out_bytes: int, seed: int) -> tupl
         size += len(document.text)
     names = {document.name for document in held_out}
     training = [document for document in documents if document.name not in names]
-    total = sum(len(document.text) for document in documents)
+    total = characters_in(documents)
     if total < 4 * size:
         raise CorpusError(
             f"the corpus has {total} characters in {len(documents)} documents, too few to hold {held_out_bytes} out",
@@ -100,25 +110,14 @@ def without_near_duplicates(documents: Iterable[Document]) -> list[Document]:
     every = [_lines(document.text) for document in documents]
     common = _common(every)
     kept: list[Document] = []
-    sizes: list[int] = []
-    holders: defaultdict[int, list[int]] = defaultdict(list)  # line -> indices into kept
+    seen = _Seen(_DUPLICATE_SHARE)
     names: set[str] = set()
-    texts: set[str] = set()
     for document, lines in zip(documents, every, strict=True):
         lines -= common
-        shared = Counter(index for line in lines if line in holders for index in holders[line])
-        if (
-            document.name in names
-            or document.text in texts
-            or any(_overlaps(count, len(lines), sizes[index], _DUPLICATE_SHARE) for index, count in shared.items())
-        ):
-            continue
-        names.add(document.name)
-        texts.add(document.text)
-        for line in lines:
-            holders[line].append(len(kept))
-        kept.append(document)
-        sizes.append(len(lines))
+        if document.name not in names and not seen.resembles(document, lines):
+            names.add(document.name)
+            seen.add(document, lines)
+            kept.append(document)
     return kept
 
 
@@ -130,30 +129,38 @@ def without_near_duplicates_of(documents: Iterable[Document], held_out: Sequence
     documents = list(documents)
     every = [_lines(document.text) for document in documents]
     common = _common(every)
-    sizes: list[int] = []
-    holders: defaultdict[int, list[int]] = defaultdict(list)  # line -> indices into held_out
-    for index, document in enumerate(held_out):
-        lines = _lines(document.text) - common
-        sizes.append(len(lines))
+    seen = _Seen(_HELD_OUT_SHARE)
+    for document in held_out:
+        seen.add(document, _lines(document.text) - common)
+    return [document for document, lines in zip(documents, every, strict=True) if not seen.resembles(document, lines - common)]
+
+
+class _Seen:
+    """Documents to compare others with. Two resemble each other if they share `share` of the smaller one's lines."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._texts: set[str] = set()
+        self._sizes: list[int] = []
+        self._holders: defaultdict[int, list[int]] = defaultdict(list)  # line -> indices into _sizes
+
+    def add(self, document: Document, lines: set[int]) -> None:
         for line in lines:
-            holders[line].append(index)
-    texts = {document.text for document in held_out}
-    result: list[Document] = []
-    for document, lines in zip(documents, every, strict=True):
-        lines -= common
-        shared = Counter(index for line in lines if line in holders for index in holders[line])
-        close = any(_overlaps(count, len(lines), sizes[index], _HELD_OUT_SHARE) for index, count in shared.items())
-        if not close and document.text not in texts:
-            result.append(document)
-    return result
+            self._holders[line].append(len(self._sizes))
+        self._sizes.append(len(lines))
+        self._texts.add(document.text)
+
+    def resembles(self, document: Document, lines: set[int]) -> bool:
+        shared = Counter(index for line in lines if line in self._holders for index in self._holders[line])
+        return document.text in self._texts or any(
+            _overlaps(count, len(lines), self._sizes[index], self._share) for index, count in shared.items()
+        )
 
 
 def _common(every: Sequence[set[int]]) -> set[int]:
     """Lines in more documents than a copied text would be: licences, imports. They say nothing about who copied whom."""
     limit = min(64, max(16, len(every) // 10))
-    counts: Counter[int] = Counter()
-    for lines in every:
-        counts.update(lines)
+    counts = Counter(chain.from_iterable(every))
     return {line for line, count in counts.items() if count > limit}
 
 
@@ -176,21 +183,17 @@ def _lines(text: str) -> set[int]:
 
 def _stdlib() -> Iterator[Document]:
     root = Path(sysconfig.get_path("stdlib"))
-    names = {
-        path.relative_to(root).as_posix(): path
-        for path in _python_files(root)
-        # written at build time, with the machine's own paths in it
-        if not path.name.startswith("_sysconfigdata")
-    }
-    if not names:
+    # _sysconfigdata is written at build time, with the machine's own paths in it.
+    files = [path for path in _python_files(root) if not path.name.startswith("_sysconfigdata")]
+    if not files:
         raise CorpusError(
             f"{root} holds no Python source",
             remedy='Install Python with its library\'s source, or set task.data.source = "files".',
         )
-    for name in sorted(names):
-        text = _read(names[name])
+    for path in sorted(files, key=Path.as_posix):
+        text = _read(path)
         if text:
-            yield Document(name, text)
+            yield Document(path.relative_to(root).as_posix(), text)
 
 
 def _python_files(folder: Path) -> Iterator[Path]:
@@ -214,10 +217,10 @@ def _local_files(patterns: Sequence[str], folder: Path) -> Iterator[Document]:
         for path in found:
             name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix().lstrip("/")
             files[name] = path
-    for name in sorted(files):
-        text = _read(files[name])
+    for name, path in sorted(files.items()):
+        text = _read(path)
         if text is None:
-            raise CorpusError(f"{files[name]} cannot be read as UTF-8 text", remedy="Leave that file out, or convert it.")
+            raise CorpusError(f"{path} cannot be read as UTF-8 text", remedy="Leave that file out, or convert it.")
         yield from _pieces(name, text.split("\n"))
 
 
@@ -245,7 +248,7 @@ def _dataset_rows(data: DataSpec) -> Iterator[Document]:
             f"data set {data.dataset} has no column {data.dataset_text_column}",
             remedy=f"Set task.data.dataset_text_column to one of: {', '.join(rows.column_names)}.",
         )
-    yield from _pieces(f"{data.dataset_split}", (str(row[data.dataset_text_column]).rstrip("\n") for row in rows))
+    yield from _pieces(data.dataset_split, (str(row[data.dataset_text_column]).rstrip("\n") for row in rows))
 
 
 def _pieces(name: str, lines: Iterable[str]) -> Iterator[Document]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Batch, evaluating
 from protocols.tasks.language.models import MASKED_MODELS
-from protocols.tasks.language.packing import as_tensor
 from protocols.tasks.language.settings import MaskedSettings
 from protocols.tasks.language.task import LanguageTask
 from protocols.tasks.language.tokenization import MASKED_TOKENS, tokens_of
@@ -24,14 +23,13 @@ class MaskedLanguageTask(LanguageTask):
     settings_type: ClassVar[type[MaskedSettings]] = MaskedSettings
     family = MASKED_MODELS
     special = MASKED_TOKENS
+    settings: MaskedSettings
     pipeline_tag = "fill-mask"
 
     def __init__(self, resolved: RunSpec, assets: Path) -> None:
         super().__init__(resolved, assets)
-        self._mask_probability = resolved.task.read(self.settings_type).mask_probability
-        special = torch.zeros(self._config.vocab_size, dtype=torch.bool)
-        special[list(self.tokenizer.all_special_ids)] = True
-        self._special = special  # (vocabulary,)
+        self._special = torch.zeros(self._config.vocab_size, dtype=torch.bool)  # (vocabulary,)
+        self._special[self.tokenizer.all_special_ids] = True
 
     @property
     def separator(self) -> int:
@@ -43,7 +41,7 @@ class MaskedLanguageTask(LanguageTask):
 
     def collate(self, sequences: Sequence[Sequence[int]], seeds: Sequence[int]) -> Batch:
         framed = [[self.tokenizer.cls_token_id, *sequence, self.tokenizer.sep_token_id] for sequence in sequences]
-        input_ids = as_tensor(framed)
+        input_ids = torch.tensor(framed)  # (samples, tokens)
         labels = torch.full_like(input_ids, -100)
         for row, seed in enumerate(seeds):
             self._mask(input_ids[row], labels[row], torch.Generator().manual_seed(seed))
@@ -80,7 +78,7 @@ class MaskedLanguageTask(LanguageTask):
         candidates = (~self._special[tokens]).nonzero().flatten()
         if len(candidates) == 0:  # nothing but separators: still a sample, so it predicts one of them
             candidates = torch.tensor([0])
-        chosen = candidates[torch.rand(len(candidates), generator=draw) < self._mask_probability]
+        chosen = candidates[torch.rand(len(candidates), generator=draw) < self.settings.mask_probability]
         if len(chosen) == 0:
             chosen = candidates[torch.randint(len(candidates), (1,), generator=draw)]
         labels[chosen] = tokens[chosen]

@@ -39,8 +39,10 @@ _NOT_ARCHITECTURE = frozenset(
         "quantization_config",
         "transformers_version",
         "use_cache",
+        "_name_or_path",
+        "_attn_implementation",
+        *_SPECIAL_IDS,
     }
-    | {"_name_or_path", "_attn_implementation", *_SPECIAL_IDS}
 )
 
 
@@ -67,10 +69,8 @@ def model_config(settings: LanguageSettings, family: Family, tokenizer: PreTrain
     fields.setdefault("vocab_size", len(tokenizer))
     parameters = _fields_of(kind)
     for name in _SPECIAL_IDS:
-        if name in parameters and (token := getattr(tokenizer, name)) is not None:
-            fields[name] = token
-        elif name in parameters:
-            fields[name] = None
+        if name in parameters:
+            fields[name] = getattr(tokenizer, name)
     try:
         config: PreTrainedConfig = AutoConfig.for_model(model.model_type, **fields)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:

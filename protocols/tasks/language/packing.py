@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from protocols.tasks.language.corpus import Document
@@ -52,7 +50,3 @@ def held_out_sequences(
         tokens += tokens_of(tokenizer, document.text)
         tokens.append(separator)
     return [tokens[start : start + length] for start in range(0, len(tokens) - length + 1, length)]
-
-
-def as_tensor(sequences: Sequence[Sequence[int]]) -> Tensor:
-    return torch.tensor(sequences, dtype=torch.long)  # (samples, tokens)

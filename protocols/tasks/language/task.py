@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from protocols.errors import CorpusError, SpecError
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Batch, Batches, ModelCard, Prepared, Task, evaluating, to_device
 from protocols.tasks.batches import Prefetched, seed_of, spread
-from protocols.tasks.language.corpus import Document, load_documents, without_near_duplicates_of
+from protocols.tasks.language.corpus import Document, load_documents, thinned, without_near_duplicates_of
 from protocols.tasks.language.models import Family, build_model, model_config, pretrained_model
 from protocols.tasks.language.packing import held_out_sequences, training_sequences
 from protocols.tasks.language.prepare import HELD_OUT, TOKENIZER, prepare_text, read_held_out
-from protocols.tasks.language.saving import language_card, save_language_model
 from protocols.tasks.language.settings import DataSpec, LanguageSettings
 from protocols.tasks.language.tokenization import SpecialTokens, load_tokenizer, require_special_tokens, tokens_of
 
@@ -104,8 +105,7 @@ class LanguageTask(Task):
         """Nats per token, on the tokens that `evaluate` predicts, of the training text's token frequencies. Costs seconds."""
         counts = torch.ones(self._config.vocab_size, dtype=torch.float64)  # add-one smoothing
         # Part of the text, spread over all of it, is enough: it is off by about vocabulary / (2 x tokens), some 0.001 nats.
-        step = max(1, -(-sum(len(document.text) for document in self.documents) // _UNIGRAM_CHARACTERS))
-        for document in self.documents[::step]:
+        for document in thinned(self.documents, _UNIGRAM_CHARACTERS):
             ids = torch.tensor([*tokens_of(self.tokenizer, document.text), self.separator])
             counts += torch.bincount(ids, minlength=len(counts))
         log_probabilities = (counts / counts.sum()).log()
@@ -132,10 +132,32 @@ class LanguageTask(Task):
         return losses.view_as(targets), targets >= 0
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        save_language_model(model, self.tokenizer, folder)
+        """What transformers loads: config.json, model.safetensors, generation_config.json and the tokenizer."""
+        saved: Any = model
+        bars = logging.is_progress_bar_enabled()
+        if bars:
+            logging.disable_progress_bar()  # it would tear the live view
+        try:
+            saved.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            if saved.can_generate():
+                # A config built from scratch carries its family's default ids, which this tokenizer may give to other words.
+                generation = copy.deepcopy(saved.generation_config)  # the model keeps its own
+                for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                    setattr(generation, token, getattr(self.tokenizer, token, None))
+                generation.save_pretrained(folder)
+        finally:
+            if bars:
+                logging.enable_progress_bar()
 
     def card(self, model: nn.Module) -> ModelCard:
-        return language_card(model, self.family.auto.__name__, self.pipeline_tag)
+        auto_class = self.family.auto.__name__
+        loading = f"""\
+from transformers import AutoTokenizer, {auto_class}
+
+model = {auto_class}.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
+        return ModelCard(self._config.model_type, loading, library_name="transformers", pipeline_tag=self.pipeline_tag)
 
     @abstractmethod
     def generate(self, model: nn.Module, prompt: str, max_new_tokens: int, *, top_k: int = 0, seed: int = 0) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from protocols.errors import CorpusError, SpecError
-from protocols.tasks.language.corpus import Document
+from protocols.tasks.language.corpus import Document, thinned
 
 TRAINING_CHARACTERS = 4 << 20  # more text moves few merges and costs seconds
 END_OF_TEXT = "<|endoftext|>"
@@ -58,7 +58,7 @@ def train_tokenizer(
         max_token_length=32,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_thinned(documents, TRAINING_CHARACTERS), trainer)
+    tokenizer.train_from_iterator((document.text for document in thinned(documents, TRAINING_CHARACTERS)), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         raise CorpusError(
             f"the corpus yields {tokenizer.get_vocab_size()} tokens, not {vocab_size}",
@@ -96,10 +96,3 @@ def tokens_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """Token ids of plain text, without special tokens and without the length warning; in the calling thread alone."""
     ids: list[int] = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
     return ids
-
-
-def _thinned(documents: Sequence[Document], limit: int) -> Iterator[str]:
-    """Every k-th document, k such that about `limit` characters remain; all of it when there is less."""
-    total = sum(len(document.text) for document in documents)
-    step = max(1, -(-total // limit))
-    return (document.text for document in documents[::step])
