@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -45,21 +45,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-class Batches(ABC):
+class Batches(Iterator[Batch], AbstractContextManager["Batches"]):
     """An endless iterator of batches with something to release at the end: a context manager, or call `close`."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    @abstractmethod
-    def __next__(self) -> Batch: ...
 
     @abstractmethod
     def close(self) -> None:
         """Stop preparing batches and wait until that has stopped. Harmless the second time."""
-
-    def __enter__(self) -> Batches:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from protocols.tasks.base import Batch, Batches
 
@@ -30,47 +30,24 @@ class Prefetched(Batches):
     """Makes batches in one background thread, a few ahead. Fault of the maker: raised at the next `next`."""
 
     def __init__(self, make: Callable[[], Iterator[Batch]]) -> None:
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=_AHEAD_BATCHES)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._prepare, args=(make,), name="batches", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._source = self._thread.submit(make)
+        self._ready = deque(self._thread.submit(self._prepare) for _ in range(_AHEAD_BATCHES))
 
     def __next__(self) -> Batch:
-        while True:
-            if self._stopping.is_set():
-                raise StopIteration
-            try:
-                item = self._ready.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            if isinstance(item, BaseException):
-                self.close()
-                raise item
-            return item
+        if not self._ready:
+            raise StopIteration
+        try:
+            batch = self._ready.popleft().result()
+        except BaseException:
+            self.close()
+            raise
+        self._ready.append(self._thread.submit(self._prepare))
+        return batch
 
     def close(self) -> None:
-        self._stopping.set()
-        while True:  # makes room, so that a thread waiting in put sees that it shall stop
-            try:
-                self._ready.get_nowait()
-            except queue.Empty:
-                break
-        self._thread.join()
+        self._ready.clear()
+        self._thread.shutdown(cancel_futures=True)
 
-    def _prepare(self, make: Callable[[], Iterator[Batch]]) -> None:
-        try:
-            for batch in make():
-                if not self._put(batch):
-                    return
-        except BaseException as error:  # noqa: BLE001
-            # not lost: the consumer raises it
-            self._put(error)
-
-    def _put(self, item: Batch | BaseException) -> bool:
-        while not self._stopping.is_set():
-            try:
-                self._ready.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-            return True
-        return False
+    def _prepare(self) -> Batch:
+        return next(self._source.result())

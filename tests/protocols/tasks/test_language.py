@@ -270,7 +270,7 @@ def test_a_missing_corpus_is_the_callers_error_and_evaluation_needs_none(opened:
 
 
 def alive() -> int:
-    return sum(thread.name == "batches" for thread in threading.enumerate())
+    return sum(thread.name.startswith("batches") for thread in threading.enumerate())
 
 
 def test_closing_ends_the_preparing_thread_whatever_it_was_doing(opened: Opened) -> None:
