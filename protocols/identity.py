@@ -8,10 +8,8 @@ Both ends of every connection show theirs. The keys are P-256 because gRPC's TLS
 from __future__ import annotations
 
 import base64
-import binascii
 import datetime
 import hashlib
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,14 +68,13 @@ class Key:
             key = cls.generate()
             write_durably(path, key.pem, mode=0o600)
             return key
+        remedy = f"Move {path} away to get a new identity."
         try:
             private = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except (ValueError, OSError) as error:
-            raise LocalError(
-                f"the key {path} cannot be read: {error}", remedy=f"Move {path} away to get a new identity."
-            ) from error
+            raise LocalError(f"the key {path} cannot be read: {error}", remedy=remedy) from error
         if not isinstance(private, ec.EllipticCurvePrivateKey):
-            raise LocalError(f"{path} holds no P-256 key", remedy=f"Move {path} away to get a new identity.")
+            raise LocalError(f"{path} holds no P-256 key", remedy=remedy)
         return cls(private)
 
     @property
@@ -95,8 +92,7 @@ class Key:
 
     def request(self) -> bytes:
         """A certificate signing request (DER). It proves possession of the key; the authority sets every name itself."""
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.peer_id)])
-        builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+        builder = x509.CertificateSigningRequestBuilder().subject_name(_named(self.peer_id))
         return builder.sign(self.private, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
@@ -159,17 +155,9 @@ class Authority:
         return Credentials(key, self._issue(key.private.public_key(), key.peer_id, COORDINATOR_NAME), self.pem)
 
     def _issue(self, public: ec.EllipticCurvePublicKey, common_name: str, dns_name: str) -> bytes:
-        now = datetime.datetime.now(datetime.timezone.utc)
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         certificate = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
-            .issuer_name(self._certificate.subject)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - CLOCK_SLACK)
-            .not_valid_after(now + VALIDITY)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(dns_name)]), critical=False)
+            _draft(_named(common_name), self._certificate.subject, public, dns_name, VALIDITY)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .sign(self._key.private, hashes.SHA256())
@@ -179,20 +167,30 @@ class Authority:
 
 def _self_signed(key: Key) -> x509.Certificate:
     # The enrolment endpoint shows this very certificate. So a newcomer can check it, though it has only the fingerprint.
+    name = _named("dugnad authority " + key.peer_id)
+    draft = _draft(name, name, key.private.public_key(), COORDINATOR_NAME, 10 * VALIDITY)
+    return draft.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(key.private, hashes.SHA256())
+
+
+def _draft(
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, dns_name: str, validity: datetime.timedelta
+) -> x509.CertificateBuilder:
+    """What every certificate of the run has, before its issuer adds the key's usage and signs."""
     now = datetime.datetime.now(datetime.timezone.utc)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dugnad authority " + key.peer_id)])
     return (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.private.public_key())
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SLACK)
-        .not_valid_after(now + 10 * VALIDITY)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(COORDINATOR_NAME)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key.private, hashes.SHA256())
+        .not_valid_after(now + validity)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(dns_name)]), critical=False)
     )
+
+
+def _named(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
 def verify_signature(message: bytes, signature: bytes, certificate: bytes, authority: bytes) -> str:
@@ -245,7 +243,7 @@ class Ticket:
         encoded = text.removeprefix(TICKET_PREFIX)
         try:
             raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
-        except (ValueError, binascii.Error) as error:
+        except ValueError as error:
             raise TicketError("the ticket is damaged: a character is missing or wrong", remedy=remedy) from error
         body, checksum = raw[:-4], raw[-4:]
         fixed = 32 + TICKET_SECRET_BYTES + 2
@@ -262,4 +260,4 @@ def _checksum(body: bytes) -> bytes:
 
 def new_incarnation(now_ns: int) -> int:
     """A new incarnation of 63 bits: milliseconds since 1970, then 20 random bits. So a later start has the larger number."""
-    return ((now_ns // 1_000_000) & ((1 << 43) - 1)) << 20 | int.from_bytes(os.urandom(3), "big") >> 4
+    return ((now_ns // 1_000_000) & ((1 << 43) - 1)) << 20 | secrets.randbits(20)
