@@ -56,6 +56,7 @@ RuleName = Literal["mean"]
 _NEEDS_TOTAL_STEPS = frozenset(
     {"linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "polynomial"}
 )
+_DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PATH_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 
@@ -71,12 +72,6 @@ def _sha256(digest: str) -> str:
     if not _SHA256.fullmatch(digest):
         raise ValueError("not a SHA-256 digest of 64 hex digits")
     return digest
-
-
-def _pair(value: tuple[float, float]) -> tuple[float, float]:
-    if not all(0.0 <= beta < 1.0 for beta in value):
-        raise ValueError("both must be at least 0 and below 1")
-    return value
 
 
 class RunNaming(Section):
@@ -135,7 +130,7 @@ class OptimizerSpec(Section):
     learning_rate: float = Field(default=1e-3, gt=0.0)
     """Peak learning rate; the schedule scales it."""
 
-    betas: Annotated[tuple[float, float], Field(strict=False), AfterValidator(_pair)] = (0.9, 0.95)
+    betas: Annotated[tuple[_DecayRate, _DecayRate], Field(strict=False)] = (0.9, 0.95)
     """adamw, lamb: decay rates of the first and second moment."""
 
     epsilon: float = Field(default=1e-8, gt=0.0)
@@ -298,7 +293,7 @@ class RunSpec(Section):
         return spec
 
     def to_toml(self) -> str:
-        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
     @property
     def digest(self) -> str:
@@ -322,9 +317,3 @@ class RunSpec(Section):
 
     def __hash__(self) -> int:
         return hash(self.digest)
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return value

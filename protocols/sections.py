@@ -33,7 +33,7 @@ def tables_of(section: type[Section], name: str = "") -> Tables:
     tables = {name: frozenset(section.model_fields) - section.not_in_files}
     for key, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            tables |= tables_of(field.annotation, f"{name}.{key}" if name else key)
+            tables |= tables_of(field.annotation, _dotted(name, key))
     return tables
 
 
