@@ -86,10 +86,6 @@ class Schedule:
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate_at(epoch)
 
-    def step(self) -> None:
-        """Move on to the next epoch. Call it after each optimizer step."""
-        self.set_epoch(self.epoch + 1)
-
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch}
 

@@ -304,12 +304,12 @@ class RunSpec(Section):
     @property
     def folder(self) -> Path:
         """The folder that relative paths start from."""
-        return self._folder if self._folder is not None else Path.cwd()
+        return self._folder or Path.cwd()
 
     @property
     def total_steps(self) -> int | None:
         """The epoch at which the schedule ends; None for an open end."""
-        return self.schedule.total_steps if self.schedule.total_steps is not None else self.training.max_epochs
+        return self.schedule.total_steps or self.training.max_epochs
 
     def __eq__(self, other: object) -> bool:
         # The file's place on this disk is no part of the run.

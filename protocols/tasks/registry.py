@@ -107,13 +107,13 @@ def _entry(task: TaskSpec) -> EntryPoint:
 def _how_to_get(task: TaskSpec, installed: set[str]) -> str:
     if not installed:
         return "No task is, not even dugnad's own: install dugnad itself again (make install, or pip install)."
-    near = difflib.get_close_matches(task.kind, sorted(installed), n=1)
-    ways = [f'Did you mean "{near[0]}"?'] if near and task.package is None else []
     if task.package is not None:
-        ways.append(f"Install the package {task.package} if you trust it; the run's organiser knows where it comes from.")
-    elif not near:
-        ways.append("Install the package that brings it: tasks are never fetched over the network.")
-    return " ".join([*ways, f"Installed: {', '.join(sorted(installed))}."])
+        way = f"Install the package {task.package} if you trust it; the run's organiser knows where it comes from."
+    elif near := difflib.get_close_matches(task.kind, sorted(installed), n=1):
+        way = f'Did you mean "{near[0]}"?'
+    else:
+        way = "Install the package that brings it: tasks are never fetched over the network."
+    return f"{way} Installed: {', '.join(sorted(installed))}."
 
 
 def _package(entry: EntryPoint) -> str:

@@ -16,7 +16,6 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     PreTrainedConfig,
@@ -63,16 +62,14 @@ MASKED_MODELS = Family("masked-lm", AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MA
 
 def model_config(settings: LanguageSettings, family: Family, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
     """The transformers config of resolved settings. Raises SpecError naming the nearest architecture or field."""
-    model = settings.model
-    kind = check_fields(model, family)
-    fields = dict(model.config)
-    fields.setdefault("vocab_size", len(tokenizer))
+    kind = check_fields(settings.model, family)
+    fields = {"vocab_size": len(tokenizer), **settings.model.config}
     parameters = _fields_of(kind)
     for name in _SPECIAL_IDS:
         if name in parameters:
             fields[name] = getattr(tokenizer, name)
     try:
-        config: PreTrainedConfig = AutoConfig.for_model(model.model_type, **fields)
+        config = kind(**fields)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         raise _bad_model(error) from error
     config.use_cache = False
