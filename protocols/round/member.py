@@ -36,6 +36,7 @@ from protocols.round.records import (
     SignedCommit,
     Standing,
     Tip,
+    require,
 )
 
 
@@ -94,8 +95,7 @@ class Refuse:
     promised_attempt: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.promised_attempt < MAX_ATTEMPTS:
-            raise ValueError("a promise is out of bounds")
+        require(0 <= self.promised_attempt < MAX_ATTEMPTS, "a promise is out of bounds")
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ class Drifted:
     reducers: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.reducers) <= MAX_REDUCERS:
-            raise ValueError("states have drifted apart from somebody's")
+        require(0 < len(self.reducers) <= MAX_REDUCERS, "states have drifted apart from somebody's")
 
 
 Answer = Accept | Refuse | Ready | Failed | Drifted

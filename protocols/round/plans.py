@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from protocols.round.records import CODEC_NAMES, MAX_REDUCERS, Averages, Ballot, Commit, Shard, digest_of, require, require_digest
+from protocols.round.records import CODEC_NAMES, Averages, Ballot, Commit, Shard, check_shards, digest_of, require, require_digest
 
 # Bounds of a planned time. A plan that would take longer has no planned time, and its transfers go as fast as they can.
 MIN_PLANNED_S, LONGEST_PLANNED_S = 1e-3, 600.0
@@ -19,14 +19,9 @@ MIN_PLANNED_S, LONGEST_PLANNED_S = 1e-3, 600.0
 PACED_S = 0.5
 
 
-@dataclass(frozen=True)
-class _Peers:
-    peers: tuple[str, ...]
-
-
 def peers_digest(peers: tuple[str, ...]) -> str:
     """Digest of a sorted list of peers."""
-    return digest_of(_Peers(peers))
+    return digest_of({"peers": peers})
 
 
 def _require_sorted(contributors: tuple[str, ...], members: tuple[str, ...], shards: tuple[Shard, ...]) -> None:
@@ -55,12 +50,7 @@ class PlanIdentity:
     planned_s: float = 0.0  # duration at measured rates, which sets the pace of each transfer; 0: unknown
 
     def __post_init__(self) -> None:
-        require(1 <= len(self.shards) <= MAX_REDUCERS, f"a plan has 1 to {MAX_REDUCERS} shards")
-        require(self.shards[0].start == 0, "shards start at element 0")
-        require(
-            all(left.stop == right.start for left, right in zip(self.shards, self.shards[1:], strict=False)),
-            "shards are contiguous",
-        )
+        check_shards(self.shards, "a plan's shards")
         require(0 < self.patience_s < 1e6, "a plan's patience is positive")
         require(self.planned_s == 0 or MIN_PLANNED_S <= self.planned_s <= LONGEST_PLANNED_S, "a plan takes its time")
         require(self.codec in CODEC_NAMES, "a plan's codec is known")
@@ -114,18 +104,9 @@ class Plan:
     @cached_property
     def identity(self) -> PlanIdentity:
         """The values that the digest covers."""
-        return PlanIdentity(
-            self.run_digest,
-            self.ballot,
-            self.shards,
-            self.codec,
-            self.patience_s,
-            self.incarnation,
-            peers_digest(self.contributors),
-            peers_digest(self.members),
-            self.finishes,
-            self.planned_s,
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        contributors, members = peers_digest(values.pop("contributors")), peers_digest(values.pop("members"))
+        return PlanIdentity(**values, contributors_digest=contributors, members_digest=members)
 
     @property
     def elements(self) -> int:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -25,8 +25,8 @@ CODEC_NAMES = frozenset(("fp64", "fp32", "fp16", "bf16", "int8", "int4"))
 
 
 def digest_of(record: Any) -> str:
-    """SHA-256 (hex) of a dataclass instance's canonical JSON."""
-    text = json.dumps(asdict(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """SHA-256 (hex) of the canonical JSON of a dataclass instance, or of values with such instances in them."""
+    text = json.dumps(record, default=asdict, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -108,22 +108,16 @@ class ShardResult:
         require(math.isfinite(self.sum_of_squares) and self.sum_of_squares >= 0, "a shard's sum of squares is finite")
 
 
-def _require_whole(shards: tuple[ShardResult, ...]) -> None:
-    starts = [0, *(shard.stop for shard in shards)]
-    require(
-        1 <= len(shards) <= MAX_REDUCERS and [shard.start for shard in shards] == starts[:-1],
-        "averaged shards are contiguous from element 0",
-    )
-
-
-@dataclass(frozen=True)
-class _Contributions:
-    contributions: tuple[Contribution, ...]
+def check_shards(shards: Sequence[Shard | ShardResult], what: str) -> None:
+    """Raise ValueError, which names `what`, unless there are 1 to MAX_REDUCERS shards, contiguous from element 0."""
+    require(1 <= len(shards) <= MAX_REDUCERS, f"{what} are 1 to {MAX_REDUCERS}")
+    starts = [0, *(shard.stop for shard in shards[:-1])]
+    require([shard.start for shard in shards] == starts, f"{what} are contiguous from element 0")
 
 
 def contributions_digest(contributions: tuple[Contribution, ...]) -> str:
     """Digest of a set of contributions with their counter ranges. Their order does not matter."""
-    return digest_of(_Contributions(tuple(sorted(contributions, key=lambda c: c.peer))))
+    return digest_of({"contributions": sorted(contributions, key=lambda c: c.peer)})
 
 
 @dataclass(frozen=True)
@@ -137,7 +131,7 @@ class Averages:
         require(bool(self.contributions), "averages have contributions")
         peers = [contribution.peer for contribution in self.contributions]
         require(peers == sorted(set(peers)), "the contributors of averages are sorted and distinct")
-        _require_whole(self.shards)
+        check_shards(self.shards, "averaged shards")
 
     @property
     def elements(self) -> int:
@@ -161,7 +155,7 @@ class Result:
     shards: tuple[ShardResult, ...]
 
     def __post_init__(self) -> None:
-        _require_whole(self.shards)
+        check_shards(self.shards, "averaged shards")
 
 
 @dataclass(frozen=True)
