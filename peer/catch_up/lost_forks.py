@@ -80,12 +80,12 @@ class LostForks:
         When this peer moves again while others are asked, nothing is said yet.
         """
         move = self._moves
-        since = {signed.commit.digest for signed in chain_to(tip, self._commits)}  # replayed after a snapshot, or all of it
+        replayed = chain_to(tip, self._commits)  # after a snapshot, or all of it
+        since = {signed.commit.digest for signed in replayed}
         self._doubtful |= {signed.commit.digest: signed for signed in self._commits if signed.commit.digest not in since}
         own = sorted(self._doubtful.values(), key=lambda signed: signed.commit.ballot.epoch)
         if not own:
             return
-        replayed = [signed for signed in self._commits if signed.commit.digest in since]
         self._commits.clear()
         self._commits.extend(replayed)  # commits that are applied while others are asked follow these
         theirs = await self._chain(own, tip)

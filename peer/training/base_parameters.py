@@ -14,7 +14,7 @@ class BaseParameters:
     From `keep` to `release` the module holds the copy, and the state may change without it. Inside `at_tip` the module
     holds the state's own tensors. Only `keep` copies values; the other switches exchange pointers.
 
-    The copy is (elements,), on the parameters' device and in their dtype. The first `keep` allocates it.
+    The copy has the parameters' shapes, devices and dtypes. The first `keep` allocates it.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
@@ -29,10 +29,7 @@ class BaseParameters:
         if self.kept:
             return
         if not self._copy:
-            sizes = [parameter.numel() for parameter in self._parameters]
-            like = self._parameters[0]
-            parts = torch.split(torch.empty(sum(sizes), dtype=like.dtype, device=like.device), sizes)
-            self._copy = [part.view_as(parameter) for part, parameter in zip(parts, self._parameters, strict=True)]
+            self._copy = [torch.empty_like(parameter.data) for parameter in self._parameters]
         self._state = [parameter.data for parameter in self._parameters]
         for copy, own in zip(self._copy, self._state, strict=True):
             copy.copy_(own)

@@ -35,7 +35,6 @@ class GradientBuffer:
                 self.flat.zero_()
 
     def _point_to(self, gradient: torch.Tensor) -> None:
-        at = 0
-        for parameter in self._parameters:
-            parameter.grad = gradient[at : at + parameter.numel()].view_as(parameter)
-            at += parameter.numel()
+        parts = torch.split(gradient, [parameter.numel() for parameter in self._parameters])
+        for parameter, part in zip(self._parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)

@@ -20,11 +20,6 @@ class Absences:
         self._told: set[str] = set()  # absent peers that a plan's list has named
         self._too_slow: frozenset[str] = frozenset()  # members of the newest plan that only receive
 
-    def forget(self) -> None:
-        self._gone.clear()
-        self._told.clear()
-        self._too_slow = frozenset()
-
     def next_epoch(self, members: Collection[str], connected: Collection[str]) -> None:
         """Begin the next epoch. `members` are those of the commit that closed the last one; `connected` is everybody connected.
 

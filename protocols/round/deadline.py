@@ -20,7 +20,7 @@ class Deadline:
     """
 
     def __init__(self, members: Iterable[str], now: float, patience_s: float, min_rates: Mapping[str, float]) -> None:
-        """`slowest_paces` maps members to bytes/s. For a member without one, any byte gives a full timer."""
+        """`min_rates` maps members to bytes/s. For a member without one, any byte gives a full timer."""
         self._patience_s = patience_s
         self._min_rates = min_rates
         self._until = dict.fromkeys(members, now + patience_s)

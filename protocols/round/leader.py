@@ -95,8 +95,8 @@ class Leader:
         actions = self._fail(Reason.LEADER_LOST, self.me.peer)
         self.active = self._committed = False
         self.followers.clear()
-        self._roll_call.forget()
-        self._absences.forget()
+        self._roll_call = RollCall(DETECTION_S)
+        self._absences = Absences()
         return actions
 
     def follow(self, tip: Tip, commit: Commit | None = None) -> list[LeaderAction]:
@@ -353,19 +353,17 @@ class Leader:
         )
 
     def _present(self, tip: Tip) -> dict[str, Present]:
-        followers = {peer: self.followers[peer] for peer, _ in self._at_tip()}
         return {
             peer: Present(
-                follower.hello.bulk_address,
+                self.followers[peer].hello.bulk_address,
                 report.samples,
                 report.upload_bytes_s,
                 report.download_bytes_s,
-                self._sound(follower.ready_for, tip),
+                self._sound(self.followers[peer].ready_for, tip),
                 report.samples_per_second,
-                follower.hello.memory_bytes,
+                self.followers[peer].hello.memory_bytes,
             )
-            for peer, follower in followers.items()
-            if (report := follower.report) is not None
+            for peer, report in self._at_tip()
         }
 
     def _sound(self, ready: ReadyFor | None, tip: Tip) -> ReadyFor | None:

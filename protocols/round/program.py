@@ -85,10 +85,14 @@ def fastest(links: Mapping[str, Link], vector_bytes: float) -> Split:
     if len(reducers) == 1 or 0 < room <= 1:
         full = {peer: links[peer].most / room for peer in reducers} if len(reducers) > 1 else {reducers[0]: 1.0}
         return Split(round_seconds(links, full, vector_bytes), full)
-    scale = _Scale.of(links, members, senders)
+    # The unit of time, for one byte of the vector: in it the solver's numbers stay near 1, whatever the rates are. It is a lower
+    # bound of the round time. A round of both, one after the other, is always possible, unless the only contributor reduces. So
+    # the least round time is between 1 and max(2, members - 1) units.
+    unit_s = max(_unavoidable(links, members, senders), _shared(links, members, senders))
+    rows = [_rows(links[peer], members, senders, unit_s) for peer in reducers]
     memory = [links[peer].most for peer in reducers]
-    longest = _solve([scale.rows(links[peer], members, senders) for peer in reducers], memory)
-    fractions = _filled([scale.bounds(links[peer], members, senders, longest) for peer in reducers], memory)
+    longest = _solve(rows, memory)
+    fractions = _filled([_bounds(constraints, longest) for constraints in rows], memory)
     fractions = [fraction if fraction > NEGLIGIBLE else 0.0 for fraction in fractions]
     total = sum(fractions)
     split = {peer: fraction / total for peer, fraction in zip(reducers, fractions, strict=True)}
@@ -98,37 +102,23 @@ def fastest(links: Mapping[str, Link], vector_bytes: float) -> Split:
 Row = tuple[float, float]  # (a, b) of a constraint a w - t <= -b
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """The unit of time of one linear program. The solver's numbers stay near 1 in this unit, whatever the rates are.
+def _rows(link: Link, members: int, senders: int, unit_s: float) -> tuple[Row, Row]:
+    """The two constraints of a reducer, up and down, in units of `unit_s` seconds for one byte of the vector."""
+    none, whole = link.load(0.0, members, senders), link.load(1.0, members, senders)
+    scale = [1 / (rate * unit_s) for rate in (link.upload_bytes_s, link.download_bytes_s)]
+    up, down = (((w - n) * (min(s, WIDEST) if w > n else s), n * s) for n, w, s in zip(none, whole, scale, strict=True))
+    return up, down
 
-    The unit is a lower bound of the round time: the larger of `_unavoidable` and `_shared`. A round of both, one after the
-    other, is always possible, unless the only contributor reduces. So the least round time is between 1 and
-    max(2, members - 1) units.
-    """
 
-    unit_s: float  # for one byte of the vector
-
-    @classmethod
-    def of(cls, links: Mapping[str, Link], members: int, senders: int) -> _Scale:
-        return cls(max(_unavoidable(links, members, senders), _shared(links, members, senders)))
-
-    def rows(self, link: Link, members: int, senders: int) -> tuple[Row, Row]:
-        """The two constraints of a reducer: up and down."""
-        none, whole = link.load(0.0, members, senders), link.load(1.0, members, senders)
-        scale = [1 / (rate * self.unit_s) for rate in (link.upload_bytes_s, link.download_bytes_s)]
-        up, down = (((w - n) * (min(s, WIDEST) if w > n else s), n * s) for n, w, s in zip(none, whole, scale, strict=True))
-        return up, down
-
-    def bounds(self, link: Link, members: int, senders: int, longest: float) -> tuple[float, float]:
-        """(least, most) that this member's line lets it reduce in the time `longest`, in vectors. The most may be above 1."""
-        least, most = 0.0, WIDEST
-        for a, b in self.rows(link, members, senders):
-            if a > 0:
-                most = min(most, max(0.0, (longest - b) / a))
-            elif a < 0:
-                least = max(least, (longest - b) / a)
-        return least, max(least, most)
+def _bounds(rows: tuple[Row, Row], longest: float) -> tuple[float, float]:
+    """(least, most) that a reducer's line lets it reduce in the time `longest`, in vectors. The most may be above 1."""
+    least, most = 0.0, WIDEST
+    for a, b in rows:
+        if a > 0:
+            most = min(most, max(0.0, (longest - b) / a))
+        elif a < 0:
+            least = max(least, (longest - b) / a)
+    return least, max(least, most)
 
 
 def _unavoidable(links: Mapping[str, Link], members: int, senders: int) -> float:

@@ -41,6 +41,3 @@ class RollCall:
             return False
         self._unheard.clear()
         return True
-
-    def forget(self) -> None:
-        self._unheard.clear()
