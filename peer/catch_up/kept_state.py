@@ -144,10 +144,7 @@ class KeptState:
         if tip is not None and not is_enough(tip.standing):
             return None
         async with self._capturing:
-            found = self._of_use(digest, is_enough)
-            if found is None:
-                moves = self._moves
-                found = await self._hold(self._jobs.put(self._capture), moves)
+            found = self._of_use(digest, is_enough) or await self._hold(self._jobs.put(self._capture), self._moves)
         if found is None or not is_enough(found.standing):
             return None
         found.used_at = self._clock()
@@ -202,9 +199,8 @@ class KeptState:
         for held in self._held:
             if held.manifest.digest == manifest.digest:
                 return held
-        now = self._clock()
-        held = HeldSnapshot(manifest, snapshot, tip.standing, now)
-        self._held = [*self._in_use(now)[-1:], held]
+        held = HeldSnapshot(manifest, snapshot, tip.standing, captured_at=self._clock())
+        self._held = [*self._in_use(held.captured_at)[-1:], held]
         return held
 
     def _in_use(self, now: float) -> list[HeldSnapshot]:

@@ -72,7 +72,7 @@ class Leader:
         self._planned_at = 0.0  # this leader's first attempt at the epoch; 0 before it
         self._overrun = 1.0  # real / planned duration of the last commit, at least 1: a round is more than its transfers
         self._committed = False
-        self._stragglers = Stragglers(DETECTION_S, overlap=overlap)
+        self._stragglers = Stragglers(DETECTION_S, 0.0, overlap=overlap)
         self._awake_at = 0.0
         self._failed_pairs: set[tuple[str, str]] = set()
         self._absences = Absences()
@@ -87,7 +87,7 @@ class Leader:
             return []
         self.active = True
         self._awake_at = now
-        self._stragglers.begin(now)
+        self._stragglers = Stragglers(DETECTION_S, now, overlap=self.overlap)
         return self._hear(set(self.tip.members) - self.followers.keys(), now)
 
     def step_down(self) -> list[LeaderAction]:

@@ -205,7 +205,6 @@ class Member:
         """Begin an epoch at `tip`: its state is in place, from a donor or from the disk."""
         actions = [*self._drop_plan(Reason.SUPERSEDED), *self._settle_named(tip)]
         self._start_epoch(tip, tip.lineage)
-        self.phase = Phase.TRAINING
         return [*actions, Resume()]
 
     def reached(self, tip: Tip) -> bool:
@@ -404,7 +403,6 @@ class Member:
         keep = self._base in tip.bases(self.overlap)
         actions = self._give_up(Reason.MISSED, commit, accumulated=not keep)
         self._start_epoch(tip, self._base if keep else tip.lineage)
-        self.phase = Phase.TRAINING
         return [*actions, Resume(keep)]
 
     def apply_failed(self) -> list[MemberAction]:
@@ -500,6 +498,7 @@ class Member:
     def _start_epoch(self, tip: Tip, base: str) -> None:
         self.promised = self._promises.moved(self.promised, self.tip, tip)
         self.tip, self._base = tip, base
+        self.phase = Phase.TRAINING
         self.plan = self._commit = None
         self._drifted = False
         self._forget_contribution()

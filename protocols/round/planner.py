@@ -78,14 +78,13 @@ def fresh(present: Mapping[str, Present], me: str, due: Round, failed: Pairs = (
     room = {reducer.peer: _room(present[reducer.peer], senders, due.vector_bytes) for reducer in reducers}
     if not any(room.values()):  # nobody reports enough memory; a slow round is better than none
         room = dict.fromkeys(room, 1.0)
-    reducers = [reducer for reducer in reducers if room[reducer.peer]]
+    room = {peer: fraction for peer, fraction in room.items() if fraction}
     rates = measured({peer: (present[peer].upload_bytes_s, present[peer].download_bytes_s) for peer in members})
     worth = senders
     if rates is None:
-        fractions = equal_fractions(due.elements, {reducer.peer: room[reducer.peer] for reducer in reducers})
+        fractions = equal_fractions(due.elements, room)
     else:
-        may_reduce = {reducer.peer for reducer in reducers}
-        links = {peer: Link(*rates[peer], peer in senders, peer in may_reduce, room.get(peer, 0.0)) for peer in sorted(members)}
+        links = {peer: Link(*rates[peer], peer in senders, peer in room, room.get(peer, 0.0)) for peer in sorted(members)}
         speed = sum(present[peer].samples_per_second for peer in members)
         if speed and due.epoch % ALL_GIVE_EVERY:
             samples = {peer: present[peer].samples for peer in senders}

@@ -201,7 +201,7 @@ class Commit:
 
     @property
     def samples(self) -> int:
-        return sum(contribution.weight for contribution in self.contributions)
+        return self.averages.samples
 
     @property
     def loss(self) -> float:
@@ -246,9 +246,7 @@ class Standing:
 
     def heavier_than(self, other: Standing) -> bool:
         """Whether this lineage wins a fork: the one with more committed samples does; at a tie, the smaller digest."""
-        if self.total_samples != other.total_samples:
-            return self.total_samples > other.total_samples
-        return self.lineage < other.lineage
+        return (-self.total_samples, self.lineage) < (-other.total_samples, other.lineage)
 
 
 @dataclass(frozen=True)

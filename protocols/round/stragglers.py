@@ -26,23 +26,20 @@ MAX_WAIT_S = 300.0
 class Stragglers:
     """Decides whether the leader, with a full batch, waits for peers that are one commit behind."""
 
-    def __init__(self, applying_s: float, *, overlap: bool) -> None:
-        """In a run with `overlap` the leader waits `applying_s` in every epoch for peers that have yet to apply the last commit.
+    def __init__(self, applying_s: float, now: float, *, overlap: bool) -> None:
+        """The leader begins to lead `now`, and does not know yet how long epochs take.
+
+        In a run with `overlap` the leader waits `applying_s` in every epoch for peers that have yet to apply the last commit.
 
         If it planned without them, the samples that they drew would be lost.
         """
         self._applying_s = applying_s
         self._overlap = overlap
-        self._advanced_at = 0.0
+        self._advanced_at = now
         self._epochs_s = (0.0, 0.0)  # durations of the last two epochs
         self._full_at: float | None = None  # when this epoch's batch was full
         self._every = WAITS_EVERY
         self._was_long: bool | None = None  # whether the wait in this epoch was long; None if there was none
-
-    def begin(self, now: float) -> None:
-        """This peer begins to lead: it does not know yet how long epochs take."""
-        self._advanced_at, self._epochs_s, self._full_at = now, (0.0, 0.0), None
-        self._every, self._was_long = WAITS_EVERY, None
 
     def advanced(self, now: float) -> None:
         """The leader's tip has moved: the next epoch begins."""

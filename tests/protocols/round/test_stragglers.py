@@ -135,8 +135,7 @@ def waits_of(
 ) -> dict[int, float]:
     """Epoch -> seconds that the leader waited before it. Two peers are at its tip, and `stragglers` always one commit behind,
     for `close_for_s(epoch)`."""
-    behind, tip, now = Stragglers(1.0, overlap=False), Table("bob").tip, 0.0
-    behind.begin(now)
+    behind, tip, now = Stragglers(1.0, 0.0, overlap=False), Table("bob").tip, 0.0
     waited = {}
     for epoch in range(1, epochs):
         tip = replace(tip, epoch=epoch)
