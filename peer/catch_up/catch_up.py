@@ -226,5 +226,4 @@ class CatchUp:
 def _reason_of(problem: RemoteError) -> str:
     if isinstance(problem, RefusedError):
         return problem.reason
-    reason: Reason = Reason.BAD_CHUNK if isinstance(problem, BadMessageError) else Reason.CONNECTION_LOST
-    return reason.value
+    return Reason.BAD_CHUNK.value if isinstance(problem, BadMessageError) else Reason.CONNECTION_LOST.value

@@ -120,12 +120,11 @@ class LostForks:
         for after in sorted({max(first - 1, last - FIRST_EPOCHS), first - 1}, reverse=True):
             for peer in self._sources.reachable():
                 try:
-                    chain = chain_to(
-                        tip, await fetch_records(environment.transport, peer, environment.signer, after, tip.lineage)
-                    )
+                    records = await fetch_records(environment.transport, peer, environment.signer, after, tip.lineage)
                 except RemoteError as error:
                     _log.info("no records from %s: %s", peer.peer[:8], error)
                     continue
+                chain = chain_to(tip, records)
                 longest = max(longest, chain, key=len)
                 if chain and chain[0].commit.ballot.parent in known:
                     return chain

@@ -21,35 +21,33 @@ class BaseParameters:
         self._parameters = parameters
         self._state: list[torch.Tensor] = []  # while the module holds the copy
         self._copy: list[torch.Tensor] = []
-        self.kept = False
 
     @torch.no_grad()
     def keep(self) -> None:
         """Copy the state's parameters as they are now. Call inside `at_tip`. Does nothing while an earlier copy is kept."""
-        if self.kept:
+        if self._state:
             return
         if not self._copy:
             self._copy = [torch.empty_like(parameter.data) for parameter in self._parameters]
+        for copy, parameter in zip(self._copy, self._parameters, strict=True):
+            copy.copy_(parameter.data)
         self._state = [parameter.data for parameter in self._parameters]
-        for copy, own in zip(self._copy, self._state, strict=True):
-            copy.copy_(own)
-        self.kept = True
 
     def release(self) -> None:
         """Give the module the state's own parameters back."""
-        if self.kept:
+        if self._state:
             self._show(self._state)
-        self.kept = False
+        self._state = []
 
     @contextmanager
     def at_tip(self) -> Iterator[None]:
         """Inside, the module holds the state's own parameters. All code that reads or writes state runs inside."""
-        if self.kept:
+        if self._state:
             self._show(self._state)
         try:
             yield
         finally:
-            if self.kept:
+            if self._state:
                 self._show(self._copy)
 
     def _show(self, tensors: Sequence[torch.Tensor]) -> None:

@@ -19,10 +19,10 @@ def codec_after(plan: Plan, present: Mapping[str, Present], codecs: Mapping[str,
     `codecs` maps each codec, least lossy first, to the bytes of a whole vector in it.
     """
     speed = sum(present[peer].samples_per_second for peer in plan.contributors)
-    if plan.finishes is not None:  # nothing is averaged, so the plan does not show how long averaging takes
-        speed = 0.0
+    # A plan that finishes another averages nothing, so it does not show how long averaging takes.
+    gathering_s = target_batch_size / speed if speed and plan.finishes is None else 0.0
     averaging_s = {codec: planned_seconds(plan, present, size) for codec, size in codecs.items()}
-    return next_codec(plan.codec, tuple(codecs), averaging_s, target_batch_size / speed if speed else 0.0)
+    return next_codec(plan.codec, tuple(codecs), averaging_s, gathering_s)
 
 
 def next_codec(now: str, codecs: Sequence[str], averaging_s: Mapping[str, float], gathering_s: float) -> str:

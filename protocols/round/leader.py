@@ -384,13 +384,12 @@ class Leader:
         return contribution.weight <= follower.report.samples
 
     def _accepted(self, attempt: Attempt, peer: str, answer: Accept, now: float) -> list[LeaderAction]:
-        contribution, follower = answer.contribution, self.followers[peer]
-        if peer in attempt.plan.contributors and attempt.plan.finishes is None:
-            problem = self._problem_with(contribution, peer, follower)
-            if problem is not None:
-                follower.report = None
-                return [*self._fail(problem, peer), *self._consider(now)]
-        attempt.accepted[peer] = contribution
+        follower = self.followers[peer]
+        gives = peer in attempt.plan.contributors and attempt.plan.finishes is None
+        if gives and (problem := self._problem_with(answer.contribution, peer, follower)) is not None:
+            follower.report = None
+            return [*self._fail(problem, peer), *self._consider(now)]
+        attempt.accepted[peer] = answer.contribution
         return self._maybe_commit(now)
 
     def _problem_with(self, contribution: Contribution | None, peer: str, follower: Follower) -> Reason | None:

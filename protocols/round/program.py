@@ -206,13 +206,11 @@ def _solve(reducers: Sequence[tuple[Row, Row]], most: Sequence[float]) -> float:
 
 def measured(rates: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]] | None:
     """Fill in rates (up, down) that are not measured yet (0) with the median of the measured ones; None if there are none."""
-    medians = []
-    for way in (0, 1):
-        known = [rate[way] for rate in rates.values() if rate[way] > 0]
-        if not known:
-            return None
-        medians.append(statistics.median(known))
-    return {peer: (max(up or medians[0], SLOWEST), max(down or medians[1], SLOWEST)) for peer, (up, down) in rates.items()}
+    ups, downs = ([rate[way] for rate in rates.values() if rate[way] > 0] for way in (0, 1))
+    if not ups or not downs:
+        return None
+    up_else, down_else = statistics.median(ups), statistics.median(downs)
+    return {peer: (max(up or up_else, SLOWEST), max(down or down_else, SLOWEST)) for peer, (up, down) in rates.items()}
 
 
 def worth_waiting_for(
