@@ -167,6 +167,7 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         upload_bytes_s=rates,
         download_bytes_s=rates,
         ready_for=st.none() | ready_fors,
+        unreached=st.lists(peers, max_size=3).map(tuple),
         planned_with=st.lists(peers, max_size=3).map(tuple),
     ),
     Hello: (texts.filter(bool) | st.just("")).flatmap(
@@ -211,7 +212,13 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
     messages.Heartbeat: st.builds(
         messages.Heartbeat, standing=standings, samples=counts, samples_per_second=rates, peers=st.integers(0, 2**20)
     ),
-    messages.Abort: st.builds(messages.Abort, plan_digest=digests, reason=reasons, sound=st.lists(peers, max_size=4).map(tuple)),
+    messages.Abort: st.builds(
+        messages.Abort,
+        plan_digest=digests,
+        reason=reasons,
+        sound=st.lists(peers, max_size=4).map(tuple),
+        peer=st.just("") | peers,
+    ),
     messages.NeedState: st.just(messages.NeedState()),
     messages.AskRequest: st.just(messages.AskRequest()),
     messages.AskReply: st.builds(
@@ -222,6 +229,8 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         followers=st.integers(0, 2**20),
         bulk_address=texts,
     ),
+    messages.DialBackRequest: st.builds(messages.DialBackRequest, address=texts, bulk_address=texts),
+    messages.DialBackReply: st.builds(messages.DialBackReply, problem=texts),
     messages.OfferRequest: st.builds(
         messages.OfferRequest, digest=st.just("") | digests, at_least=st.none() | standings, strictly=st.booleans()
     ),
