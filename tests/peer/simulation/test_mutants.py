@@ -373,7 +373,14 @@ def test_a_mutant_passes_without_faults(mutant: Callable[[Patch], None], monkeyp
     assert seed_result.commits >= 8  # the unbroken protocol has 16
 
 
-@pytest.mark.parametrize(("mutant", "invariant"), MUTANTS.items())
+# Each takes a minute to be caught.
+LONG = (damage_that_its_takers_keep, a_member_that_forgets_whom_it_did_not_reach)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "invariant"),
+    [pytest.param(*it, marks=[pytest.mark.slow] * (it[0] in LONG)) for it in MUTANTS.items()],
+)
 def test_a_mutant_is_caught_by_the_invariant_that_it_breaks(
     mutant: Callable[[Patch], None], invariant: str, monkeypatch: Patch
 ) -> None:
