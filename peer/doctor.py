@@ -271,7 +271,10 @@ def _training(network: NetworkThread, enrolment: Enrolment, ticket: Ticket, wish
             float(loss)  # waits for the device
             return time.perf_counter() - began
 
-    micro_batch = pick_micro_batch(device, None, spec.training.target_batch_size, lambda samples: (pass_over(samples), None)[1])
+    def try_out(samples: int) -> None:
+        pass_over(samples)
+
+    micro_batch = pick_micro_batch(device, None, spec.training.target_batch_size, try_out)
     pass_over(micro_batch)
     seconds = pass_over(micro_batch)
     speed = f"{micro_batch} samples in {seconds:.2f} s, {micro_batch / seconds:.1f} samples/s"

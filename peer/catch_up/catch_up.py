@@ -53,7 +53,8 @@ class CatchUp:
         self._events = events
         self._vain_searches = VainSearches()
         self.stranded = False  # it looks for state, and nobody who can be dialled has any
-        # In this search: peers that gave what does not fit together; and, unless that is empty, those whose state is sound.
+        # Both are of this search: peers that gave data that does not fit together; peers whose state is sound. If no peer is
+        # known to be sound, every peer may give its state.
         self._distrusted: set[str] = set()
         self._sound: set[str] = set()
         # Where a replay showed drift. From a snapshot of that state, or of an older one, it would show the same again.

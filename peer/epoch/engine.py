@@ -36,7 +36,7 @@ from peer.epoch.round_traffic import DriftedError, RoundTraffic
 from peer.epoch.shard_server import AllReduceError, UnreachedError
 from peer.settings import RunSettings
 from peer.training.side import TrainingSide
-from protocols.errors import BadMessageError, RemoteError, UnreachableError
+from protocols.errors import BadMessageError, RefusedError, RemoteError, UnreachableError
 from protocols.gradients.codecs import CODECS, Bytes
 from protocols.messages import Abort, Heartbeat, NeedState
 from protocols.observations import PeerView, Role, Swarm
@@ -501,12 +501,14 @@ class Engine:
             answer = await ask(transport, Candidate(reducer, address), DIAL_S)
             if answer.bulk_address:
                 await transport.dial(reducer, answer.bulk_address)
+        except RefusedError:
+            pass  # it answers, and has no state yet
         except RemoteError as error:
             self._could_not_reach(reducer, str(error))
-        else:
-            self.unreached.reached(reducer)
-            self.events("reached", peer=reducer)
-            self.report()
+            return
+        self.unreached.reached(reducer)
+        self.events("reached", peer=reducer)
+        self.report()
 
     async def _apply(self, signed: SignedCommit) -> None:
         try:

@@ -44,12 +44,15 @@ class Reachability:
         problems = [problem for problem in answers if problem is not None]
         failed = [problem for problem in problems if problem]
         self.is_checked = bool(problems)
-        reached = not problems or 2 * len(failed) < len(problems)
+        most = len(problems) if hello.auxiliary else len(problems) / 2  # an auxiliary peer in client mode could do nothing
+        reached = not problems or len(failed) < most
         self.problem = "" if reached else failed[0]
         return hello if reached else dataclasses.replace(hello, address="", bulk_address="")
 
     async def watch(self, present: Callable[[Hello], None]) -> None:
-        """For ever: check again, and `present` what comes of it."""
+        """Check again for ever, and `present` what comes of it. An auxiliary peer that has begun stays what it is."""
+        if self._hello.auxiliary:
+            return
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._suspected.wait(), CHECK_EVERY_S if self.is_checked else CHECK_AGAIN_S)

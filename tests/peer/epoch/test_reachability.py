@@ -62,6 +62,12 @@ def test_more_than_half_of_those_that_dial_back_must_reach_it(net: Net, problems
     assert it.problem == ("" if reached else "no answer")
 
 
+@pytest.mark.parametrize(("problems", "reached"), [(["", "no answer", "no answer"], True), (["no answer"], False)])
+def test_an_auxiliary_peer_is_of_use_to_whoever_reaches_it(net: Net, problems: list[str], reached: bool) -> None:
+    it, me = reachability(net, *map(finds, problems), hello=Hello(1, True, "me:1", "me:2", "me"))
+    assert me.play(it.hello()).reachable == reached
+
+
 def test_without_anybody_to_ask_it_counts_as_reachable_and_is_looked_at_again_soon(net: Net) -> None:
     it, me = reachability(net, refuses())
     assert me.play(it.hello()) == HELLO
