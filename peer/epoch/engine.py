@@ -500,7 +500,7 @@ class Engine:
                 raise UnreachableError(f"nobody says where {reducer[:8]} is")
             answer = await ask(transport, Candidate(reducer, address), DIAL_S)
             if answer.bulk_address:
-                await transport.dial(reducer, answer.bulk_address)
+                await transport.dial_bulk(reducer, answer.bulk_address)
         except RefusedError:
             pass  # it answers, and has no state yet
         except RemoteError as error:

@@ -8,11 +8,10 @@ import dataclasses
 from collections.abc import Callable, Iterable
 
 from peer.environment import Environment
-from protocols.errors import RefusedError, RemoteError
+from protocols.errors import RemoteError
 from protocols.messages import DialBackReply, DialBackRequest
 from protocols.round.records import Candidate, Hello
 from protocols.transport.interface import Transport, call
-from protocols.transport.whereabouts import ask
 
 # So many peers are asked to dial back, and more than half of those that answer must succeed: a neighbour in the same home may
 # reach an address that nobody else does.
@@ -76,13 +75,11 @@ class Reachability:
 async def dial_back(transport: Transport, peer: str, request: DialBackRequest) -> DialBackReply:
     """Try both addresses of `peer`, which asked for it."""
     try:
-        await ask(transport, Candidate(peer, request.address), DIAL_BACK_S)
-    except RefusedError:
-        pass  # it is there, and has no state yet
+        await transport.dial(Candidate(peer, request.address), DIAL_BACK_S)
     except RemoteError as error:
         return DialBackReply(f"{request.address} (calls): {error}")
     try:
-        await transport.dial(peer, request.bulk_address, DIAL_BACK_S)
+        await transport.dial_bulk(peer, request.bulk_address, DIAL_BACK_S)
     except RemoteError as error:
         return DialBackReply(f"{request.bulk_address} (shards): {error}")
     return DialBackReply("")

@@ -13,7 +13,7 @@ from typing import Any
 from peer.simulation.network import BULK, SMALL_BYTES, Network, Process
 from peer.simulation.network import Stream as NetworkStream
 from protocols.errors import BadMessageError, RefusedError, RemoteError, UnreachableError
-from protocols.messages import Chunk
+from protocols.messages import AskRequest, Chunk
 from protocols.reasons import Reason
 from protocols.round.plans import MemberPlan
 from protocols.round.records import Candidate, Commit, SignedCommit
@@ -216,7 +216,12 @@ class SimulatedTransport:
             await link.connected(dial_s)
             yield SimulatedBulk(link, self.bandwidth)
 
-    async def dial(self, peer: str, address: str, dial_s: float = DIAL_S) -> None:
+    async def dial(self, peer: Candidate, dial_s: float = DIAL_S) -> None:
+        opening = AskRequest()  # there are no connections without a call here: the smallest one stands for it
+        with contextlib.closing(self._dial(peer.peer, type(opening).__name__, _Call(opening))) as link:
+            await link.connected(dial_s)
+
+    async def dial_bulk(self, peer: str, address: str, dial_s: float = DIAL_S) -> None:
         async with self.bulk(peer, address, dial_s):
             pass
 

@@ -49,9 +49,29 @@ class Channels:
         """TLS itself checks that whoever answers at `address` holds the certificate of `peer`."""
         channel = self._channels.get((peer, address))
         if channel is None:
-            options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", server_name(peer))]
-            channel = self._channels[peer, address] = grpc.aio.secure_channel(address, self._tls, options=options)
+            channel = self._channels[peer, address] = self._opened(peer, address)
         return channel
+
+    async def dial(self, peer: str, address: str, limit_s: float) -> None:
+        """Make a new connection and close it: a kept channel may stand, or wait after a failure. Raises UnreachableError."""
+
+        async def connected(channel: grpc.aio.Channel) -> None:
+            state = channel.get_state(try_to_connect=True)
+            while state is not grpc.ChannelConnectivity.READY:
+                if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                    raise UnreachableError(f"{peer[:8]} takes no connection at {address}")
+                await channel.wait_for_state_change(state)
+                state = channel.get_state()
+
+        async with self._opened(peer, address) as channel:
+            try:
+                await asyncio.wait_for(connected(channel), limit_s)
+            except asyncio.TimeoutError as error:
+                raise UnreachableError(f"{peer[:8]} at {address} does not answer within {limit_s:.1f} s") from error
+
+    def _opened(self, peer: str, address: str) -> grpc.aio.Channel:
+        options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", server_name(peer))]
+        return grpc.aio.secure_channel(address, self._tls, options=options)
 
     async def aclose(self) -> None:
         channels, self._channels = list(self._channels.values()), {}

@@ -61,7 +61,10 @@ class Transport(Protocol):
         """A bulk connection of one's own, kept for the next request when the block ends well. A new one may take `dial_s`
         seconds. Raises UnreachableError."""
 
-    async def dial(self, peer: str, address: str, dial_s: float = DIAL_S) -> None:
+    async def dial(self, peer: Candidate, dial_s: float = DIAL_S) -> None:
+        """Try whether a new connection for calls can be made now. Raises UnreachableError."""
+
+    async def dial_bulk(self, peer: str, address: str, dial_s: float = DIAL_S) -> None:
         """Try whether a new bulk connection can be made now. Raises UnreachableError."""
 
 

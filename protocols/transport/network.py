@@ -43,7 +43,10 @@ class NetworkTransport:
     def bulk(self, peer: str, address: str, dial_s: float = DIAL_S) -> AbstractAsyncContextManager[FrameStream]:
         return self._connections.to(peer, address, dial_s)
 
-    async def dial(self, peer: str, address: str, dial_s: float = DIAL_S) -> None:
+    async def dial(self, peer: Candidate, dial_s: float = DIAL_S) -> None:
+        await self._channels.dial(peer.peer, peer.address, dial_s)
+
+    async def dial_bulk(self, peer: str, address: str, dial_s: float = DIAL_S) -> None:
         await self._connections.dial(peer, address, dial_s)
 
     def listen(self, host: str, port: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import pytest
 
 from peer.epoch.reachability import ASKED, CHECK_AGAIN_S, CHECK_EVERY_S, Reachability, dial_back
 from protocols.errors import RefusedError
-from protocols.messages import AskRequest, DialBackReply, DialBackRequest
+from protocols.messages import DialBackReply, DialBackRequest
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, Hello
 from protocols.transport.frames import FrameStream, Kind
@@ -115,7 +115,6 @@ class Newcomer:
     """It listens, and has no state yet."""
 
     async def serve(self, stream: Stream, opening: Any) -> None:
-        assert isinstance(opening, AskRequest)
         raise RefusedError("no state", reason=Reason.NOT_CAUGHT_UP.value, sentence="no state")
 
     async def serve_bulk(self, stream: FrameStream, kind: Kind, length: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -393,5 +394,48 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
         async with pair(tmp_path, echo) as two:
             with pytest.raises(PortInUseError):
                 NetworkTransport(credentials(tmp_path), RUN).listen("127.0.0.1", int(two.peer.address.split(":")[1]))
+
+    run(work())
+
+
+# -- dials ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dial_finds_at_once_who_has_just_started_where_calls_failed(tmp_path: Path) -> None:
+    async def work() -> None:
+        theirs, mine = credentials(tmp_path), credentials(tmp_path)
+        there, here = NetworkTransport(theirs, RUN), NetworkTransport(mine, RUN)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        peer = Candidate(theirs.peer_id, f"127.0.0.1:{port}")
+        for _ in range(2):  # from here on the kept channel waits before it tries again
+            with pytest.raises(UnreachableError):
+                await call(here, peer, AskRequest(), LIMIT_S)
+        with pytest.raises(UnreachableError, match="takes no connection"):
+            await here.dial(peer, LIMIT_S)
+        there.listen("127.0.0.1", port)
+        await there.serve(Service(echo))
+        await here.dial(peer, LIMIT_S)
+        await here.aclose()
+        await there.aclose()
+
+    run(work())
+
+
+def test_a_dial_asks_for_the_certificate_of_the_peer_that_is_meant(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, echo, pretend="0" * 32) as two:
+            with pytest.raises(UnreachableError):
+                await two.here.dial(two.peer, LIMIT_S)
+
+    run(work())
+
+
+def test_a_dial_to_a_port_that_never_answers_ends(tmp_path: Path) -> None:
+    async def work() -> None:
+        here = NetworkTransport(credentials(tmp_path), RUN)
+        with socket.create_server(("127.0.0.1", 0)) as mute, pytest.raises(UnreachableError, match="does not answer"):
+            await here.dial(Candidate("0" * 32, f"127.0.0.1:{mute.getsockname()[1]}"), 0.3)
+        await here.aclose()
 
     run(work())
