@@ -113,7 +113,7 @@ class QuietSwarm(Swarm):
         self.speeds = {volunteer.name: (volunteer.micro_batch, volunteer.step_s) for volunteer in volunteers}
         self.settings = replace(self.settings, target_batch_size=target, **settings)
         self.disks[self.names[0]] = genesis_snapshot(problem, self.settings)
-        self.observer = recorder(world, self.settings, problem)
+        self.observer = recorder(world, self.settings, problem, self.network.reached_at)
         self.broken: set[tuple[str, str]] = set()  # (from, to): no bulk connection comes about
         self._dial, self.network.dial = self.network.dial, self._maybe_dial  # type: ignore[method-assign]
 

@@ -499,8 +499,9 @@ class Engine:
             if not address:
                 raise UnreachableError(f"nobody says where {reducer[:8]} is")
             answer = await ask(transport, Candidate(reducer, address), DIAL_S)
-            if answer.bulk_address:
-                await transport.dial_bulk(reducer, answer.bulk_address)
+            if not answer.bulk_address:
+                raise UnreachableError(f"{reducer[:8]} is in client mode now")
+            await transport.dial_bulk(reducer, answer.bulk_address)
         except RefusedError:
             pass  # it answers, and has no state yet
         except RemoteError as error:

@@ -8,6 +8,7 @@ the stream was given up meanwhile.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -168,7 +169,7 @@ class Network:
         self.machines = {machine.name: machine for machine in machines}
         self.processes: dict[str, Process] = {}  # the newest of each machine
         self.blocked: Counter[tuple[str, str]] = Counter()  # (from, to) -> how many faults block it
-        self.reached_at: dict[tuple[str, str], float] = {}  # (from, to) -> the newest bulk connection that stood
+        self._reached_at: dict[tuple[str, str], float] = {}  # (from, to) -> the newest bulk connection that stood
         self.overtaken = 0  # messages that one of another stream, sent later between the same machines, arrives before
         self._last_arrival: dict[tuple[str, str], float] = {}
         self._streams: dict[Stream, None] = {}
@@ -200,10 +201,14 @@ class Network:
                 stream.connected(process)
                 self.world.at(0.0, client, stream.taken)
                 if kind == BULK:
-                    self.reached_at[here.name, server] = self.world.now
+                    self._reached_at[here.name, server] = self.world.now
 
         self.world.at(2 * latency_s, None, connect)
         return stream
+
+    def reached_at(self, source: str, target: str) -> float:
+        """When the newest bulk connection from one machine to the other stood."""
+        return self._reached_at.get((source, target), -math.inf)
 
     def _is_cut(self, one: str, other: str) -> bool:
         return self.is_blocked(one, other) or self.is_blocked(other, one)

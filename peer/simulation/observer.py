@@ -7,7 +7,6 @@ number of its invariant and a word. The first violation ends the seed.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -58,7 +57,8 @@ class _Seen:
 
 
 class Observer:
-    def __init__(self, world: World, settings: RunSettings, problem: Problem) -> None:
+    def __init__(self, world: World, settings: RunSettings, problem: Problem, reached_at: Callable[[str, str], float]) -> None:
+        """`reached_at(source, target)`: when the newest bulk connection between these machines stood."""
         self.world = world
         self._violated = world.violated
         self._problem = problem
@@ -69,7 +69,7 @@ class Observer:
         self.commits: dict[str, Commit] = {}  # all that a leader announced
         self.retries = 0
         self.forks_told = self.donors_failed = 0
-        self.reached_at: Callable[[str, str], float] = lambda source, target: -math.inf  # the newest bulk connection that stood
+        self._reached_at = reached_at
         self.moves = 0  # how often anybody started, ended, or came to stand elsewhere
         self._seen: dict[Source, _Seen] = {}
         self._tainted: set[str] = set()  # lineages of which snapshots of a drifted state may be about
@@ -219,7 +219,7 @@ class Observer:
     def _did_not_reach(self, process: Source, reducer: str, plan_digest: str) -> None:
         """A reducer may cost a second attempt only after this peer has reached it again, or was planned before it could tell."""
         failed_at, planned_at = self._seen[process].unreached, self._planned_at.get(plan_digest, 0.0)
-        before, reached_at = failed_at.get(reducer), self.reached_at(process.name, reducer)
+        before, reached_at = failed_at.get(reducer), self._reached_at(process.name, reducer)
         if reached_at > planned_at:
             return  # it was reached, and refused or broke off
         if before is not None and planned_at > before + TELLS_S and reached_at <= before:

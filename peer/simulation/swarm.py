@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -82,8 +81,7 @@ class Swarm:
             overlap=overlap,
             max_grad_norm=MAX_NORM,
         )
-        self.observer = Observer(world, self.settings, problem)
-        self.observer.reached_at = lambda source, target: self.network.reached_at.get((source, target), -math.inf)
+        self.observer = Observer(world, self.settings, problem, self.network.reached_at)
         self.injector = Injector(world, self)
         self.processes: dict[str, SimulatedPeer] = {}
         self.disks: dict[str, bytes] = {first: genesis_snapshot(problem, self.settings)}  # the newest snapshot of each machine

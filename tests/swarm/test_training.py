@@ -68,6 +68,7 @@ def test_a_swarm_trains_over_ipv6_alone(tmp_path: Path) -> None:
         assert not by_ipv4 and dialled.events("committed")
 
 
+@pytest.mark.slow
 def test_survivors_commit_after_a_contributor_the_coordinator_and_the_next_leader_are_killed(tmp_path: Path) -> None:
     with Swarm(tmp_path, seed=12) as swarm:
         peers = [swarm.start_peer(f"peer-{number}") for number in range(4)]

@@ -176,4 +176,4 @@ def test_whoever_is_reached_later_is_introduced_to_the_leader_again() -> None:
         swarm.until(lambda: p3.told_of("reachable"))
         swarm.until(lambda: swarm.processes[leader].engine.leader.followers["p3"].hello.reachable)
         assert Candidate("p3", "p3:1") == p3.engine.leader.me
-        swarm.until(lambda: swarm.network.reached_at.get(("p1", "p3"), -1.0) > 0, 60.0)
+        swarm.until(lambda: swarm.network.reached_at("p1", "p3") > 0, 60.0)

@@ -53,7 +53,7 @@ def test_it_reduces_again_once_it_has_been_reached() -> None:
         swarm.network.machines["p2"].shut_to.clear()
         swarm.until(lambda: p1.told_of("reached"))
         reached_at = swarm.world.now
-        swarm.until(lambda: swarm.network.reached_at["p1", "p2"] > reached_at + 1.0)
+        swarm.until(lambda: swarm.network.reached_at("p1", "p2") > reached_at + 1.0)
         assert p1.engine.unreached.names == ()
 
 
@@ -65,3 +65,19 @@ def test_a_reducer_whose_stream_broke_is_dialled_at_once() -> None:
         with p1.loop.running():
             p1.engine._could_not_reach("p2", "it broke")
         swarm.until(lambda: p1.told_of("reached"), 5.0)
+
+
+def test_who_is_in_client_mode_meanwhile_is_not_taken_for_reached() -> None:
+    with SmallSwarm(4) as swarm:
+        swarm.start_all()
+        swarm.until(lambda: min(map(swarm.epoch, NAMES)) >= 2)
+        shut(swarm, ("p1",), refuses=True)
+        p1, p2 = swarm.processes["p1"], swarm.processes["p2"]
+        swarm.until(lambda: p1.told_of("unreached"))
+        shut(swarm, ("p0", "p3"), refuses=True)
+        with p2.loop.running():
+            p2.engine.reachability.suspect()
+        swarm.until(lambda: p2.told_of("unreachable"))
+        swarm.world.run_until(swarm.world.now + 30.0)
+        assert "client mode" in p1.told_of("unreached")[-1]["problem"]
+        assert p1.engine.unreached.names == ("p2",) and not p1.told_of("reached")

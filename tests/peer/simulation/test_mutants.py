@@ -374,7 +374,12 @@ def test_a_mutant_passes_without_faults(mutant: Callable[[Patch], None], monkeyp
 
 
 # Each takes a minute to be caught.
-LONG = (damage_that_its_takers_keep, a_member_that_forgets_whom_it_did_not_reach)
+LONG = (
+    damage_that_its_takers_keep,
+    a_member_that_forgets_whom_it_did_not_reach,
+    untagged_chunks,
+    a_late_commit_applied_after_a_promise,
+)
 
 
 @pytest.mark.parametrize(
