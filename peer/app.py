@@ -22,24 +22,27 @@ from peer.epoch.engine import Engine
 from peer.events import PeerEvents
 from peer.listening import announced, hosts
 from peer.settings import RunSettings
-from peer.training.devices import describe, pick_device, pick_micro_batch
+from peer.training.devices import describe, pick_device
+from peer.training.gradient_pass import GradientPass
 from peer.training.job_queue import JobQueue
 from peer.training.replica import Replica
 from peer.training.strategies import build_strategy
 from peer.training.trainer import Progressed, Trainer
+from peer.training.tuning import Choices, Memory, Trials, Way, find_way
 from protocols.committed_rate import CommittedRate
 from protocols.errors import DiskError, UnreachableError
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.host.event_log import EventLog
 from protocols.host.home import Home
 from protocols.host.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
+from protocols.host.terminal import plural
 from protocols.identity import Key, new_incarnation
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.round import program
 from protocols.round.records import Hello
 from protocols.signing import CertificateSigner
 from protocols.tasks.assets import write_asset
-from protocols.tasks.base import Batches, to_device
+from protocols.tasks.base import Batches
 from protocols.tasks.registry import open_task
 from protocols.transport import addresses
 from protocols.transport.bandwidth import Bandwidth
@@ -59,8 +62,6 @@ def run_peer(config: PeerConfig) -> int:
     should read."""
     ticket = config.ticket
     pick_device(config.device)  # a wrong one is to be told before anything is made
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     folder = config.home or default_home() / ticket.fingerprint.hex()[:16]
     claim = Home.claim if config.home is not None else Home.claim_free
     with claim(folder) as home, PeerConsole() as console, NetworkThread() as network:
@@ -164,18 +165,29 @@ class _Session:
             except OSError as error:
                 raise DiskError(f"cannot read the snapshot {config.start_from}: {error.strerror}") from error
         batches: Batches | None = None
+        gradient_pass: GradientPass | None = None
         if config.role == "contributor":
             draws = f"{enrolment.credentials.peer_id}:{self._incarnation}"  # a peer that starts again draws other samples
+            way = self._find_way(device, Trials(task, model, device, seed=spec.run.seed, peer=draws))
+            replica.strategy.restart()  # the trials' gradients
+            torch.set_num_threads(way.threads)
+            gradient_pass = GradientPass(task, model, device, precision=way.precision, compiled=way.compiled)
+            batches = stack.enter_context(task.batches(seed=spec.run.seed, peer=draws, micro_batch=way.micro_batch))
+        return Trainer(replica, JobQueue(), gradient_pass=gradient_pass, batches=batches, progressed=progressed)
 
-            def try_out(micro_batch: int) -> None:
-                with task.batches(seed=spec.run.seed, peer=draws, micro_batch=micro_batch) as trial:
-                    task.loss(model, to_device(next(trial), device)).backward()  # type: ignore[no-untyped-call]
-                replica.strategy.restart()
-
-            micro_batch = pick_micro_batch(device, config.micro_batch, spec.training.target_batch_size, try_out)
-            self._console.event(f"training on {describe(device)}, {micro_batch} samples at a time")
-            batches = stack.enter_context(task.batches(seed=spec.run.seed, peer=draws, micro_batch=micro_batch))
-        return Trainer(replica, JobQueue(), task=task, batches=batches, device=device, progressed=progressed)
+    def _find_way(self, device: torch.device, trials: Trials) -> Way:
+        config = self._config
+        choices = Choices(
+            micro_batch=config.micro_batch, precision=config.precision, threads=config.threads, compiled=config.compiled
+        )
+        memory = Memory(self._home / "tuning.json", device, self._spec.digest, choices)
+        way = None if config.retune else memory.recall()
+        if way is None:
+            self._console.status("Trying out how this computer trains fastest")
+            way = find_way(device, choices, self._spec.training.target_batch_size, trials.rate, time.monotonic)
+            memory.keep(way)
+        self._console.event(f"training on {describe(device)} with {plural(way.threads, 'thread')}, {way}")
+        return way
 
     # -- on the network's thread -----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from peer.config import PeerConfig
+from peer.config import PeerConfig, Precision
 from protocols.host.child_process import end_with_parent
 from protocols.observations import Role
 from protocols.ticket_source import HELP, VARIABLE, read_ticket
@@ -27,7 +27,15 @@ def peer(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Samples per pass; found by trial when left out.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for training; all cores when left out.")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="fp32, bf16 or fp16; the fastest here, by trial, when left out.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for training; found by trial when left out.")] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Use torch.compile, or never; by trial on a GPU when left out."),
+    ] = None,
+    retune: Annotated[bool, typer.Option("--retune", help="Repeat the trials. Their result is kept for the next start.")] = False,
     host: Annotated[str | None, typer.Option(help="Address to listen on; the one towards the coordinator when left out.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65534, help="Listen on this port and the next; 0 takes free ones.")] = 0,
     announce: Annotated[
@@ -57,7 +65,10 @@ def peer(
         client_mode=client_mode,
         device=device,
         micro_batch=micro_batch,
+        precision=precision,
         threads=threads,
+        compiled=compiled,
+        retune=retune,
         host=host,
         port=port,
         announce=announce,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 
@@ -13,6 +14,8 @@ from protocols.host.files import matching_files
 from protocols.identity import Ticket
 from protocols.observations import Role
 from protocols.transport import addresses
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +30,14 @@ class PeerConfig:
     """auto, cpu, cuda, cuda:N or mps."""
     micro_batch: int | None = None
     """Samples per forward and backward pass; None finds what fits."""
+    precision: Precision | None = None
+    """Of the passes through the model; None takes what is fastest here. Parameters and gradients stay in fp32."""
     threads: int | None = None
-    """CPU threads for training; None leaves it to torch."""
+    """CPU threads for training; None takes what is fastest here."""
+    compiled: bool | None = None
+    """Whether torch.compile compiles the model; None tries on a GPU whether it pays."""
+    retune: bool = False
+    """Try anew what is fastest, and forget what was found at an earlier start."""
     host: str | None = None
     """IP address to listen on; None listens where the coordinator is reached from."""
     port: int = 0

@@ -29,14 +29,15 @@ from peer.environment import Environment
 from peer.epoch.bandwidth_probe import BandwidthProbe
 from peer.epoch.reachability import Reachability
 from peer.listening import announced, hosts
-from peer.training.devices import autocast, describe, pick_device, pick_micro_batch
+from peer.training.devices import describe, pick_device
+from peer.training.tuning import Choices, Trials, find_way
 from protocols.errors import DugnadError
+from protocols.host.terminal import plural
 from protocols.identity import Authority, Key, Ticket, new_incarnation
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, Hello
 from protocols.signing import CertificateSigner
 from protocols.tasks.assets import write_asset
-from protocols.tasks.base import to_device
 from protocols.tasks.registry import open_task
 from protocols.transport import addresses
 from protocols.transport.discovery import Discovery, DiscoveryConfig
@@ -261,23 +262,10 @@ def _training(network: NetworkThread, enrolment: Enrolment, ticket: Ticket, wish
         return
     model.to(device)
 
-    def pass_over(samples: int) -> float:
-        with task.batches(seed=spec.run.seed, peer="doctor", micro_batch=samples) as batches:
-            batch = to_device(next(batches), device)
-            began = time.perf_counter()
-            with autocast(device):
-                loss = task.loss(model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            float(loss)  # waits for the device
-            return time.perf_counter() - began
-
-    def try_out(samples: int) -> None:
-        pass_over(samples)
-
-    micro_batch = pick_micro_batch(device, None, spec.training.target_batch_size, try_out)
-    pass_over(micro_batch)
-    seconds = pass_over(micro_batch)
-    speed = f"{micro_batch} samples in {seconds:.2f} s, {micro_batch / seconds:.1f} samples/s"
+    trials = Trials(task, model, device, seed=spec.run.seed, peer="doctor")
+    way = find_way(device, Choices(compiled=False), spec.training.target_batch_size, trials.rate, time.monotonic)
+    rate = trials.rate(way)
+    speed = f"{way} with {plural(way.threads, 'thread')}: {way.micro_batch / rate:.2f} s, {rate:.1f} samples/s"
     yield Check("speed", "ok", f"{speed}; the run's batch is {spec.training.target_batch_size:,} samples")
 
 

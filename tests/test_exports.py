@@ -11,7 +11,7 @@ from protocols.tasks.base import Task
 COMMANDS = {
     "coordinator": {"run", "directory", "host", "announce", "port", "json"},
     "peer": {
-        *("ticket", "role", "client_mode", "device", "micro_batch", "threads"),
+        *("ticket", "role", "client_mode", "device", "micro_batch", "precision", "threads", "compiled", "retune"),
         *("host", "port", "announce", "max_upload", "max_download", "name", "data", "home"),
     },
     "doctor": {"ticket", "device", "host", "port", "announce", "data", "json"},

@@ -24,6 +24,7 @@ from peer.epoch.engine import Engine
 from peer.epoch.round_traffic import DriftedError
 from peer.epoch.shard_server import AllReduceError
 from peer.settings import RunSettings
+from peer.training.gradient_pass import GradientPass
 from peer.training.job_queue import JobQueue
 from peer.training.replica import Replica
 from peer.training.strategies import build_strategy
@@ -120,9 +121,8 @@ class Member:
         self.trainer = Trainer(
             self.replica,
             self.jobs,
-            task=cast(Task, task),
+            gradient_pass=GradientPass(cast(Task, task), self.replica.model, torch.device("cpu")) if task is not None else None,
             batches=cast(Batches, itertools.repeat({"nothing": torch.zeros(1)})) if task is not None else None,
-            device=torch.device("cpu"),
             progressed=self._progressed,
         )
         self.network = NetworkThread()

@@ -19,6 +19,7 @@ from peer.simulation.observed import ObservedEngine, ObservedReplica
 from peer.simulation.problem import State
 from peer.simulation.training_thread import NotifyingJobQueue, TrainingThread
 from peer.simulation.transport import SimulatedSigner, SimulatedTransport
+from peer.training.gradient_pass import GradientPass
 from peer.training.strategies import build_strategy
 from peer.training.trainer import Trainer
 from protocols.errors import RemoteError
@@ -78,9 +79,8 @@ class SimulatedPeer:
             self.trainer = Trainer(
                 self.replica,
                 jobs,
-                task=problem.task if draws else None,
+                gradient_pass=GradientPass(problem.task, self.replica.model, torch.device("cpu")) if draws else None,
                 batches=problem.batches(self.name, incarnation, micro_batch) if draws else None,
-                device=torch.device("cpu"),
                 progressed=self._progressed,
                 clock=self.loop.time,
             )

@@ -11,12 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import torch
-
-from peer.training.devices import autocast
+from peer.training.gradient_pass import GradientPass
 from peer.training.job_queue import JobQueue
 from peer.training.replica import Frozen, Replica
-from protocols.tasks.base import Batches, Task, to_device
+from protocols.tasks.base import Batches
 
 Progressed = Callable[[int, int, float, float], None]
 """(first, end of the accumulated samples; samples/s, 0 while unknown; seconds of the micro-batch)"""
@@ -27,25 +25,24 @@ RATE_SHARE = 0.2
 
 
 class Trainer:
-    """The training side of one peer; one a process. An auxiliary peer has no `task` and no `batches`: it only holds state."""
+    """The training side of one peer; one a process. An auxiliary peer has no `gradient_pass` and no `batches`: it only holds
+    state."""
 
     def __init__(
         self,
         replica: Replica,
         jobs: JobQueue,
         *,
-        task: Task | None,
+        gradient_pass: GradientPass | None,
         batches: Batches | None,
-        device: torch.device,
         progressed: Progressed,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`clock`, in seconds, measures speed alone: no result depends on it."""
         self.replica = replica
         self.jobs = jobs
-        self._task = task
+        self._gradient_pass = gradient_pass
         self._batches = batches
-        self._device = device
         self._progressed = progressed
         self._clock = clock
         self._drawing = False
@@ -72,16 +69,11 @@ class Trainer:
 
     def micro_batch(self) -> None:
         """Draw one micro-batch and accumulate it. Raises what the model or the data raise."""
-        assert self._task is not None and self._batches is not None
+        assert self._gradient_pass is not None and self._batches is not None
         began = self._clock()
-        model, strategy = self.replica.model, self.replica.strategy
-        batch = to_device(next(self._batches), self._device)
-        model.train()
-        with autocast(self._device):
-            loss = self._task.loss(model, batch)  # sum over the micro-batch's samples
-        loss.backward()  # type: ignore[no-untyped-call]
-        samples = self._task.samples_in(batch)
-        strategy.after_backward(samples, float(loss.detach()))  # float() waits for the device
+        strategy = self.replica.strategy
+        samples, loss_sum = self._gradient_pass(next(self._batches))
+        strategy.after_backward(samples, loss_sum)
         seconds = self._clock() - began
         self._progressed(strategy.first, strategy.end, self._rate_after(samples, seconds), seconds)
 

@@ -17,6 +17,7 @@ from benchmarks.empty_directory import EmptyDirectory
 from peer.assembly import Peer
 from peer.environment import Environment
 from peer.epoch.engine import Engine
+from peer.training.gradient_pass import GradientPass
 from peer.training.job_queue import JobQueue
 from peer.training.trainer import Trainer
 from protocols.identity import Authority, Credentials, Key
@@ -63,12 +64,12 @@ async def local_peers(
             loop.call_soon_threadsafe(peer.engine.progressed, *progress)
 
         me, signer = credentials.peer_id, CertificateSigner(credentials)
+        replica = make_replica(make_model(), SPEC, genesis, peer=me, verify=signer.verify, **change)
         trainer = Trainer(
-            make_replica(make_model(), SPEC, genesis, peer=me, verify=signer.verify, **change),
+            replica,
             JobQueue(),
-            task=cast(Task, task),
+            gradient_pass=GradientPass(cast(Task, task), replica.model, torch.device("cpu")) if task is not None else None,
             batches=cast(Batches, itertools.repeat({"nothing": torch.zeros(1)})) if task is not None else None,
-            device=torch.device("cpu"),
             progressed=progressed,
         )
         others = tuple(candidate for candidate in known if candidate.peer != me)

@@ -275,10 +275,8 @@ class Nothing(Batches):
 @pytest.mark.parametrize("overlap", [True, False])
 def test_a_trainer_goes_on_drawing_after_a_freeze_only_in_a_run_that_overlaps(overlap: bool) -> None:
     (it,) = replicas(1, overlap=overlap)
-    task: Any = None
-    trainer = Trainer(
-        it, task, task=task, batches=Nothing(), device=torch.device("cpu"), progressed=lambda first, end, rate, step_s: None
-    )
+    jobs: Any = None
+    trainer = Trainer(it, jobs, gradient_pass=None, batches=Nothing(), progressed=lambda first, end, rate, step_s: None)
     trainer.freeze()
     assert not trainer.is_drawing, "it had not begun"
     trainer.resume()

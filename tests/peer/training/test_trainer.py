@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from peer.training.gradient_pass import GradientPass
 from peer.training.job_queue import JobQueue
 from peer.training.trainer import RATE_SHARE, Trainer
 from tests.peer.training.test_overlap import frozen_of, replicas
@@ -21,9 +22,11 @@ Progress = list[tuple[int, int, float, float]]
 def trainer(clock: Callable[[], float]) -> tuple[Trainer, Progress]:
     told: Progress = []
     (it,), source = replicas(1, overlap=False), Data.make(torch.float64).batches("ann", SAMPLES)
-    loose: Any = {"task": SquaredError(), "batches": source}
-    device = torch.device("cpu")
-    return Trainer(it, JobQueue(), device=device, progressed=lambda *what: told.append(what), clock=clock, **loose), told
+    task: Any = SquaredError()
+    batches: Any = source
+    over = GradientPass(task, it.model, torch.device("cpu"))
+    how = {"progressed": lambda *what: told.append(what), "clock": clock}
+    return Trainer(it, JobQueue(), gradient_pass=over, batches=batches, **how), told
 
 
 def test_each_micro_batch_is_counted_and_its_speed_is_a_moving_average() -> None:
