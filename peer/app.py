@@ -22,15 +22,17 @@ from peer.epoch.engine import Engine
 from peer.events import PeerEvents
 from peer.listening import announced, hosts
 from peer.settings import RunSettings
+from peer.training import local_group
 from peer.training.devices import describe, pick_device
 from peer.training.gradient_pass import GradientPass
 from peer.training.job_queue import JobQueue
+from peer.training.local_group import LocalGroup, Setup, run_rank
 from peer.training.replica import Replica
 from peer.training.strategies import build_strategy
 from peer.training.trainer import Progressed, Trainer
 from peer.training.tuning import Choices, Memory, Trials, Way, find_way
 from protocols.committed_rate import CommittedRate
-from protocols.errors import DiskError, UnreachableError
+from protocols.errors import DiskError, UnreachableError, UsageError
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.host.event_log import EventLog
 from protocols.host.home import Home
@@ -54,12 +56,19 @@ from protocols.transport.network_thread import NetworkThread
 SCREEN_S = 0.25
 # After the last epoch a peer stays this long, so that slower ones can still fetch what it reduced.
 LINGER_S = 3.0
+# At Ctrl-C the terminal tells torchrun and this process, and torchrun tells this process once more.
+TORCHRUN_ECHO_S = 2.0
 EXIT_DONE = 0
 
 
 def run_peer(config: PeerConfig) -> int:
     """Join, train until the run ends or the volunteer stops it. Returns the exit code; raises DugnadError for what a person
     should read."""
+    if (number := local_group.rank()) > 0:
+        run_rank(number)
+        return EXIT_DONE
+    if config.role == "auxiliary" and local_group.size() > 1:
+        raise UsageError("an auxiliary peer computes nothing, so that it is one process", remedy="Start it without torchrun.")
     ticket = config.ticket
     pick_device(config.device)  # a wrong one is to be told before anything is made
     folder = config.home or default_home() / ticket.fingerprint.hex()[:16]
@@ -121,7 +130,8 @@ class _Session:
             ready: concurrent.futures.Future[Engine] = concurrent.futures.Future()
             swarm = self._network.start(self._take_part(trainer, ready))
             swarm.add_done_callback(lambda _: trainer.stop())
-            stack.enter_context(two_stage_interrupts(lambda: self._stop(engine, swarm), self._console.close))
+            echo_s = TORCHRUN_ECHO_S if local_group.size() > 1 else 0.0
+            stack.enter_context(two_stage_interrupts(lambda: self._stop(engine, swarm), self._console.close, echo_s=echo_s))
             waiting: list[concurrent.futures.Future[Any]] = [ready, swarm]
             concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
             if ready.done():
@@ -171,7 +181,12 @@ class _Session:
             way = self._find_way(device, Trials(task, model, device, seed=spec.run.seed, peer=draws))
             replica.strategy.restart()  # the trials' gradients
             torch.set_num_threads(way.threads)
-            gradient_pass = GradientPass(task, model, device, precision=way.precision, compiled=way.compiled)
+            if local_group.size() > 1:
+                setup = Setup(spec, self._home, config.data, device.type, draws, way)
+                self._console.status("Waiting for the other processes of this computer")
+                gradient_pass = stack.enter_context(LocalGroup(task, model, device, setup))
+            else:
+                gradient_pass = GradientPass(task, model, device, precision=way.precision, compiled=way.compiled)
             batches = stack.enter_context(task.batches(seed=spec.run.seed, peer=draws, micro_batch=way.micro_batch))
         return Trainer(replica, JobQueue(), gradient_pass=gradient_pass, batches=batches, progressed=progressed)
 

@@ -72,6 +72,8 @@ class Trainer:
         assert self._gradient_pass is not None and self._batches is not None
         began = self._clock()
         strategy = self.replica.strategy
+        if not strategy.samples:
+            self._gradient_pass.begin()
         samples, loss_sum = self._gradient_pass(next(self._batches))
         strategy.after_backward(samples, loss_sum)
         seconds = self._clock() - began
@@ -87,6 +89,8 @@ class Trainer:
 
     def freeze(self) -> Frozen | None:
         self._drawing = self._drawing and self.replica.settings.overlap
+        if self._gradient_pass is not None and self.replica.strategy.samples:
+            self._gradient_pass.gather()
         return self.replica.freeze()
 
     def resume(self) -> None:

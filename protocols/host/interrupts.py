@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,20 +13,25 @@ EXIT_INTERRUPTED = 130
 
 
 @contextmanager
-def two_stage_interrupts(leave: Callable[[], None], restore_terminal: Callable[[], None]) -> Iterator[None]:
+def two_stage_interrupts(
+    leave: Callable[[], None], restore_terminal: Callable[[], None], *, echo_s: float = 0.0
+) -> Iterator[None]:
     """While entered, call `leave` at the first SIGINT or SIGTERM. At the second, call `restore_terminal` and exit with 130.
 
+    `echo_s`: a signal within so many seconds after the first is the same one, passed on by a parent process.
     Only on the main thread.
     """
-    left = False
+    left_at: float | None = None
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        nonlocal left
-        if left:
+        nonlocal left_at
+        now = time.monotonic()
+        if left_at is None:
+            left_at = now
+            leave()
+        elif now > left_at + echo_s:
             restore_terminal()
             os._exit(EXIT_INTERRUPTED)  # the children notice and end, see child_process.py
-        left = True
-        leave()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
