@@ -18,7 +18,7 @@ class AuxiliaryPeer:
 
     def __init__(self, ticket: str, home: Path, *, host: str, announce: str, port: int) -> None:
         self._arguments = [
-            *(sys.executable, "-m", "peer", "-", "--role", "auxiliary", "--name", "auxiliary", "--threads", "1"),
+            *(sys.executable, "-m", "peer", "-", "--role", "auxiliary", "--name", "auxiliary", "--threads", "1", "--yes"),
             *("--home", str(home), "--host", host, "--announce", announce, "--port", str(port), "--end-with-standard-input"),
         ]
         self._ticket = ticket

@@ -58,7 +58,7 @@ class _Processes:
         home = self.directory / "peers" / name
         home.mkdir(parents=True, exist_ok=True)
         with (home / "output.log").open("ab") as log:
-            arguments = ["peer", "--home", str(home), "--name", name, "--threads", "1"]
+            arguments = ["peer", "--home", str(home), "--name", name, "--threads", "1", "--yes"]
             self._start(name, arguments, stdout=log, stderr=log)
 
     def _start(self, name: str, arguments: list[str], **streams: Any) -> subprocess.Popen[bytes]:

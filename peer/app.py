@@ -16,6 +16,7 @@ import torch
 
 from peer.assembly import Peer
 from peer.config import PeerConfig, default_home
+from peer.consent import Demands, ask_once
 from peer.console import PeerConsole, PeerStatus
 from peer.environment import Environment
 from peer.epoch.engine import Engine
@@ -44,7 +45,7 @@ from protocols.round import program
 from protocols.round.records import Hello
 from protocols.signing import CertificateSigner
 from protocols.tasks.assets import write_asset
-from protocols.tasks.base import Batches
+from protocols.tasks.base import Batches, Task
 from protocols.tasks.registry import open_task
 from protocols.transport import addresses
 from protocols.transport.bandwidth import Bandwidth
@@ -73,17 +74,22 @@ def run_peer(config: PeerConfig) -> int:
     pick_device(config.device)  # a wrong one is to be told before anything is made
     folder = config.home or default_home() / ticket.fingerprint.hex()[:16]
     claim = Home.claim if config.home is not None else Home.claim_free
-    with claim(folder) as home, PeerConsole() as console, NetworkThread() as network:
-        console.status("Enrolling at the coordinator")
-        key = Key.load_or_create(home.path / "identity.key")
-        enrolment = network.call(enrol(ticket, key))
-        missing = missing_assets(enrolment.spec, home.path)
-        if missing:
-            console.status("Fetching the run's files")
-            keep = functools.partial(write_asset, enrolment.spec, home.path)
-            network.call(fetch_assets(enrolment, ticket, missing, keep))
-        with EventLog(home.path / "events.jsonl") as log:
-            session = _Session(config, home.path, network, console, enrolment, log)
+    with claim(folder) as home, NetworkThread() as network:
+        with PeerConsole() as console:
+            console.status("Enrolling at the coordinator")
+            key = Key.load_or_create(home.path / "identity.key")
+            enrolment = network.call(enrol(ticket, key))
+            missing = missing_assets(enrolment.spec, home.path)
+            if missing:
+                console.status("Fetching the run's files")
+                keep = functools.partial(write_asset, enrolment.spec, home.path)
+                network.call(fetch_assets(enrolment, ticket, missing, keep))
+        task = open_task(enrolment.spec, home.path, data_paths=config.data if config.role == "contributor" else None)
+        demands = Demands.of(enrolment.spec, task, home.path, enrolment.coordinator)
+        if not ask_once(demands, enrolment.spec.digest, yes=config.yes):
+            return EXIT_DONE
+        with PeerConsole() as console, EventLog(home.path / "events.jsonl") as log:
+            session = _Session(config, home.path, network, console, enrolment, log, task)
             code = session.run()
     console.say(session.closing_line)
     return code
@@ -100,13 +106,21 @@ def _free_memory_bytes() -> int:
 
 class _Session:
     def __init__(
-        self, config: PeerConfig, home: Path, network: NetworkThread, console: PeerConsole, enrolment: Enrolment, log: EventLog
+        self,
+        config: PeerConfig,
+        home: Path,
+        network: NetworkThread,
+        console: PeerConsole,
+        enrolment: Enrolment,
+        log: EventLog,
+        task: Task,
     ) -> None:
         self._config = config
         self._home = home
         self._network = network
         self._console = console
         self._enrolment = enrolment
+        self._task = task
         self._spec = enrolment.spec
         self._settings = RunSettings.of(enrolment.spec, enrolment.genesis)
         self._incarnation = new_incarnation(time.time_ns())
@@ -157,9 +171,8 @@ class _Session:
 
     def _build_trainer(self, progressed: Progressed, stack: contextlib.ExitStack) -> Trainer:
         """`stack` closes its batches."""
-        config, spec, enrolment = self._config, self._spec, self._enrolment
+        config, spec, enrolment, task = self._config, self._spec, self._enrolment, self._task
         device = pick_device("cpu" if config.role == "auxiliary" else config.device)
-        task = open_task(spec, self._home, data_paths=config.data or None)
         model = task.build_model().to(device)
         optimizer = build_optimizer(spec, model)
         replica = Replica(

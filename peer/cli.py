@@ -45,13 +45,15 @@ def peer(
     max_download: Annotated[float | None, typer.Option(min=1.0, help="Take at most so many Mbit/s from others.")] = None,
     name: Annotated[str, typer.Option(help="Shown to others; this computer's name when left out.")] = "",
     data: Annotated[list[str] | None, typer.Option(help="Text file or glob to train on instead of the run's own data.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree to what the run wants without being asked.")] = False,
     home: Annotated[Path | None, typer.Option(help="Folder for this peer's key, files and log.")] = None,
     start_from: Annotated[Path | None, typer.Option(hidden=True)] = None,
     end_with_standard_input: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Join a run with its ticket.
 
-    Fetches and checks the run's description, picks the device, downloads the current state, and contributes from then on.
+    Fetches and checks the run's description, shows what the run wants and asks once. Then it picks the device, downloads the
+    current state, and contributes.
     Ctrl-C finishes the round under way and leaves; a second Ctrl-C stops at once.
 
     Example: dugnad peer dugnad1-… --name kitchen-pc
@@ -76,6 +78,7 @@ def peer(
         max_download=max_download,
         name=name,
         data=tuple(absolute(data)),
+        yes=yes,
         home=home,
         start_from=start_from,
     )

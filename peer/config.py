@@ -54,6 +54,8 @@ class PeerConfig:
     """Shown to others beside the peer's id."""
     data: tuple[str, ...] = ()
     """Text files or globs to train on instead of what the run spec names."""
+    yes: bool = False
+    """Agree to what the run wants without being asked."""
     home: Path | None = None
     """Folder for this peer's key, files and log; None takes the user's data folder."""
     start_from: Path | None = None

@@ -25,6 +25,7 @@ import torch
 from humanize import naturalsize
 
 from peer.config import default_home
+from peer.consent import MEMORY_BYTES_A_PARAMETER
 from peer.environment import Environment
 from peer.epoch.bandwidth_probe import BandwidthProbe
 from peer.epoch.reachability import Reachability
@@ -51,8 +52,6 @@ State = Literal["ok", "warning", "failed"]
 PACKAGES = ("torch", "transformers", "hivemind", "grpcio", "numpy", "cryptography")
 PYTHONS = ((3, 10), (3, 13))
 MIN_FREE_DISK_BYTES, MIN_OPEN_FILES = 1 << 30, 1024
-# fp32 weights, gradients and AdamW's two moments, and as much again for a snapshot, a vector that is averaged, and activations.
-BYTES_A_PARAMETER = 32
 
 
 @dataclass(frozen=True)
@@ -251,10 +250,10 @@ def _training(network: NetworkThread, enrolment: Enrolment, ticket: Ticket, wish
     if missing := missing_assets(spec, folder):
         network.call(fetch_assets(enrolment, ticket, missing, lambda name, content: write_asset(spec, folder, name, content)))
     device = pick_device(wishes.device)
-    task = open_task(spec, folder, data_paths=wishes.data or None)
+    task = open_task(spec, folder, data_paths=wishes.data)
     model = task.build_model()
     elements = sum(parameter.numel() for parameter in model.parameters())
-    needs, free = elements * BYTES_A_PARAMETER, _free_bytes(device)
+    needs, free = elements * MEMORY_BYTES_A_PARAMETER, _free_bytes(device)
     found = f"{elements:,} parameters, about {naturalsize(needs)} of the {naturalsize(free)} that are free on {device.type}"
     remedy = "" if needs <= free else "Close other programs, or lend a computer with more memory."
     yield Check("memory", "ok" if needs <= free else "failed", found, remedy)

@@ -11,7 +11,7 @@ from protocols.tasks.base import Task
 COMMANDS = {
     "coordinator": {"run", "directory", "host", "announce", "port", "json"},
     "peer": {
-        *("ticket", "role", "client_mode", "device", "micro_batch", "precision", "threads", "compiled", "retune"),
+        *("ticket", "role", "client_mode", "device", "micro_batch", "precision", "threads", "compiled", "retune", "yes"),
         *("host", "port", "announce", "max_upload", "max_download", "name", "data", "home"),
     },
     "doctor": {"ticket", "device", "host", "port", "announce", "data", "json"},
@@ -43,5 +43,6 @@ def test_a_task_is_written_with_these_names() -> None:
     assert Task.__abstractmethods__ == {"__init__", "batches", "build_model", "evaluate", "loss"}
     hooks = {name for name in vars(Task) if not name.startswith("_")} - Task.__abstractmethods__
     assert hooks == {
-        *("settings_type", "loss_unit", "prepare", "use_own_data", "initial_model", "samples_in", "save", "card", "loss_text")
+        *("settings_type", "loss_unit", "prepare", "use_own_data", "use_served_data", "data_source", "initial_model"),
+        *("samples_in", "save", "card", "loss_text"),
     }

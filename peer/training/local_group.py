@@ -109,7 +109,7 @@ def run_rank(number: int) -> None:
     (setup,) = told
     device = pick_device(f"cuda:{number}" if setup.device.startswith("cuda") else setup.device)
     torch.set_num_threads(setup.way.threads)
-    task = open_task(setup.spec, setup.home, data_paths=setup.data or None)
+    task = open_task(setup.spec, setup.home, data_paths=setup.data)
     model = task.build_model().to(device)
     over = GradientPass(task, model, device, precision=setup.way.precision, compiled=setup.way.compiled)
     gradient = GradientBuffer(over.parameters)

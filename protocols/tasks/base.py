@@ -99,9 +99,20 @@ class Task(ABC):
     def __init__(self, resolved: RunSpec, assets: Path) -> None:
         """`assets` is the folder with the files that `prepare` returned, checked. Who only averages reads no training data."""
 
+    # On a volunteer's computer, before any training data is read
+
+    data_source: str = "what the run's task brings along"
+    """What this machine reads or fetches to train on, in words for the volunteer who is asked to agree."""
+
     def use_own_data(self, paths: Sequence[str]) -> None:
         """Train on these files or globs of the volunteer's in place of the run's data (`dugnad peer --data`)."""
         raise UsageError("this run's task brings its own data, so that --data has no meaning", remedy="Leave --data out.")
+
+    def use_served_data(self) -> None:  # noqa: B027  most tasks have nothing to refuse
+        """Train on what the spec names. Raises UsageError when that is on this machine's disk: a spec that came over the network
+        must not say which of a volunteer's files are read."""
+
+    # The model
 
     @abstractmethod
     def build_model(self) -> nn.Module:

@@ -64,15 +64,19 @@ def prepare(author: RunSpec, directory: Path, progress: Callable[[str], None]) -
 def open_task(resolved: RunSpec, directory: Path, *, data_paths: Sequence[str] | None = None) -> Task:
     """The run's task from a resolved spec and `directory/assets`, whose files are checked against the spec first.
 
-    Training data is read when batches are first asked for: this machine's `data_paths` when given, else what the spec says, from
-    `resolved.folder`. Raises SpecError, and BadMessageError when an asset is not what the spec names.
+    Training data is read when batches are first asked for. Without `data_paths` that is what the spec names, from
+    `resolved.folder`: on the organiser's machine. On a volunteer's they are what the volunteer named, () for nothing.
+
+    Raises SpecError, BadMessageError when an asset is not what the spec names, or UsageError when a volunteer has to name data.
     """
     kind = find_task(resolved.task)
     for name in resolved.assets:
         read_asset(resolved, directory, name)
     task = kind(resolved, folder_of(directory))
-    if data_paths is not None:
+    if data_paths:
         task.use_own_data(data_paths)
+    elif data_paths is not None:
+        task.use_served_data()
     return task
 
 

@@ -270,6 +270,7 @@ class Swarm:
 
     def start_peer(self, name: str, *options: str, under: tuple[str, ...] | None = None) -> Process:
         arguments = ["peer", self.ticket, "--home", str(self.folder / name), "--name", name, "--threads", "1", *options]
+        arguments += ["--yes", "--data", f"{CORPUS}/*.txt"]
         return self._started(self._process(name, self.folder / name, [*arguments, "--micro-batch", "4"], under))
 
     def _process(self, name: str, folder: Path, arguments: list[str], under: tuple[str, ...] | None = None) -> Process:

@@ -16,6 +16,8 @@ from protocols.identity import Ticket
 from tests.factories import CORPUS
 from tests.swarm.swarm import SPEC, Swarm, free_port, run_dugnad
 
+OWN = ("--yes", "--data", f"{CORPUS}/*.txt")
+
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
@@ -93,8 +95,20 @@ def test_a_corpus_that_is_empty_is_said_to_hold_nothing(tmp_path: Path) -> None:
     refused(2, "hold 0 characters", "coordinator", str(write_spec(tmp_path)), "--dir", str(tmp_path / "run"))
 
 
+def test_a_run_names_no_files_on_a_volunteers_disk(swarm: Swarm, tmp_path: Path) -> None:
+    refused(2, "each volunteer chooses", "peer", swarm.ticket, "--home", str(tmp_path), "--yes")
+
+
+def test_without_a_terminal_nobody_is_taken_to_agree(swarm: Swarm, tmp_path: Path) -> None:
+    said = refused(2, "nobody is at the terminal", "peer", swarm.ticket, "--home", str(tmp_path), *OWN[1:])
+    assert "--yes" in said and "parameters" in said and str(CORPUS) in said
+    assert not (tmp_path / "consent.json").exists()
+
+
 def test_a_batch_smaller_than_one_micro_batch_is_refused(swarm: Swarm, tmp_path: Path) -> None:
-    refused(2, "larger than the run's whole batch of 32", "peer", swarm.ticket, "--home", str(tmp_path), "--micro-batch", "64")
+    refused(
+        2, "larger than the run's whole batch of 32", "peer", swarm.ticket, "--home", str(tmp_path), "--micro-batch", "64", *OWN
+    )
 
 
 def test_a_device_that_is_not_there_is_refused(swarm: Swarm, tmp_path: Path) -> None:

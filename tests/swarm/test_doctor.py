@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from protocols.identity import Ticket
+from tests.factories import CORPUS
 from tests.swarm.swarm import Swarm, free_port, run_dugnad, wait_until
 
 pytestmark = pytest.mark.slow
+OWN = ("--data", f"{CORPUS}/*.txt")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def examined(code: int, *arguments: str) -> dict[str, dict[str, Any]]:
 
 
 def test_a_computer_that_can_take_part_is_told_all_that_matters(swarm: Swarm) -> None:
-    checks = examined(0, f"@{swarm.folder / 'run' / 'ticket.txt'}")
+    checks = examined(0, f"@{swarm.folder / 'run' / 'ticket.txt'}", *OWN)
     assert {name for name, check in checks.items() if check["state"] == "ok"} >= {
         *("python", "packages", "device", "disk", "open files", "way by IPv4", "enrolment", "discovery"),
         *("reachable", "line", "memory", "speed"),
@@ -43,7 +45,7 @@ def test_a_computer_that_can_take_part_is_told_all_that_matters(swarm: Swarm) ->
 
 
 def test_closed_ports_are_no_obstacle_and_are_told(swarm: Swarm) -> None:
-    checks = examined(0, swarm.ticket, "--announce", f"127.0.0.1:{free_port(2)}")
+    checks = examined(0, swarm.ticket, "--announce", f"127.0.0.1:{free_port(2)}", *OWN)
     assert checks["reachable"]["state"] == "warning"
     assert "--announce" in checks["reachable"]["remedy"]
 

@@ -40,7 +40,7 @@ def test_a_task_from_a_package_trains_where_it_is_installed_and_is_named_where_n
         assert 'task "lines" is not installed here' in without.stderr
         assert "Install the package some-lines if you trust it" in without.stderr
 
-        peer = ["peer", ticket, "--home", str(tmp_path / "with"), "--micro-batch", "8", "--threads", "1"]
+        peer = ["peer", ticket, "--home", str(tmp_path / "with"), "--micro-batch", "8", "--threads", "1", "--yes"]
         processes.append(Process("with", tmp_path / "with", peer, PYTHONPATH=str(site)))
         assert coordinator.wait() == 0, coordinator.tail()
         losses = [record["loss"] for record in coordinator.events("evaluated")]

@@ -9,6 +9,7 @@ Two documents are compared by the lines that they share: lines that occur in few
 from __future__ import annotations
 
 import hashlib
+import re
 import sysconfig
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,13 +18,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from protocols.errors import CorpusError
+from protocols.errors import CorpusError, UsageError
 from protocols.host.files import matching_files
 from protocols.tasks.language.settings import DataSpec
 
 PIECE_CHARACTERS = 16 << 10
 MIN_CHARACTERS = 4 << 10
 _DUPLICATE_SHARE = 0.5
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _HELD_OUT_SHARE = 0.1
 _MIN_SHARED_LINES = 4
 # Tests, and tables that a script wrote (character maps, help topics), teach little about the language, and some distributions
@@ -76,6 +78,25 @@ def load_documents(data: DataSpec, folder: Path) -> list[Document]:
             remedy="Add text, or name other text: task.data in a run file, --data for a volunteer.",
         )
     return documents
+
+
+def source_of(data: DataSpec) -> str:
+    """In words: what a machine reads or fetches."""
+    if data.source == "python-stdlib":
+        return "the source of Python's standard library, which is on this computer"
+    if data.source == "files":
+        return f"your files: {', '.join(data.paths)}"
+    return f"data set {data.dataset} of the Hugging Face hub, fetched over the internet"
+
+
+def require_no_local_paths(data: DataSpec) -> None:
+    """Raises UsageError when a spec that came over the network names something on this machine's disk."""
+    remedy = "Give text of your own: --data 'texts/**/*.txt'. Ask the organiser what kind the run is for."
+    if data.source == "files":
+        raise UsageError("this run trains on text files that each volunteer chooses, and you have named none", remedy=remedy)
+    name = data.dataset or ""
+    if data.source == "datasets" and (_HUB_NAME.fullmatch(name) is None or Path(name).exists()):
+        raise UsageError(f"this run's data set {name!r} is a folder, and a run may not choose one on your disk", remedy=remedy)
 
 
 def split(documents: Sequence[Document], held_out_bytes: int, seed: int) -> tuple[list[Document], list[Document]]:

@@ -18,7 +18,14 @@ from protocols.errors import CorpusError, SpecError
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Batch, Batches, ModelCard, Prepared, Task, evaluating, to_device
 from protocols.tasks.batches import Prefetched, seed_of, spread
-from protocols.tasks.language.corpus import Document, load_documents, thinned, without_near_duplicates_of
+from protocols.tasks.language.corpus import (
+    Document,
+    load_documents,
+    require_no_local_paths,
+    source_of,
+    thinned,
+    without_near_duplicates_of,
+)
 from protocols.tasks.language.models import Family, build_model, model_config, pretrained_model
 from protocols.tasks.language.packing import held_out_sequences, training_sequences
 from protocols.tasks.language.prepare import HELD_OUT, TOKENIZER, prepare_text, read_held_out
@@ -64,8 +71,15 @@ class LanguageTask(Task):
     def text_length(self) -> int:
         """How many of a sample's tokens hold text."""
 
+    @property
+    def data_source(self) -> str:  # type: ignore[override]
+        return source_of(self._data)
+
     def use_own_data(self, paths: Sequence[str]) -> None:
         self._data = DataSpec(source="files", paths=list(paths), max_bytes=self._data.max_bytes)
+
+    def use_served_data(self) -> None:
+        require_no_local_paths(self._data)
 
     @cached_property
     def documents(self) -> Sequence[Document]:

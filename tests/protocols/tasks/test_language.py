@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from protocols.errors import BadMessageError, CorpusError, SpecError
+from protocols.errors import BadMessageError, CorpusError, SpecError, UsageError
 from protocols.run_spec import RunSpec
 from protocols.tasks import registry
 from protocols.tasks.assets import read_asset, write_asset
@@ -22,7 +22,7 @@ from protocols.tasks.base import Batch, to_device
 from protocols.tasks.batches import Prefetched, spread
 from protocols.tasks.language import packing
 from protocols.tasks.language.corpus import Document
-from protocols.tasks.language.settings import MaskedSettings
+from protocols.tasks.language.settings import DataSpec, MaskedSettings
 from protocols.tasks.language.task import LanguageTask
 from protocols.tasks.registry import initial_model, prepare
 from tests.protocols.tasks.teaching import teach
@@ -437,3 +437,43 @@ def test_filling_in_leaves_the_rest_of_the_prompt(masked: Opened) -> None:
 def test_a_prompt_longer_than_the_model_is_no_error(opened: Opened) -> None:
     task, resolved, directory = opened
     assert task.generate(initial_model(resolved, resolved, directory), words(0, 50), 2)
+
+
+# -- on a volunteer's machine ----------------------------------------------------------------------------------------------------
+
+
+def served(opened: Opened, **data: Any) -> tuple[RunSpec, Path]:
+    """The run's spec as a coordinator could serve it, with this for [task.data]."""
+    task, resolved, directory = opened
+    settings = task.settings.model_copy(update={"data": DataSpec(**data)})
+    spec = resolved.model_copy(update={"task": resolved.task.with_settings(settings)})
+    return RunSpec.from_toml(spec.to_toml()), directory
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param({"source": "files", "paths": ["/home/*/letters/*.txt"]}, id="files"),
+        pytest.param({"source": "datasets", "dataset": "/home/ola/letters"}, id="a folder"),
+        pytest.param({"source": "datasets", "dataset": "../letters"}, id="a folder beside this one"),
+        pytest.param({"source": "datasets", "dataset": "tests"}, id="a folder that has the name of a data set"),
+    ],
+)
+def test_no_served_spec_names_what_is_on_a_volunteers_disk(opened: Opened, data: dict[str, Any]) -> None:
+    spec, directory = served(opened, **data)
+    with pytest.raises(UsageError, match="run") as refused:
+        open_task(spec, directory, data_paths=())
+    assert "--data" in refused.value.remedy
+    assert open_task(spec, directory, data_paths=["mine.txt"]).data_source == "your files: mine.txt"
+
+
+@pytest.mark.parametrize(
+    ("data", "source"),
+    [
+        ({"source": "python-stdlib"}, "Python's standard library"),
+        ({"source": "datasets", "dataset": "Salesforce/wikitext"}, "data set Salesforce/wikitext of the Hugging Face hub"),
+    ],
+)
+def test_a_volunteer_is_told_what_will_be_read_or_fetched(opened: Opened, data: dict[str, Any], source: str) -> None:
+    spec, directory = served(opened, **data)
+    assert source in open_task(spec, directory, data_paths=()).data_source
