@@ -8,9 +8,11 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from coordinator.cli import coordinator, demo, status
-from peer.cli import doctor, peer
+from peer import user_config
+from peer.cli import doctor, pause, peer, resume
 from peer.simulation.command import simulate
 from protocols.host.command import run_app
 
@@ -20,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (coordinator, peer, doctor, status, demo, simulate):
+for command in (coordinator, peer, pause, resume, doctor, status, demo, simulate):
     app.command()(command)
 
 
@@ -32,11 +34,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     wanted: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print dugnad's version and exit.")
     ] = False,
 ) -> None:
     """Train one transformer together on the computers you already own."""
+    if isinstance(context.command, TyperGroup) and context.invoked_subcommand in user_config.COMMANDS:
+        context.default_map = user_config.defaults(context.command.commands)
 
 
 @app.command()

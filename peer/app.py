@@ -6,7 +6,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import gc
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from peer.console import PeerConsole, PeerStatus
 from peer.environment import Environment
 from peer.epoch.engine import Engine
 from peer.events import PeerEvents
+from peer.guest.machine import Guest, Naps
+from peer.guest.manners import Pause
+from peer.guest.pausing import pausing_signals
 from peer.listening import announced, hosts
 from peer.settings import RunSettings
 from peer.training import local_group
@@ -55,6 +60,7 @@ from protocols.transport.network import NetworkTransport, SwarmDirectory
 from protocols.transport.network_thread import NetworkThread
 
 SCREEN_S = 0.25
+LOOK_S = 1.0  # between two looks at whether the peer may work
 # After the last epoch a peer stays this long, so that slower ones can still fetch what it reduced.
 LINGER_S = 3.0
 # At Ctrl-C the terminal tells torchrun and this process, and torchrun tells this process once more.
@@ -88,11 +94,36 @@ def run_peer(config: PeerConfig) -> int:
         demands = Demands.of(enrolment.spec, task, home.path, enrolment.coordinator)
         if not ask_once(demands, enrolment.spec.digest, yes=config.yes):
             return EXIT_DONE
-        with PeerConsole() as console, EventLog(home.path / "events.jsonl") as log:
-            session = _Session(config, home.path, network, console, enrolment, log, task)
-            code = session.run()
-    console.say(session.closing_line)
+        guest = Guest(config.manners, home.path)
+        with PeerConsole() as console, EventLog(home.path / "events.jsonl") as log, pausing_signals(home.path):
+            events = PeerEvents(enrolment.credentials.peer_id, log, console)
+            while True:
+                if (pause := guest.pause()) is not None:
+                    events("waiting", why=str(pause))
+                    if not _wait_out(guest, pause, console):
+                        code, said = EXIT_INTERRUPTED, "Left the run"
+                        break
+                session = _Session(config, home.path, network, console, enrolment, events, task, guest)
+                code, said = session.run()
+                if not session.paused:
+                    break
+    console.say(f"{said}. {events.thanks}")
     return code
+
+
+def _wait_out(guest: Guest, pause: Pause | None, console: PeerConsole) -> bool:
+    """Until the peer may work again; False when the volunteer has it leave instead."""
+    left = threading.Event()
+    gc.collect()  # the model, whose memory others may want now
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with two_stage_interrupts(left.set, console.close):
+        while pause is not None:
+            console.status(f"Paused: {pause}")
+            if left.wait(LOOK_S):
+                return False
+            pause = guest.pause()
+    return True
 
 
 def _bytes_s(mbit_s: float | None) -> float | None:
@@ -112,8 +143,9 @@ class _Session:
         network: NetworkThread,
         console: PeerConsole,
         enrolment: Enrolment,
-        log: EventLog,
+        events: PeerEvents,
         task: Task,
+        guest: Guest,
     ) -> None:
         self._config = config
         self._home = home
@@ -124,11 +156,13 @@ class _Session:
         self._spec = enrolment.spec
         self._settings = RunSettings.of(enrolment.spec, enrolment.genesis)
         self._incarnation = new_incarnation(time.time_ns())
-        self._events = PeerEvents(enrolment.credentials.peer_id, log, console)
+        self._events = events
+        self._guest = guest
         self._leaving = False
-        self.closing_line = ""  # for after the screen has closed
+        self.paused = False  # it left because it must not work now
 
-    def run(self) -> int:
+    def run(self) -> tuple[int, str]:
+        """(exit code, what happened). Raises what ended it otherwise."""
         engine: Engine | None = None
 
         def progressed(first: int, end: int, samples_per_second: float, step_s: float) -> None:
@@ -157,15 +191,10 @@ class _Session:
                     swarm.cancel()
                 concurrent.futures.wait([swarm], timeout=20)
         if self._leaving:
-            self.closing_line = self._thanks("Left the run")
-            return EXIT_INTERRUPTED
-        swarm.result()  # raises what ended it
-        self.closing_line = self._thanks("The run is complete")
-        return EXIT_DONE
-
-    def _thanks(self, what: str) -> str:
-        events = self._events
-        return f"{what}. You contributed {events.contributed_samples:,} samples in {events.contributions:,} epochs. Thank you."
+            return EXIT_INTERRUPTED, "Left the run"
+        if not self.paused:
+            swarm.result()  # raises what ended it
+        return EXIT_DONE, "The run is complete"
 
     # -- before --------------------------------------------------------------------------------------------------------------
 
@@ -201,7 +230,9 @@ class _Session:
             else:
                 gradient_pass = GradientPass(task, model, device, precision=way.precision, compiled=way.compiled)
             batches = stack.enter_context(task.batches(seed=spec.run.seed, peer=draws, micro_batch=way.micro_batch))
-        return Trainer(replica, JobQueue(), gradient_pass=gradient_pass, batches=batches, progressed=progressed)
+        return Trainer(
+            replica, JobQueue(), gradient_pass=gradient_pass, batches=batches, progressed=progressed, load=config.load / 100
+        )
 
     def _find_way(self, device: torch.device, trials: Trials) -> Way:
         config = self._config
@@ -262,12 +293,30 @@ class _Session:
                 remedy="Open a port P and the next in the firewall, and give --port P; behind a router also --announce.",
             )
 
+    async def _mind_manners(self, engine: Engine) -> None:
+        """Returns when the peer has left because it must not work now. Says when the computer slept."""
+        naps, counted = Naps(), 0
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if nap := naps.since(LOOK_S):
+                self._events("slept", why=nap)
+            self._guest.transferred(engine.bandwidth.moved_bytes - counted)
+            counted = engine.bandwidth.moved_bytes
+            if (pause := self._guest.pause()) is not None and not self._leaving:
+                self._console.event(f"pausing: {pause}")
+                await engine.leave()
+                self.paused = not self._leaving
+                return
+
     async def _until_over(self, engine: Engine) -> None:
         running = asyncio.create_task(engine.run())
         finished = asyncio.create_task(engine.finished.wait())
+        minding = asyncio.create_task(self._mind_manners(engine))
         try:
-            await asyncio.wait([running, finished], return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
+            await asyncio.wait([running, finished, minding], return_when=asyncio.FIRST_COMPLETED)
+            if minding.done():
+                minding.result()
+            elif not running.done():
                 if self._config.role == "auxiliary":
                     await running  # it holds the final state for the coordinator, and ends with it
                 await asyncio.wait([running], timeout=LINGER_S)
@@ -275,8 +324,9 @@ class _Session:
                 running.result()
         finally:
             finished.cancel()
+            minding.cancel()
             running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            await asyncio.gather(running, minding, return_exceptions=True)
 
     async def _show(self, engine: Engine) -> None:
         pace = CommittedRate()

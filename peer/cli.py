@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from peer.config import PeerConfig, Precision
+from peer.config import PeerConfig, Precision, default_home
+from peer.guest import pausing
 from protocols.host.child_process import end_with_parent
 from protocols.observations import Role
 from protocols.ticket_source import HELP, VARIABLE, read_ticket
@@ -43,6 +45,10 @@ def peer(
     ] = None,
     max_upload: Annotated[float | None, typer.Option(min=1.0, help="Give the run at most so many Mbit/s of your line.")] = None,
     max_download: Annotated[float | None, typer.Option(min=1.0, help="Take at most so many Mbit/s from others.")] = None,
+    hours: Annotated[str | None, typer.Option(help="Work only then, such as 22:00-07:00; several with commas.")] = None,
+    on_battery: Annotated[bool, typer.Option("--on-battery", help="Work also while the computer runs on its battery.")] = False,
+    max_transfer: Annotated[float | None, typer.Option(min=0.001, help="Send and receive at most so many GB a day.")] = None,
+    load: Annotated[int, typer.Option(min=1, max=100, help="Compute for so many percent of the time.")] = 100,
     name: Annotated[str, typer.Option(help="Shown to others; this computer's name when left out.")] = "",
     data: Annotated[list[str] | None, typer.Option(help="Text file or glob to train on instead of the run's own data.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree to what the run wants without being asked.")] = False,
@@ -76,6 +82,10 @@ def peer(
         announce=announce,
         max_upload=max_upload,
         max_download=max_download,
+        hours=hours,
+        on_battery=on_battery,
+        max_transfer=max_transfer,
+        load=load,
         name=name,
         data=tuple(absolute(data)),
         yes=yes,
@@ -86,6 +96,38 @@ def peer(
     from peer.app import run_peer  # torch and transformers take seconds: a wrong option should not wait for them
 
     raise typer.Exit(run_peer(config))
+
+
+def pause(
+    home: Annotated[Path | None, typer.Option(help="The peer's folder; all your peers on this computer when left out.")] = None,
+    lasting: Annotated[str | None, typer.Option("--for", help="30m, 2h or 1d; until dugnad resume when left out.")] = None,
+) -> None:
+    """Let your peers on this computer pause.
+
+    Each finishes the round under way, leaves the run, and frees the memory of the model. A pause also holds for the next start.
+
+    Example: dugnad pause --for 2h
+    """
+    until = datetime.now() + pausing.length(lasting) if lasting is not None else None
+    for peer in _running(home):
+        pausing.ask(peer, until)
+        print(f"{peer} pauses" + (f" until {until:%H:%M}" if until is not None else "; dugnad resume goes on"))
+
+
+def resume(
+    home: Annotated[Path | None, typer.Option(help="The peer's folder; all your peers on this computer when left out.")] = None,
+) -> None:
+    """Let your peers on this computer go on after dugnad pause.
+
+    Example: dugnad resume
+    """
+    for peer in _running(home):
+        pausing.end(peer)
+        print(f"{peer} goes on")
+
+
+def _running(home: Path | None) -> list[Path]:
+    return pausing.running_in(home) if home is not None else pausing.running(default_home())
 
 
 def doctor(

@@ -9,6 +9,7 @@ from typing import Literal
 
 import platformdirs
 
+from peer.guest.manners import Manners, hours
 from protocols.errors import UsageError
 from protocols.host.files import matching_files
 from protocols.identity import Ticket
@@ -54,6 +55,14 @@ class PeerConfig:
     """Shown to others beside the peer's id."""
     data: tuple[str, ...] = ()
     """Text files or globs to train on instead of what the run spec names."""
+    hours: str | None = None
+    """Parts of the day in which the peer works, such as "22:00-07:00, 12:00-13:30"; None for always."""
+    on_battery: bool = False
+    """Work also while the computer runs on its battery."""
+    max_transfer: float | None = None
+    """GB that the peer may send and receive in a day, together; None for no limit."""
+    load: int = 100
+    """Percent of the time in which the peer computes; it rests in between."""
     yes: bool = False
     """Agree to what the run wants without being asked."""
     home: Path | None = None
@@ -61,8 +70,18 @@ class PeerConfig:
     start_from: Path | None = None
     """A snapshot to start from if nobody is further: how a coordinator brings a run into being."""
 
+    @property
+    def manners(self) -> Manners:
+        """Raises UsageError for hours that cannot be read."""
+        return Manners(
+            hours=hours(self.hours) if self.hours is not None else (),
+            on_battery=self.on_battery or self.role == "auxiliary",  # others depend on it, and its owner may stop it
+            max_transfer_bytes=self.max_transfer * 1e9 if self.max_transfer is not None else None,
+        )
+
     def check(self) -> None:
         """Raises UsageError for what can be seen to be wrong without the run."""
+        _ = self.manners
         if self.client_mode and self.role == "auxiliary":
             raise UsageError("an auxiliary peer in client mode could do nothing: nobody could send it anything to average")
         if self.client_mode and self.announce:

@@ -19,6 +19,10 @@ class PeerEvents:
         self.contributed_samples = 0
         self.loss: float | None = None
 
+    @property
+    def thanks(self) -> str:
+        return f"You contributed {self.contributed_samples:,} samples in {self.contributions:,} epochs. Thank you."
+
     def __call__(self, event: str, /, **fields: Any) -> None:
         fields = {name: value.value if isinstance(value, Reason) else value for name, value in fields.items()}
         if "absent" in fields:
@@ -59,6 +63,10 @@ class PeerEvents:
             self._console.event(f"an attempt at epoch {fields['epoch']} was lost: somebody could not reach this computer")
         elif event == "unreached":
             self._console.event(f"{fields['peer'][:8]} could not be reached, and reduces nothing for now: {fields['problem']}")
+        elif event == "waiting":
+            self._console.event(f"paused: {fields['why']}")
+        elif event == "slept":
+            self._console.event(fields["why"])
         elif event == "leading":
             self._console.event(f"this peer leads now, from epoch {fields['epoch']} on")
         elif event == "paused":

@@ -12,8 +12,11 @@ COMMANDS = {
     "coordinator": {"run", "directory", "host", "announce", "port", "json"},
     "peer": {
         *("ticket", "role", "client_mode", "device", "micro_batch", "precision", "threads", "compiled", "retune", "yes"),
-        *("host", "port", "announce", "max_upload", "max_download", "name", "data", "home"),
+        *("host", "port", "announce", "max_upload", "max_download", "hours", "on_battery", "max_transfer", "load"),
+        *("name", "data", "home"),
     },
+    "pause": {"home", "lasting"},
+    "resume": {"home"},
     "doctor": {"ticket", "device", "host", "port", "announce", "data", "json"},
     "status": {"ticket", "json"},
     "demo": {"directory", "json"},

@@ -36,15 +36,21 @@ class Trainer:
         gradient_pass: GradientPass | None,
         batches: Batches | None,
         progressed: Progressed,
+        load: float = 1.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`clock`, in seconds, measures speed alone: no result depends on it."""
+        """`load`: the share of the time in which it computes.
+
+        `clock`, in seconds, measures speed and rest alone: no result depends on it.
+        """
         self.replica = replica
         self.jobs = jobs
         self._gradient_pass = gradient_pass
         self._batches = batches
         self._progressed = progressed
+        self._load = load
         self._clock = clock
+        self._rests_until = 0.0
         self._drawing = False
         self._stopped = False
         self._seconds_per_sample = 0.0
@@ -52,10 +58,11 @@ class Trainer:
     def run(self) -> None:
         """Train until stop(). Raises what the model or the data raise: a peer that cannot train must say so."""
         while not self._stopped:
-            job = self.jobs.next(wait_s=0.0 if self._drawing else IDLE_WAIT_S)
+            rest_s = max(0.0, self._rests_until - self._clock())
+            job = self.jobs.next(wait_s=min(rest_s, IDLE_WAIT_S) if self._drawing else IDLE_WAIT_S)
             if job is not None:
                 job.run()
-            elif self._drawing:
+            elif self._drawing and self._clock() >= self._rests_until:
                 self.micro_batch()
 
     def stop(self) -> None:
@@ -76,7 +83,9 @@ class Trainer:
             self._gradient_pass.begin()
         samples, loss_sum = self._gradient_pass(next(self._batches))
         strategy.after_backward(samples, loss_sum)
-        seconds = self._clock() - began
+        ended = self._clock()
+        seconds = (ended - began) / self._load  # with the rest that follows
+        self._rests_until = began + seconds if self._load < 1 else ended
         self._progressed(strategy.first, strategy.end, self._rate_after(samples, seconds), seconds)
 
     def _rate_after(self, samples: int, seconds: float) -> float:

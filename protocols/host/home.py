@@ -39,6 +39,14 @@ class Home:
         raise LocalError(f"{MAX_SIBLINGS} peers of this run are running on this machine already")
 
     @classmethod
+    def is_claimed(cls, path: Path) -> bool:
+        """Whether a process has it now."""
+        if not (path / ".lock").exists() or (home := cls._try(path)) is None:
+            return (path / ".lock").exists()
+        with home:
+            return False
+
+    @classmethod
     def _try(cls, path: Path) -> Home | None:
         lock = FileLock(path / ".lock", mode=0o600, thread_local=False)
         try:

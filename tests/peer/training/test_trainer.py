@@ -19,13 +19,13 @@ SAMPLES = 3
 Progress = list[tuple[int, int, float, float]]
 
 
-def trainer(clock: Callable[[], float]) -> tuple[Trainer, Progress]:
+def trainer(clock: Callable[[], float], **options: Any) -> tuple[Trainer, Progress]:
     told: Progress = []
     (it,), source = replicas(1, overlap=False), Data.make(torch.float64).batches("ann", SAMPLES)
     task: Any = SquaredError()
     batches: Any = source
     over = GradientPass(task, it.model, torch.device("cpu"))
-    how = {"progressed": lambda *what: told.append(what), "clock": clock}
+    how = {"progressed": lambda *what: told.append(what), "clock": clock, **options}
     return Trainer(it, JobQueue(), gradient_pass=over, batches=batches, **how), told
 
 
@@ -60,3 +60,25 @@ def test_a_trainer_draws_from_resume_to_freeze() -> None:
     it.micro_batch()
     assert it.freeze() is not None
     assert not it.is_drawing
+
+
+def test_a_trainer_rests_for_the_share_of_the_time_that_it_must_not_use() -> None:
+    """A micro-batch takes 0.25 s: at a load of a quarter, the next begins no sooner than 1 s after it."""
+    now, began = 0.0, []
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.25
+        return now
+
+    it, _ = trainer(clock, load=0.25)
+    it.resume()
+
+    def one_of_four(*what: Any) -> None:
+        began.append(now)
+        if len(began) == 4:
+            it.stop()
+
+    it._progressed = one_of_four
+    it.run()
+    assert all(after - before >= 1.0 for before, after in itertools.pairwise(began)), began
