@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
-import gc
 import socket
 import threading
 import time
@@ -23,7 +22,7 @@ from peer.console import PeerConsole, PeerStatus
 from peer.environment import Environment
 from peer.epoch.engine import Engine
 from peer.events import PeerEvents
-from peer.guest.machine import Guest, Naps
+from peer.guest.machine import Guest, Naps, give_memory_back
 from peer.guest.manners import Pause
 from peer.guest.pausing import pausing_signals
 from peer.listening import announced, hosts
@@ -114,9 +113,7 @@ def run_peer(config: PeerConfig) -> int:
 def _wait_out(guest: Guest, pause: Pause | None, console: PeerConsole) -> bool:
     """Until the peer may work again; False when the volunteer has it leave instead."""
     left = threading.Event()
-    gc.collect()  # the model, whose memory others may want now
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    give_memory_back()
     with two_stage_interrupts(left.set, console.close):
         while pause is not None:
             console.status(f"Paused: {pause}")

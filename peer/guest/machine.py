@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -9,6 +12,7 @@ from datetime import date, datetime
 from pathlib import Path
 
 import psutil
+import torch
 
 from peer.guest import pausing
 from peer.guest.manners import Manners, Moment, Pause, pause_at
@@ -80,6 +84,15 @@ def on_battery() -> bool:
     except (AttributeError, OSError, RuntimeError):
         return False
     return battery is not None and battery.power_plugged is False
+
+
+def give_memory_back() -> None:
+    """To the system, what is no longer in use: other programs may want it now."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # only the GNU library keeps it until it is told
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Naps:
