@@ -25,7 +25,7 @@ from peer.events import PeerEvents
 from peer.guest.machine import Guest, Naps, give_memory_back
 from peer.guest.manners import Pause
 from peer.guest.pausing import pausing_signals
-from peer.listening import announced, hosts
+from peer.listening import WaysIn
 from peer.settings import RunSettings
 from peer.training import local_group
 from peer.training.devices import describe, pick_device
@@ -155,6 +155,13 @@ class _Session:
         self._incarnation = new_incarnation(time.time_ns())
         self._events = events
         self._guest = guest
+        self._ways_in = WaysIn(
+            enrolment.coordinator,
+            self._events,
+            host=config.host,
+            announce=config.announce,
+            port_mapping=config.port_mapping,
+        )
         self._leaving = False
         self.paused = False  # it left because it must not work now
 
@@ -167,6 +174,8 @@ class _Session:
                 self._network.loop.call_soon_threadsafe(engine.progressed, first, end, samples_per_second, step_s)
 
         with contextlib.ExitStack() as stack:
+            if not self._config.client_mode:
+                self._network.call(self._ways_in.look())
             self._console.status("Building the model")
             trainer = self._build_trainer(progressed, stack)
             if not self._config.client_mode:
@@ -249,18 +258,19 @@ class _Session:
 
     async def _take_part(self, trainer: Trainer, ready: concurrent.futures.Future[Engine]) -> None:
         config, credentials = self._config, self._enrolment.credentials
-        listen_host, public_host = hosts(config.host, self._enrolment.coordinator)
+        ways_in = self._ways_in
         limits = Bandwidth(max_upload_bytes_s=_bytes_s(config.max_upload), max_download_bytes_s=_bytes_s(config.max_download))
         network = NetworkTransport(credentials, self._spec.digest, limits)
         directory = SwarmDirectory(
-            self._discovery_config(listen_host), credentials, self._enrolment.coordinator, self._home / "discovery.log"
+            self._discovery_config(ways_in.listen_host), credentials, self._enrolment.coordinator, self._home / "discovery.log"
         )
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(directory.aclose)
             stack.push_async_callback(network.aclose)
+            stack.push_async_callback(ways_in.aclose)
             address = bulk_address = ""
             if not config.client_mode:
-                address, bulk_address = announced(config.announce or public_host, *network.listen(listen_host, config.port))
+                address, bulk_address = ways_in.listening(*network.listen(ways_in.listen_host, config.port))
             name = config.name or socket.gethostname()
             hello = Hello(self._incarnation, config.role == "auxiliary", address, bulk_address, name, _free_memory_bytes())
             environment = Environment(
@@ -270,13 +280,17 @@ class _Session:
                 CertificateSigner(credentials),
                 events=self._events,
                 progress=lambda done, total: self._console.status("Downloading the state", done, total),
+                ways_in=ways_in.find,
             )
             peer = Peer(hello, environment, self._settings, trainer, self._enrolment.peers)
             await network.serve(peer.service)
             await self._find_reachability(peer.engine)
-            await directory.start(client_mode=not peer.engine.hello.reachable)
+            await directory.start(peer.engine.hello)
             screen = asyncio.create_task(self._show(peer.engine))
             stack.callback(screen.cancel)
+            if not config.client_mode:
+                watching = asyncio.create_task(ways_in.watch(peer.engine.reachability.suspect))
+                stack.callback(watching.cancel)
             ready.set_result(peer.engine)
             await self._until_over(peer.engine)
 
@@ -358,7 +372,7 @@ class _Session:
             run_digest=self._spec.digest,
             authority=self._enrolment.credentials.authority.decode(),
             initial_peers=self._enrolment.discovery,
-            listen=(addresses.multiaddress(listen_host, 0),),
+            listen=tuple(addresses.multiaddress(host, 0) for host in addresses.hosts_of(listen_host)),
             identity=str(self._home / "discovery.key"),
         )
 

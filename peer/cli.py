@@ -43,6 +43,9 @@ def peer(
     announce: Annotated[
         str | None, typer.Option(help="HOST or HOST:PORT under which others reach you, if a router forwards PORT and the next.")
     ] = None,
+    port_mapping: Annotated[
+        bool, typer.Option(help="Behind a router, ask it by UPnP and NAT-PMP to forward the ports; undone at leaving.")
+    ] = True,
     max_upload: Annotated[float | None, typer.Option(min=1.0, help="Give the run at most so many Mbit/s of your line.")] = None,
     max_download: Annotated[float | None, typer.Option(min=1.0, help="Take at most so many Mbit/s from others.")] = None,
     hours: Annotated[str | None, typer.Option(help="Work only then, such as 22:00-07:00; several with commas.")] = None,
@@ -80,6 +83,7 @@ def peer(
         host=host,
         port=port,
         announce=announce,
+        port_mapping=port_mapping,
         max_upload=max_upload,
         max_download=max_download,
         hours=hours,

@@ -46,6 +46,8 @@ class PeerConfig:
     announce: str | None = None
     """host, host:port or [IPv6 address]:port under which others reach this peer, when a router forwards that port and the
     next."""
+    port_mapping: bool = True
+    """Ask the router to forward the ports, where this computer is behind one."""
     max_upload: float | None = None
     """Mbit/s that this peer may send at most, for rounds and state together; None for no limit. At least 1: a chunk of state,
     1 MiB, has to arrive within the 10 s (`snapshot.fetch.IDLE_S`) after which its donor counts as silent."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from random import Random
 
 from protocols.gradients.shard_average import Chunking
+from protocols.round.records import Hello
 from protocols.signing import Signer
 from protocols.transport.interface import Directory, Transport
 
@@ -27,6 +28,11 @@ class Sizes:
     """How long a bandwidth probe sends."""
 
 
+async def one_way_in(hello: Hello) -> AsyncGenerator[Hello, None]:
+    """A peer that knows one address of its own."""
+    yield hello
+
+
 @dataclass(frozen=True)
 class Environment:
     """Everything outside of one peer. `me` is its id; `clock` gives seconds, and never goes back."""
@@ -41,3 +47,5 @@ class Environment:
     events: EventSink = lambda event, /, **fields: None
     progress: Callable[[int, int], None] = lambda done, total: None
     """Called with (bytes done, bytes in total) while a snapshot is fetched."""
+    ways_in: Callable[[Hello], AsyncGenerator[Hello, None]] = one_way_in
+    """The hello of this peer at each address under which others may reach it, those first that are likelier to work."""

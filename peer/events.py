@@ -59,6 +59,16 @@ class PeerEvents:
             self._console.event("so it takes part in client mode, which is fine; README says how to forward a port")
         elif event == "reachable":
             self._console.event("others reach this computer now")
+        elif event == "port_mapping":
+            if problem := fields.get("problem"):
+                self._console.event(f"asked the router to forward this computer's ports: {problem}")
+            else:
+                outside = f"{fields['port']} and {fields['bulk_port']} of {fields['host']}"
+                self._console.event(f"the router forwards ports {outside} to this computer ({fields['by']}), until it leaves")
+        elif event == "moved":
+            self._console.event(
+                f"this computer has another address now, {fields['address']}; asking others whether they reach it"
+            )
         elif event == "blamed":
             self._console.event(f"an attempt at epoch {fields['epoch']} was lost: somebody could not reach this computer")
         elif event == "unreached":

@@ -12,6 +12,7 @@
     └── RemoteError             the other machine or the network is at fault
         ├── UnreachableError    no answer came
         ├── RefusedError        the other side refused; `reason` is a code from reasons.py
+        ├── RouterError         the home's router forwards no port
         └── BadMessageError     a message broke the protocol; nothing of it was used
 
 Each error has the cause in its message and the cure in `remedy`, so that a command can print both in two lines.
@@ -79,6 +80,10 @@ class RefusedError(RemoteError):
         super().__init__(message, remedy=remedy)
         self.reason = reason
         self.sentence = sentence  # the other side's explanation alone; the message may add our own words
+
+
+class RouterError(RemoteError):
+    """The home's router forwards no port."""
 
 
 class BadMessageError(RemoteError):

@@ -24,7 +24,7 @@ class Reachability:
     """Decides how this peer introduces itself: as one that takes connections, or in client mode."""
 
     def __init__(self, environment: Environment, hello: Hello, others: Callable[[], Iterable[Candidate]]) -> None:
-        """`hello` names the addresses to try. `others`: reachable peers."""
+        """`hello`: with addresses, unless this peer is to be in client mode. `others`: reachable peers."""
         self._environment = environment
         self._hello = hello
         self._others = others
@@ -33,20 +33,36 @@ class Reachability:
         self.is_checked = False  # somebody has tried
 
     async def hello(self) -> Hello:
-        """Ask others to dial back, and say how to introduce this peer. Without anybody to ask it counts as reachable."""
-        hello, environment = self._hello, self._environment
-        if not hello.reachable:
-            return hello
+        """Ask others to dial back, and say how to introduce this peer: at the first of its addresses that they reach.
+
+        Without anybody to ask it counts as reachable, at the first.
+        """
+        if not self._hello.reachable:
+            return self._hello
+        problems: list[str] = []
+        async with contextlib.aclosing(self._environment.ways_in(self._hello)) as ways:
+            async for way in ways:
+                problem = await self._problem_at(way)
+                self.is_checked = problem is not None
+                if not problem:
+                    self.problem = ""
+                    return way
+                problems.append(problem)
+        self.problem = "; ".join(problems)
+        return dataclasses.replace(self._hello, address="", bulk_address="")
+
+    async def _problem_at(self, hello: Hello) -> str | None:
+        """What most of those met who dialled back: '' if nothing, None if nobody tried."""
+        environment = self._environment
         others = [other for other in self._others() if other.peer != environment.me]
         asked = environment.random.sample(others, min(ASKED, len(others)))
-        answers = await asyncio.gather(*(self._problem_of(other) for other in asked))
+        answers = await asyncio.gather(*(self._problem_of(other, hello) for other in asked))
         problems = [problem for problem in answers if problem is not None]
+        if not problems:
+            return None
         failed = [problem for problem in problems if problem]
-        self.is_checked = bool(problems)
         most = len(problems) if hello.auxiliary else len(problems) / 2  # an auxiliary peer in client mode could do nothing
-        reached = not problems or len(failed) < most
-        self.problem = "" if reached else failed[0]
-        return hello if reached else dataclasses.replace(hello, address="", bulk_address="")
+        return failed[0] if len(failed) >= most else ""
 
     async def watch(self, present: Callable[[Hello], None]) -> None:
         """Check again for ever, and `present` what comes of it. An auxiliary peer that has begun stays what it is."""
@@ -62,9 +78,9 @@ class Reachability:
         """Somebody could not reach this peer: `watch` checks at once."""
         self._suspected.set()
 
-    async def _problem_of(self, other: Candidate) -> str | None:
+    async def _problem_of(self, other: Candidate, hello: Hello) -> str | None:
         """What `other` met when it dialled back: '' if nothing, None if it did not try."""
-        request = DialBackRequest(self._hello.address, self._hello.bulk_address)
+        request = DialBackRequest(hello.address, hello.bulk_address)
         try:
             reply: DialBackReply = await call(self._environment.transport, other, request, 2 * DIAL_BACK_S + 1.0)
         except RemoteError:

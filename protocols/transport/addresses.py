@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 from protocols.errors import UsageError
 
@@ -27,6 +31,11 @@ def split(address: str) -> tuple[str, int]:
 def family_of(host: str) -> socket.AddressFamily:
     """A name counts as IPv4."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def hosts_of(listen: str) -> tuple[str, ...]:
+    """The addresses that `listen` stands for: where there are both families, IPv6's everywhere is that of IPv4, too."""
+    return tuple(EVERYWHERE.values()) if listen == EVERYWHERE[socket.AF_INET6] and socket.has_dualstack_ipv6() else (listen,)
 
 
 def is_everywhere(host: str) -> bool:
@@ -103,13 +112,18 @@ def seen_as(address: str, host: str) -> str:
     return f"/{kind}/{host}/{rest}"
 
 
-def own_address_towards(host: str, port: int) -> str:
-    """This machine's own address on the way to `host`, by IPv4 where there is a choice. Sends nothing. Raises OSError."""
+def way_towards(host: str, port: int) -> tuple[str, str]:
+    """(this machine's address, theirs) on the way to `host`, by IPv4 where there is a choice. Sends nothing. Raises OSError."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     family, kind, protocol, _, where = min(found, key=lambda it: it[0] is not socket.AF_INET)
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(where)
-        return str(probe.getsockname()[0])
+        return str(probe.getsockname()[0]), str(where[0])
+
+
+def own_address_towards(host: str, port: int) -> str:
+    """This machine's own address on the way to `host`. Raises OSError."""
+    return way_towards(host, port)[0]
 
 
 def own_address(family: socket.AddressFamily) -> str:
@@ -118,3 +132,50 @@ def own_address(family: socket.AddressFamily) -> str:
         return own_address_towards(NOBODY[family], 9)
     except OSError:
         return LOOPBACK[family]
+
+
+def is_behind_router(own: str) -> bool:
+    """Whether `own` is an IPv4 address that means something on its own network only."""
+    address = ipaddress.ip_address(own)
+    return address.version == 4 and not address.is_global and not address.is_loopback
+
+
+def own_global_ipv6() -> str:
+    """This machine's address in the world by IPv6; '' without one."""
+    own = own_address(socket.AF_INET6)
+    return own if ipaddress.ip_address(own).is_global and socket.has_dualstack_ipv6() else ""
+
+
+def is_own(host: str) -> bool:
+    """Whether this machine has that address, or the address of that name."""
+    with socket.socket(family_of(host)) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+        return True
+
+
+def default_gateway() -> str | None:
+    """The IPv4 router of this machine's network, as Linux or macOS tells; None if there is none."""
+    if sys.platform == "linux":
+        return linux_gateway(Path("/proc/net/route").read_text(encoding="ascii"))
+    if sys.platform == "darwin":
+        told = subprocess.run(["/sbin/route", "-n", "get", "default"], capture_output=True, text=True, check=False).stdout
+        return macos_gateway(told)
+    return None
+
+
+def linux_gateway(table: str) -> str | None:
+    """From /proc/net/route: the default route of the smallest metric."""
+    rows = [line.split() for line in table.splitlines()[1:]]
+    routes = [(int(row[6]), row[2]) for row in rows if len(row) > 7 and row[1] == row[7] == "00000000" and int(row[3], 16) & 2]
+    if not routes:
+        return None
+    return str(ipaddress.IPv4Address(bytes.fromhex(min(routes)[1])[:: 1 if sys.byteorder == "big" else -1]))
+
+
+def macos_gateway(told: str) -> str | None:
+    """From what `route -n get default` says."""
+    found = re.search(r"^\s*gateway: (\d+\.\d+\.\d+\.\d+)$", told, re.MULTILINE)
+    return found[1] if found else None

@@ -34,6 +34,7 @@ from protocols.wire.convert import from_bytes, parsed, to_bytes
 ANNOUNCEMENT_S = 30.0
 START_S = 60.0
 CALL_S = 15.0
+KNOWN = 8  # addresses of other nodes that are kept
 _log = logging.getLogger(__name__)
 
 
@@ -85,12 +86,14 @@ class Discovery:
         self._process: asyncio.subprocess.Process | None = None
         self._daemon_pid = 0
         self._client_mode = False
+        self._known: tuple[str, ...] = ()  # other nodes, for when the first ones are gone at a restart
         self._lock = asyncio.Lock()
         self.addresses: tuple[str, ...] = ()
 
     async def start(self, *, client_mode: bool = False) -> None:
         """In client mode the node takes no connections. Raises UnreachableError when no initial peer answers, PortInUseError when
         the port is taken."""
+        self._client_mode = client_mode
         environment = {**os.environ, "HIVEMIND_LOGLEVEL": "WARNING", "HIVEMIND_COLORS": "never", "CUDA_VISIBLE_DEVICES": ""}
         with self._log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -106,7 +109,8 @@ class Discovery:
                 start_new_session=True,
             )
         try:
-            reply = await self._call({**asdict(self._config), "client_mode": client_mode}, START_S)
+            initial = (*self._config.initial_peers, *self._known)
+            reply = await self._call({**asdict(self._config), "initial_peers": initial, "client_mode": client_mode}, START_S)
         except BaseException:
             await self.aclose()
             raise
@@ -114,8 +118,13 @@ class Discovery:
             await self.aclose()
             self._raise(reply)
         self.addresses = tuple(reply["addresses"])
-        self._client_mode = client_mode
         self._daemon_pid = reply["daemon_pid"]
+
+    async def be(self, *, client_mode: bool) -> None:
+        """Start again in that mode, unless it is the present one. Raises as `start` does; the next request then tries again."""
+        if client_mode != self._client_mode:
+            await self.aclose()
+            await self.start(client_mode=client_mode)
 
     async def announce(self, peer: str, signed: bytes) -> None:
         """Store this peer's announcement (see sign_announcement)."""
@@ -130,6 +139,8 @@ class Discovery:
         for value in reply.get("values", []):
             with contextlib.suppress(BadMessageError):
                 found.append(read_announcement(bytes.fromhex(value), self._config.authority.encode()))
+        others = [address for item in found for address in item.discovery if address not in self.addresses]
+        self._known = tuple(others[:KNOWN]) or self._known
         return found
 
     async def _request(self, request: dict[str, Any]) -> dict[str, Any]:

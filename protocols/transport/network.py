@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -12,6 +13,7 @@ import grpc.aio
 from protocols.errors import RemoteError
 from protocols.identity import Credentials
 from protocols.round.records import Candidate, Hello
+from protocols.transport.addresses import is_own, split
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.bulk import BulkConnections, BulkServer
 from protocols.transport.channels import Channels, peer_server
@@ -80,9 +82,9 @@ class SwarmDirectory:
         self._credentials = credentials
         self._coordinator = coordinator
 
-    async def start(self, *, client_mode: bool) -> None:
+    async def start(self, hello: Hello) -> None:
         """Raises UnreachableError when no DHT node answers, PortInUseError when the port is taken."""
-        await self._discovery.start(client_mode=client_mode)
+        await self._discovery.start(client_mode=await _in_client_mode(hello))
 
     async def aclose(self) -> None:
         await self._discovery.aclose()
@@ -90,6 +92,7 @@ class SwarmDirectory:
     async def announce(self, hello: Hello) -> list[Candidate]:
         """Tell the coordinator where this peer is, and the DHT if it can be reached; the peers that the coordinator names."""
         me = self._credentials.peer_id
+        await self._discovery.be(client_mode=await _in_client_mode(hello))
         announcement = Announcement(me, hello.incarnation, hello.address, hello.name, hello.auxiliary, self._discovery.addresses)
         signed = sign_announcement(announcement, self._credentials)
         if hello.reachable:
@@ -100,3 +103,8 @@ class SwarmDirectory:
 
     async def peers(self) -> list[Candidate]:
         return [Candidate(item.peer, item.address) for item in await self._discovery.peers()]
+
+
+async def _in_client_mode(hello: Hello) -> bool:
+    """Whether the DHT node takes no connections: its port is not forwarded, so others must reach this machine itself."""
+    return not hello.reachable or not await asyncio.to_thread(is_own, split(hello.address)[0])
