@@ -289,7 +289,13 @@ class _Session:
             screen = asyncio.create_task(self._show(peer.engine))
             stack.callback(screen.cancel)
             if not config.client_mode:
-                watching = asyncio.create_task(ways_in.watch(peer.engine.reachability.suspect))
+
+                async def moved() -> None:
+                    directory.moved()
+                    peer.engine.moved()
+                    await network.moved()
+
+                watching = asyncio.create_task(ways_in.watch(moved, peer.engine.reachability.suspect))
                 stack.callback(watching.cancel)
             ready.set_result(peer.engine)
             await self._until_over(peer.engine)

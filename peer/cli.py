@@ -140,6 +140,7 @@ def doctor(
     host: Annotated[str | None, typer.Option(help="As for dugnad peer.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65534, help="As for dugnad peer.")] = 0,
     announce: Annotated[str | None, typer.Option(help="As for dugnad peer.")] = None,
+    port_mapping: Annotated[bool, typer.Option(help="As for dugnad peer.")] = True,
     data: Annotated[list[str] | None, typer.Option(help="As for dugnad peer.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
@@ -155,4 +156,4 @@ def doctor(
     from peer.doctor import Wishes
     from peer.doctor_report import run_doctor
 
-    raise typer.Exit(run_doctor(found, Wishes(device, host, port, announce, tuple(absolute(data))), to_json=json))
+    raise typer.Exit(run_doctor(found, Wishes(device, host, port, announce, port_mapping, tuple(absolute(data))), to_json=json))

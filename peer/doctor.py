@@ -29,7 +29,7 @@ from peer.consent import MEMORY_BYTES_A_PARAMETER
 from peer.environment import Environment
 from peer.epoch.bandwidth_probe import BandwidthProbe
 from peer.epoch.reachability import Reachability
-from peer.listening import announced, hosts
+from peer.listening import WaysIn
 from peer.training.devices import describe, pick_device
 from peer.training.tuning import Choices, Trials, find_way
 from protocols.errors import DugnadError
@@ -72,6 +72,7 @@ class Wishes:
     host: str | None = None
     port: int = 0
     announce: str | None = None
+    port_mapping: bool = True
     data: tuple[str, ...] = ()
 
 
@@ -211,27 +212,43 @@ async def _others(enrolment: Enrolment, wishes: Wishes) -> list[Check]:
         await transport.aclose()
         remedy = "Wait until the coordinator has started its auxiliary peer, then try again."
         return [Check("others", "warning", "no peer is there to try the line with", remedy)]
+    router: list[Check] = []
+
+    def told(event: str, /, **fields: Any) -> None:
+        if event == "port_mapping":
+            router.append(_router(**fields))
+
+    ways_in = WaysIn(enrolment.coordinator, told, host=wishes.host, announce=wishes.announce, port_mapping=wishes.port_mapping)
     try:
-        listen, public = hosts(wishes.host, enrolment.coordinator)
-        address, bulk_address = announced(wishes.announce or public, *transport.listen(listen, wishes.port))
+        address, bulk_address = ways_in.listening(*transport.listen(ways_in.listen_host, wishes.port))
         hello = Hello(new_incarnation(time.time_ns()), False, address, bulk_address, "doctor")
         await transport.serve(_Nobody())
         directory: Any = None
-        environment = Environment(credentials.peer_id, transport, directory, CertificateSigner(credentials))
-        return [await _reached(environment, hello, peers), *await _line(environment, peers)]
+        environment = Environment(credentials.peer_id, transport, directory, CertificateSigner(credentials), ways_in=ways_in.find)
+        reached = await _reached(environment, hello, peers)
+        return [*router, reached, *await _line(environment, peers)]
     except DugnadError as error:
         return [Check("ports", "failed", str(error), error.remedy)]
     finally:
+        await ways_in.aclose()
         await transport.aclose()
+
+
+def _router(host: str = "", port: int = 0, bulk_port: int = 0, by: str = "", problem: str = "") -> Check:
+    if not problem:
+        return Check("router", "ok", f"it forwards ports on request ({by}): {port} and {bulk_port} of {host}")
+    return Check(
+        "router", "warning", f"asked to forward ports: {problem}", "Switch on UPnP or NAT-PMP in its settings, if it has them."
+    )
 
 
 async def _reached(environment: Environment, hello: Hello, peers: list[Candidate]) -> Check:
     reachability = Reachability(environment, hello, lambda: peers)
-    reached = (await reachability.hello()).reachable
+    found = await reachability.hello()
     if not reachability.is_checked:
         return Check("reachable", "warning", "nobody could try whether this computer is reached")
-    if reached:
-        return Check("reachable", "ok", f"others reach this computer at {hello.address} and {hello.bulk_address}")
+    if found.reachable:
+        return Check("reachable", "ok", f"others reach this computer at {found.address} and {found.bulk_address}")
     remedy = "The peer will take part in client mode. To be reached, forward a port P and the next: --port P --announce HOST:P"
     return Check("reachable", "warning", f"others do not reach this computer: {reachability.problem}", remedy)
 

@@ -6,16 +6,17 @@ import asyncio
 import dataclasses
 import ipaddress
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from peer.environment import EventSink
+from protocols.errors import UsageError
 from protocols.round.records import Hello
 from protocols.transport import addresses
 from protocols.transport.port_mapping import RENEW_S, Mapping, PortMapping
 
-LOOK_S = 10.0  # between two looks at this machine's own addresses
+LOOK_S = 1.0  # between two looks at this machine's own addresses; they send nothing
 
 
 def hosts(host: str | None, coordinator: str) -> tuple[str, str]:
@@ -53,7 +54,10 @@ class WaysIn:
     ) -> None:
         """`coordinator`: host:port. `host`, `announce`, `port_mapping`: as the volunteer chose. `mapping`: makes that of an own
         address."""
-        self._coordinator = coordinator
+        name, port = addresses.split(coordinator)
+        there = addresses.way_towards(name, port)[1]
+        self._coordinator = addresses.joined(there, port)  # by number: looking there from now on asks no name server
+        self._is_far = ipaddress.ip_address(there).is_global
         self._events = events
         self._host = host
         self._announce = announce
@@ -65,7 +69,7 @@ class WaysIn:
         self._lock = asyncio.Lock()  # the router is asked one thing at a time
         self._told: dict[str, Any] = {}
         self._own = self._own_addresses()
-        self.listen_host = hosts(host, coordinator)[0]
+        self.listen_host = hosts(host, self._coordinator)[0]
 
     def listening(self, port: int, bulk_port: int) -> tuple[str, str]:
         """This peer listens on these ports now. Returns the addresses to begin with."""
@@ -80,7 +84,7 @@ class WaysIn:
     async def find(self, hello: Hello) -> AsyncGenerator[Hello, None]:
         """`hello` at one address after the other; whoever asks for the next has found that the last did not work."""
         at_own = _at(hello, *announced(self._announce or self._own.host, *self._ports))
-        can_map, router_first = self._can_map, self._own.is_far or self._mapped is not None
+        can_map, router_first = self._can_map, self._is_far or self._mapped is not None
         if not (can_map and router_first):
             yield at_own
         if can_map:
@@ -92,25 +96,29 @@ class WaysIn:
         if self._own.ipv6 and self._announce is None and addresses.is_everywhere(self.listen_host):
             yield _at(hello, *announced(self._own.ipv6, *self._ports))
 
-    async def watch(self, changed: Callable[[], None]) -> None:
-        """Renew the mapping in time, and call `changed` when this machine's addresses or the router's are other ones."""
+    async def watch(self, moved: Callable[[], Awaitable[None]], suspect: Callable[[], None]) -> None:
+        """For ever: renew the mapping in time; `moved` when this machine's addresses are other ones; `suspect` then, and when
+        the router's are."""
         loop = asyncio.get_running_loop()
         renewed_at = loop.time()
         while True:
             await asyncio.sleep(LOOK_S)
             try:
-                own = await asyncio.to_thread(self._own_addresses)
-            except OSError:  # no network at all: what was known may come back
+                own = self._own_addresses()
+            except (OSError, UsageError):  # no network at all, or not --host: what was known may come back
                 continue
             if own != self._own:
                 self._own = own
                 self._events("moved", address=own.host)
+                await moved()
                 await self._unmap()
-                changed()
-            elif self._mapped is not None and loop.time() - renewed_at >= RENEW_S:
+                suspect()
+            elif loop.time() - renewed_at >= RENEW_S:
                 renewed_at, before = loop.time(), self._mapped
-                if await self._map() != before:
-                    changed()
+                if before is None:
+                    await self._unmap()  # whoever tries the ways in next looks for a router again
+                elif await self._map() != before:
+                    suspect()
 
     async def aclose(self) -> None:
         """Have the router forget its mapping."""
@@ -144,16 +152,14 @@ class WaysIn:
     def _own_addresses(self) -> _Own:
         """Raises OSError without a network."""
         host = hosts(self._host, self._coordinator)[1]
-        theirs = addresses.way_towards(*addresses.split(self._coordinator))[1]
         ipv6 = addresses.own_global_ipv6()
-        return _Own(host, "" if ipv6 == host else ipv6, ipaddress.ip_address(theirs).is_global)
+        return _Own(host, "" if ipv6 == host else ipv6)
 
 
 @dataclass(frozen=True)
 class _Own:
     host: str  # towards the coordinator
     ipv6: str  # in the world; '' without one, or if it is `host`
-    is_far: bool  # the coordinator is in the world
 
 
 def _at(hello: Hello, address: str, bulk_address: str) -> Hello:

@@ -146,6 +146,10 @@ class Engine:
         self.leader.introduced(self.me, hello)
         self._following.send(hello)
 
+    def moved(self) -> None:
+        """This machine has another address, so that streams of before may break."""
+        self._following.moved()
+
     async def run(self) -> None:
         """Take part until cancelled.
 

@@ -86,6 +86,10 @@ class Following:
         """To the leader at the other end. Dropped if there is none, or if it is not `to`."""
         self._link.send(record, to)
 
+    def moved(self) -> None:
+        """This machine has another address: follow the same leader anew if its stream breaks now."""
+        self._link.moved()
+
     async def say_goodbye(self) -> None:
         await self._link.say_goodbye()
 

@@ -40,6 +40,11 @@ class LeaderLink:
         self._receive = receive
         self._stream: Stream | None = None
         self._ended = asyncio.Event()
+        self._moved = False  # since the stream was opened
+
+    def moved(self) -> None:
+        """This machine has another address. If the stream falls silent now, the leader is not to blame."""
+        self._moved = True
 
     async def say_goodbye(self) -> None:
         """Tell the leader that this peer leaves. The leader ends the stream once it has heard."""
@@ -54,12 +59,14 @@ class LeaderLink:
             self._stream.post(record)
 
     async def follow(self, leader: Candidate, opened: Callable[[], None], goes_on: Callable[[], bool]) -> Departure | None:
-        """Until the stream ends; None once `goes_on()` is false, since somebody else leads. `opened` is called after the hello.
+        """Until the stream ends; None once `goes_on()` is false, since somebody else leads, and if a move broke the stream.
+
+        `opened` is called after the hello.
 
         Raises RefusedError when the leader is of another run.
         """
         self._ended.clear()
-        led = False
+        led = self._moved = False
         try:
             async with self._transport.open(leader, self._hello()) as stream:
                 self._stream = stream
@@ -75,14 +82,14 @@ class LeaderLink:
                     self._receive(leader, record)
                 return None
         except asyncio.TimeoutError:
-            return Departure(Reason.SILENT, led)
+            return None if self._moved else Departure(Reason.SILENT, led)
         except BadMessageError as error:
             _log.warning("leader %s breaks the protocol: %s", leader.peer[:8], error)
             return Departure(Reason.BAD_CHUNK, led)
         except RemoteError as error:
             if isinstance(error, RefusedError) and error.reason == Reason.OTHER_RUN.value:
                 raise
-            return Departure(Reason.CONNECTION_LOST, led)
+            return None if self._moved else Departure(Reason.CONNECTION_LOST, led)
         finally:
             self._stream = None
             self._ended.set()

@@ -38,14 +38,14 @@ class Neighbours:
     async def run(self) -> None:
         """Until cancelled. Failures are logged: peers that know each other go on without a directory."""
         environment, directory = self._environment, self._environment.directory
-        announced_at = float("-inf")
+        announced, announced_at = None, float("-inf")
         told: list[Candidate] = []  # at the last announcement
         while True:
             others: list[Candidate] = []
             try:
-                if environment.clock() - announced_at >= ANNOUNCE_S:
-                    announced_at = environment.clock()
-                    told = await directory.announce(self._hello())
+                if self._hello() != announced or environment.clock() - announced_at >= ANNOUNCE_S:
+                    announced, announced_at = self._hello(), environment.clock()
+                    told = await directory.announce(announced)
                 others = [candidate for candidate in (*told, *await directory.peers()) if candidate.peer != environment.me]
                 self._found(others)
             except (RemoteError, LocalError, PortInUseError) as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, NoReturn
 
 import grpc
@@ -44,13 +45,32 @@ class Channels:
             root_certificates=credentials.authority, private_key=credentials.key.pem, certificate_chain=credentials.certificate
         )
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
+        self._calls: Counter[grpc.aio.Channel] = Counter()
 
-    def to(self, peer: str, address: str) -> grpc.aio.Channel:
-        """TLS itself checks that whoever answers at `address` holds the certificate of `peer`."""
+    @contextlib.asynccontextmanager
+    async def to(self, peer: str, address: str) -> AsyncIterator[grpc.aio.Channel]:
+        """For one call. TLS itself checks that whoever answers at `address` holds the certificate of `peer`."""
         channel = self._channels.get((peer, address))
         if channel is None:
             channel = self._channels[peer, address] = self._opened(peer, address)
-        return channel
+        self._calls[channel] += 1
+        try:
+            yield channel
+        finally:
+            self._calls[channel] -= 1
+            await self._close_unused(channel)
+
+    async def renew(self) -> None:
+        """Calls from now on go over new connections. Those under way keep theirs."""
+        channels, self._channels = list(self._channels.values()), {}
+        for channel in channels:
+            await self._close_unused(channel)
+
+    async def _close_unused(self, channel: grpc.aio.Channel) -> None:
+        if not self._calls[channel]:
+            del self._calls[channel]
+            if channel not in self._channels.values():
+                await channel.close(None)
 
     async def dial(self, peer: str, address: str, limit_s: float) -> None:
         """Make a new connection and close it: a kept channel may stand, or wait after a failure. Raises UnreachableError."""
@@ -74,7 +94,7 @@ class Channels:
         return grpc.aio.secure_channel(address, self._tls, options=options)
 
     async def aclose(self) -> None:
-        channels, self._channels = list(self._channels.values()), {}
+        channels, self._channels = {*self._channels.values(), *self._calls}, {}
         await asyncio.gather(*(channel.close(None) for channel in channels))
 
 

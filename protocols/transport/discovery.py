@@ -86,6 +86,7 @@ class Discovery:
         self._process: asyncio.subprocess.Process | None = None
         self._daemon_pid = 0
         self._client_mode = False
+        self._is_stale = False
         self._known: tuple[str, ...] = ()  # other nodes, for when the first ones are gone at a restart
         self._lock = asyncio.Lock()
         self.addresses: tuple[str, ...] = ()
@@ -120,9 +121,14 @@ class Discovery:
         self.addresses = tuple(reply["addresses"])
         self._daemon_pid = reply["daemon_pid"]
 
+    def moved(self) -> None:
+        """This machine has another address: the next `be` starts the node again."""
+        self._is_stale = True
+
     async def be(self, *, client_mode: bool) -> None:
         """Start again in that mode, unless it is the present one. Raises as `start` does; the next request then tries again."""
-        if client_mode != self._client_mode:
+        if client_mode != self._client_mode or self._is_stale:
+            self._is_stale = False
             await self.aclose()
             await self.start(client_mode=client_mode)
 

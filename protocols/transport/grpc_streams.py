@@ -84,16 +84,16 @@ class GrpcStream:
 async def opened(channels: Channels, peer: Candidate, opening: Any) -> AsyncIterator[GrpcStream]:
     """A call to `peer`, begun with `opening`; it is cancelled when the block is left."""
     kind = CALL_OF[type(opening)]
-    channel = channels.to(peer.peer, peer.address)
-    call = channel.stream_stream(f"/{SERVICE}/{kind.name}", bytes, bytes)(metadata=channels.metadata)  # type: ignore[call-arg]
-    stream = GrpcStream(peer.peer, call.read, call.write, incoming=kind.down, outgoing=kind.up)
-    try:
-        await stream.send(opening)
-        yield stream
-        await stream.flush()
-    finally:
-        await stream.aclose()
-        call.cancel()
+    async with channels.to(peer.peer, peer.address) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/{kind.name}", bytes, bytes)(metadata=channels.metadata)  # type: ignore[call-arg]
+        stream = GrpcStream(peer.peer, call.read, call.write, incoming=kind.down, outgoing=kind.up)
+        try:
+            await stream.send(opening)
+            yield stream
+            await stream.flush()
+        finally:
+            await stream.aclose()
+            call.cancel()
 
 
 def answers(service: Service, run_digest: str) -> grpc.GenericRpcHandler[Any, Any]:

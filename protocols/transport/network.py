@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 
-from protocols.errors import RemoteError
+from protocols.errors import LocalError, PortInUseError, RemoteError
 from protocols.identity import Credentials
 from protocols.round.records import Candidate, Hello
 from protocols.transport.addresses import is_own, split
@@ -24,6 +26,7 @@ from protocols.transport.grpc_streams import answers, opened
 from protocols.transport.interface import DIAL_S, Service, Stream
 
 STOP_S = 0.5
+_log = logging.getLogger(__name__)
 
 
 class NetworkTransport:
@@ -64,6 +67,11 @@ class NetworkTransport:
             await self._server.start()
             self._bulk_server.start(service.serve_bulk)
 
+    async def moved(self) -> None:
+        """This machine has another address, and packets of its old connections may vanish: make new ones from now on."""
+        await self._channels.renew()
+        self._connections.close()
+
     async def aclose(self) -> None:
         if self._server is not None:
             await self._server.stop(STOP_S)
@@ -86,23 +94,35 @@ class SwarmDirectory:
         """Raises UnreachableError when no DHT node answers, PortInUseError when the port is taken."""
         await self._discovery.start(client_mode=await _in_client_mode(hello))
 
+    def moved(self) -> None:
+        """This machine has another address: the next `announce` starts the DHT node again."""
+        self._discovery.moved()
+
     async def aclose(self) -> None:
         await self._discovery.aclose()
 
     async def announce(self, hello: Hello) -> list[Candidate]:
         """Tell the coordinator where this peer is, and the DHT if it can be reached; the peers that the coordinator names."""
         me = self._credentials.peer_id
-        await self._discovery.be(client_mode=await _in_client_mode(hello))
+        await _tried(self._discovery.be(client_mode=await _in_client_mode(hello)))
         announcement = Announcement(me, hello.incarnation, hello.address, hello.name, hello.auxiliary, self._discovery.addresses)
         signed = sign_announcement(announcement, self._credentials)
         if hello.reachable:
-            await self._discovery.announce(me, signed)
+            await _tried(self._discovery.announce(me, signed))
         with contextlib.suppress(RemoteError):  # the coordinator is away; training does not need it
             return await announce_to(self._coordinator, self._credentials.authority, signed)
         return []
 
     async def peers(self) -> list[Candidate]:
         return [Candidate(item.peer, item.address) for item in await self._discovery.peers()]
+
+
+async def _tried(work: Coroutine[Any, Any, None]) -> None:
+    """The DHT may fail: the coordinator is told all the same."""
+    try:
+        await work
+    except (RemoteError, LocalError, PortInUseError) as error:
+        _log.warning("discovery: %s", error)
 
 
 async def _in_client_mode(hello: Hello) -> bool:

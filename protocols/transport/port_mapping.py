@@ -97,7 +97,6 @@ class PortMapping:
         for answer in asyncio.as_completed(self._looking):
             if (gateway := await answer) is not None:
                 yield gateway
-        self._looking = []  # the next time there may be another router
 
     async def _forward(self, gateway: Gateway, port: int, bulk_port: int) -> Mapping:
         host = await gateway.address()

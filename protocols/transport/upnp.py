@@ -80,7 +80,9 @@ class Upnp:
                     result.set_exception(error)
 
         threading.Thread(target=run, name="upnp", daemon=True).start()
+        returned = asyncio.wrap_future(result)
+        returned.add_done_callback(lambda it: it.cancelled() or it.exception())  # perhaps nobody waits for it any more
         try:
-            return await asyncio.shield(asyncio.wrap_future(result))
+            return await asyncio.shield(returned)
         except Exception as error:
             raise RouterError(f"the router forwards nothing by UPnP: {error}") from error

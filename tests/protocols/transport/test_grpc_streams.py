@@ -86,10 +86,10 @@ class Pair:
 
     async def opened_with(self, data: bytes, name: str = "Control") -> None:
         """A call whose first bytes are `data`. Raises as gRPC does."""
-        channel = self.here._channels.to(self.peer.peer, self.peer.address)
-        stream = channel.stream_stream(f"/{SERVICE}/{name}", bytes, bytes)(metadata=self.here._channels.metadata)
-        await stream.write(data)
-        await stream.read()
+        async with self.here._channels.to(self.peer.peer, self.peer.address) as channel:
+            stream = channel.stream_stream(f"/{SERVICE}/{name}", bytes, bytes)(metadata=self.here._channels.metadata)
+            await stream.write(data)
+            await stream.read()
 
 
 @contextlib.asynccontextmanager
