@@ -29,6 +29,7 @@ class Leads:
         self.node: Node = net.node(name, self)
         self.hellos: list[Hello] = []
         self.heard: list[Any] = []
+        self.mute = False  # beats no more on the streams that are open
         self.answer: Any = None  # instead of beats: a record, an error to raise, or "silence"
 
     async def serve(self, stream: Stream, opening: Hello) -> None:
@@ -43,6 +44,8 @@ class Leads:
                 await stream.send(self.answer)
                 return
             while not any(isinstance(record, Leave) for record in self.heard):
+                if self.mute:
+                    await asyncio.Event().wait()
                 await stream.send(BEAT)
                 await asyncio.sleep(0.5)
         finally:
@@ -128,6 +131,32 @@ def test_a_leader_that_loses_power_is_noticed_by_its_silence(net: Net, leaders: 
     net.world.run_until(3.0 + DETECTION_S + 1.0)
     assert me.leader == "bob"
     assert me.node.told_of("leader_lost") == [{"peer": "ann", "reason": Reason.SILENT}]
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_stream_that_falls_silent_after_a_move_is_opened_again_and_no_leader_is_lost(
+    net: Net, leaders: dict[str, Leads], moved: bool
+) -> None:
+    me = Participant(net)
+    net.world.run_until(3.0)
+    if moved:
+        me.following.moved()
+    leaders["ann"].mute = True
+    net.world.run_until(4.0)
+    leaders["ann"].mute = False
+    net.world.run_until(3.0 + DETECTION_S + 1.0)
+    assert me.leader == ("ann" if moved else "bob")
+    assert bool(me.node.told_of("leader_lost")) != moved
+    assert len(leaders["ann"].hellos) == (2 if moved else 1)
+
+
+def test_a_move_excuses_one_silence_only(net: Net, leaders: dict[str, Leads]) -> None:
+    me = Participant(net)
+    net.world.run_until(3.0)
+    me.following.moved()
+    leaders["ann"].mute = True
+    net.world.run_until(3.0 + DETECTION_S + FIRST_ANSWER_S + 2.0)
+    assert me.leader == "bob"
 
 
 def test_a_leader_that_goes_when_this_peer_leaves_is_no_loss(net: Net, leaders: dict[str, Leads]) -> None:

@@ -26,10 +26,11 @@ class Directory:
         self.there: list[Candidate] = []
         self.problem: Exception | None = None
         self.announced: list[float] = []
+        self.hellos: list[Hello] = []
         self.looked: list[float] = []
 
     async def announce(self, hello: Hello) -> list[Candidate]:
-        assert hello == HELLO
+        self.hellos.append(hello)
         self.announced.append(self._clock())
         if self.problem is not None:
             raise self.problem
@@ -46,11 +47,12 @@ class Me:
     def __init__(self, net: Net) -> None:
         self.node = net.node("me")
         self.directory = Directory(self.node.loop.time)
+        self.hello = HELLO
         self.found: list[list[str]] = []
         self.heard: list[Standing] = []
         neighbours = Neighbours(
             self.node.environment(directory=self.directory),
-            lambda: HELLO,
+            lambda: self.hello,
             found=lambda others: self.found.append([candidate.peer for candidate in others]),
             heard=self.heard.append,
         )
@@ -64,6 +66,15 @@ async def stands(stream: Stream, request: AskRequest) -> AsyncIterator[Any]:
 @pytest.fixture
 def me(net: Net) -> Me:
     return Me(net)
+
+
+def test_another_address_is_announced_at_the_next_look(net: Net, me: Me) -> None:
+    net.node("bob", Answers(AskRequest=stands))
+    me.directory.there = [BOB]
+    net.world.run_until(1.0)
+    me.hello = Hello(1, False, "new:1", "new:2", "me")
+    net.world.run_until(1.0 + LOOK_S)
+    assert me.directory.hellos == [HELLO, me.hello]
 
 
 def test_others_are_looked_for_eagerly_while_there_are_none_and_slowly_after_that(net: Net, me: Me) -> None:

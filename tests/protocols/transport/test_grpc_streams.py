@@ -138,6 +138,25 @@ def test_records_go_both_ways_in_order_until_the_server_ends_the_call(tmp_path: 
     run(work())
 
 
+def test_after_a_move_calls_go_over_a_new_connection_and_those_under_way_go_on(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, echo) as two:
+            connections = two.here._channels
+            async with two.open() as stream:
+                (before,) = connections._channels.values()
+                await two.here.moved()
+                async with two.open() as other:
+                    await other.send(report(1))
+                    assert await other.receive() == beat(1)
+                (after,) = connections._channels.values()
+                assert after is not before
+                await stream.send(report(2))
+                assert await stream.receive() == beat(2)
+            assert not connections._calls, "the old connection is closed with its last call"
+
+    run(work())
+
+
 def test_a_server_that_speaks_before_it_is_told_anything_more_is_heard(tmp_path: Path) -> None:
     async def greet(stream: Stream, opening: Any) -> None:
         await stream.send(NotLeader("", "", True))
