@@ -23,6 +23,7 @@ from protocols.transport import nat_pmp
 from tests.home_router import Entry, HomeRouter
 
 WORLD, HOME = "11.0.79", "192.168.83"  # addresses that are global, and such as a home has
+WORLD_6, HOME_6 = "2a00:79:0:1", "2a00:79:0:2"  # both are global
 _RULES = """
 table ip nat {
   chain incoming { type nat hook prerouting priority -100; }
@@ -34,8 +35,9 @@ table ip nat {
 class Home:
     """`coordinator` and `computer` come before a command that is to run in the world and at home."""
 
-    def __init__(self, speaks: str, folder: Path) -> None:
-        """`speaks`: NAT-PMP, UPnP, or nothing."""
+    def __init__(self, speaks: str, folder: Path, *, ipv6: bool = False) -> None:
+        """`speaks`: NAT-PMP, UPnP, or nothing. `ipv6`: everybody has a global address, too, and the router keeps nothing out."""
+        self._ipv6 = ipv6
         self._world = Hosts(1, subnet=WORLD)
         self._hosts = Hosts(2, subnet=HOME)
         self._speaks = speaks
@@ -70,6 +72,8 @@ class Home:
         _run("ip", "-n", router, "address", "add", f"{self.router_address}/24", "dev", "world")
         _run("ip", "-n", router, "link", "set", "world", "up")
         _run("ip", "-n", self._hosts.names[1], "route", "add", "default", "via", self._hosts.addresses[0])
+        if self._ipv6:
+            self._wire_ipv6()
         inside = self._hosts.inside(0)
         _run(*inside, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         subprocess.run([*inside, "nft", "-f", "-"], input=_RULES.encode(), check=True)
@@ -80,6 +84,19 @@ class Home:
         while not self._table.exists():
             assert self._router.poll() is None and time.monotonic() < deadline, "the router does not start"
             time.sleep(0.02)
+
+    def _wire_ipv6(self) -> None:
+        (world,), (router, computer) = self._world.names, self._hosts.names
+        for name, device, address in (
+            (world, DEVICE, f"{WORLD_6}::1"),
+            (router, "world", f"{WORLD_6}::100"),
+            (router, DEVICE, f"{HOME_6}::1"),
+            (computer, DEVICE, f"{HOME_6}::7"),
+        ):
+            _run("ip", "-n", name, "address", "add", f"{address}/64", "dev", device, "nodad")
+        _run("ip", "-n", computer, "-6", "route", "add", "default", "via", f"{HOME_6}::1")
+        _run("ip", "-n", world, "-6", "route", "add", "default", "via", f"{WORLD_6}::100")
+        _run(*self._hosts.inside(0), "sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
 
     def _end_router(self) -> None:
         assert self._router is not None

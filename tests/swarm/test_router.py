@@ -41,6 +41,19 @@ def test_a_peer_behind_a_router_is_reached_follows_a_move_and_leaves_no_port_ope
         assert not home.is_forwarded_to(new)
 
 
+def test_a_peer_whose_router_forwards_nothing_is_reached_by_ipv6(tmp_path: Path) -> None:
+    """The coordinator's own address is one of IPv4."""
+    with contextlib.ExitStack() as stack:
+        home = stack.enter_context(Home("", tmp_path, ipv6=True))
+        swarm = stack.enter_context(Swarm(tmp_path, seed=25, host=home.coordinator_address, under=home.coordinator))
+        wait_until(lambda: swarm.coordinator.events("peer_joined"), "the auxiliary peer, which dials back")
+        peer = swarm.start_peer("at home", under=home.computer)
+        swarm.contributes(peer)
+        assert peer.events("reachable") and not peer.events("unreachable")
+        (joined,) = [record for record in swarm.coordinator.events("peer_joined") if record["name"] == "at home"]
+        assert joined["reachable"]
+
+
 @pytest.mark.parametrize("options", [(), ("--no-port-mapping",)], ids=["a router that answers nothing", "forbidden"])
 def test_otherwise_it_takes_part_in_client_mode(tmp_path: Path, options: tuple[str, ...]) -> None:
     with contextlib.ExitStack() as stack:
