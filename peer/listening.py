@@ -108,16 +108,17 @@ class WaysIn:
             except (OSError, UsageError):  # no network at all, or not --host: what was known may come back
                 continue
             if own != self._own:
-                self._own = own
-                self._events("moved", address=own.host)
-                await moved()
-                await self._unmap()
+                before, self._own = self._own.host, own
+                if own.host != before:  # and not only a temporary address of IPv6
+                    self._events("moved", address=own.host)
+                    await moved()
+                    await self._unmap()
                 suspect()
             elif loop.time() - renewed_at >= RENEW_S:
-                renewed_at, before = loop.time(), self._mapped
-                if before is None:
+                renewed_at, mapped = loop.time(), self._mapped
+                if mapped is None:
                     await self._unmap()  # whoever tries the ways in next looks for a router again
-                elif await self._map() != before:
+                elif await self._map() != mapped:
                     suspect()
 
     async def aclose(self) -> None:

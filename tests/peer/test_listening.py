@@ -180,6 +180,16 @@ def test_a_move_is_noticed_within_seconds_and_the_ways_in_are_the_new_ones(net: 
     assert "for 10.0.0.3" in router.asked
 
 
+def test_a_new_temporary_address_of_ipv6_is_tried_and_is_no_move(net: Net, me: Node, computer: Computer) -> None:
+    computer.ipv6 = "2a00::7"
+    ways = ways_in(me, Router(), AT_HOME)
+    watched = Watched(net, me, ways)
+    computer.ipv6 = "2a00::8"
+    net.world.run_until(net.world.now + 5)
+    assert watched.heard == ["suspect"] and not me.told_of("moved")
+    assert tried(me, ways)[-1] == "[2a00::8]:4242 [2a00::8]:4243"
+
+
 def test_a_mapping_is_renewed_in_time_and_another_one_is_tried_by_the_others(net: Net, me: Node, computer: Computer) -> None:
     router = Router()
     ways = ways_in(me, router)

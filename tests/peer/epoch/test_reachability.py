@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,6 +85,32 @@ def test_a_peer_in_client_mode_asks_nobody(net: Net) -> None:
     it, me = reachability(net, other, hello=client)
     assert me.play(it.hello()) == client
     assert other.asked == []
+
+
+@pytest.mark.parametrize(
+    ("reached_at", "introduced", "asked"),
+    [
+        ("mapped:1", "mapped:1", ["me:1", "mapped:1"]),
+        ("ipv6:1", "ipv6:1", ["me:1", "mapped:1", "ipv6:1"]),
+        ("nowhere", "", ["me:1", "mapped:1", "ipv6:1"]),
+    ],
+)
+def test_a_peer_is_introduced_at_the_first_of_its_addresses_that_others_reach(
+    net: Net, reached_at: str, introduced: str, asked: list[str]
+) -> None:
+    async def answer(stream: Stream, request: Any) -> AsyncIterator[Any]:
+        yield DialBackReply("" if request.address == reached_at else f"not at {request.address}")
+
+    async def ways(hello: Hello) -> AsyncGenerator[Hello, None]:
+        for address in ("me:1", "mapped:1", "ipv6:1"):
+            yield replace(hello, address=address, bulk_address="bulk:2")
+
+    other = Answers(DialBackRequest=answer)
+    me, them = net.node("me"), net.node("other", other).candidate
+    it = Reachability(me.environment(ways_in=ways), HELLO, lambda: [them])
+    assert me.play(it.hello()).address == introduced
+    assert [request.address for request in other.asked] == asked
+    assert it.problem == ("" if introduced else "not at me:1; not at mapped:1; not at ipv6:1")
 
 
 def test_only_some_are_asked(net: Net) -> None:
