@@ -157,7 +157,7 @@ class Engine:
         """
         self._failure = asyncio.get_running_loop().create_future()
         self._spawn(self._catch_up(Reason.JOINED))
-        watching = self.reachability.watch(self._introduce)
+        watching = self.reachability.watch(self._introduce, lambda: self.following is None)
         for loop in (self._ticks(), self._following.run(), self._neighbours.run(), self._probe.watch(), watching):
             self._spawn(loop)
         try:

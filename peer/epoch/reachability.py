@@ -64,15 +64,23 @@ class Reachability:
         most = len(problems) if hello.auxiliary else len(problems) / 2  # an auxiliary peer in client mode could do nothing
         return failed[0] if len(failed) >= most else ""
 
-    async def watch(self, present: Callable[[Hello], None]) -> None:
-        """Check again for ever, and `present` what comes of it. An auxiliary peer that has begun stays what it is."""
+    async def watch(self, present: Callable[[Hello], None], is_leaderless: Callable[[], bool] = lambda: False) -> None:
+        """Check again for ever, and `present` what comes of it. An auxiliary peer that has begun stays what it is.
+
+        `is_leaderless`: no leader is known. If the peers that could lead were found unreachable, all wait for one of them.
+        """
         if self._hello.auxiliary:
             return
+        clock = self._environment.clock
+        checked_at = clock()
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._suspected.wait(), CHECK_EVERY_S if self.is_checked else CHECK_AGAIN_S)
-            self._suspected.clear()
-            present(await self.hello())
+                await asyncio.wait_for(self._suspected.wait(), CHECK_AGAIN_S)
+            is_due = clock() - checked_at >= CHECK_EVERY_S or not self.is_checked or bool(self.problem and is_leaderless())
+            if is_due or self._suspected.is_set():
+                self._suspected.clear()
+                checked_at = clock()
+                present(await self.hello())
 
     def suspect(self) -> None:
         """Somebody could not reach this peer: `watch` checks at once."""

@@ -204,3 +204,21 @@ def test_whoever_is_reached_later_is_introduced_to_the_leader_again() -> None:
         swarm.until(lambda: swarm.processes[leader].engine.leader.followers["p3"].hello.reachable)
         assert Candidate("p3", "p3:1") == p3.engine.leader.me
         swarm.until(lambda: swarm.network.reached_at("p1", "p3") > 0, 60.0)
+
+
+@pytest_swarm
+def test_when_all_who_could_lead_were_found_unreachable_they_look_again_soon() -> None:
+    with SmallSwarm(4, hidden=("p3",)) as swarm:
+        swarm.start_all()
+        swarm.until(lambda: swarm.epoch("p3") >= 1)
+        swarm.kill(swarm.processes["p0"], tell=True)  # the auxiliary peer, which stays reachable whatever others say
+        able = ("p1", "p2")
+        for name, other in (able, able[::-1]):
+            swarm.network.machines[name].shut_to[other] += 1
+            with swarm.processes[name].loop.running():
+                swarm.processes[name].engine.reachability.suspect()
+        swarm.until(lambda: not any(swarm.processes[name].engine.hello.reachable for name in able))
+        for name in able:
+            swarm.network.machines[name].shut_to.clear()
+        epoch = swarm.epoch("p3")
+        swarm.until(lambda: swarm.epoch("p3") >= epoch + 2, 3 * CHECK_AGAIN_S)
