@@ -506,8 +506,9 @@ class Engine:
             if not answer.bulk_address:
                 raise UnreachableError(f"{reducer[:8]} is in client mode now")
             await transport.dial_bulk(reducer, answer.bulk_address)
-        except RefusedError:
-            pass  # it answers, and has no state yet
+        except RefusedError:  # it is there, and has no state yet: nobody plans with it, and its port is tried once it has
+            self.unreached.postpone(reducer, self.environment.clock())
+            return
         except RemoteError as error:
             self._could_not_reach(reducer, str(error))
             return

@@ -38,11 +38,16 @@ class Unreached:
         return rest_s
 
     def due(self, now: float) -> tuple[str, ...]:
-        """The reducers to dial now, sorted. Each is named once: answer with `reached` or `failed`."""
+        """The reducers to dial now, sorted. Each is named once: answer with `reached`, `failed` or `postpone`."""
         due = tuple(sorted(peer for peer, it in self._failed.items() if it.rests and now >= it.dial_at))
         for peer in due:
             self._failed[peer].dial_at = float("inf")
         return due
+
+    def postpone(self, reducer: str, now: float) -> None:
+        """The dial told nothing: `due` names the reducer again soon, and the failures stay as many as they were."""
+        if reducer in self._failed:
+            self._failed[reducer].dial_at = now + FIRST_REST_S
 
     def reached(self, reducer: str) -> None:
         """The dial succeeded. The failures before it count until the reducer has served a round."""

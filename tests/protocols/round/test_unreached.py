@@ -46,3 +46,16 @@ def test_no_more_than_so_many_are_remembered() -> None:
     for number in range(MAX_REMEMBERED + 5):
         it.failed(f"peer-{number:03d}", 0.0)
     assert len(it.names) == MAX_REMEMBERED and "peer-000" not in it.names
+
+
+def test_a_dial_that_told_nothing_is_repeated_soon_and_counts_as_no_failure() -> None:
+    it = Unreached()
+    it.failed("bob", 10.0)
+    assert it.due(10.0) == ("bob",)
+    for at in (10.0, 12.0, 14.0):
+        it.postpone("bob", at)
+        assert it.due(at + FIRST_REST_S - 0.1) == () and it.names == ("bob",)
+        assert it.due(at + FIRST_REST_S) == ("bob",)
+    assert it.failed("bob", 20.0) == FIRST_REST_S, "the second failure"
+    it.postpone("ann", 20.0)
+    assert it.names == ("bob",)
