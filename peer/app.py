@@ -365,6 +365,8 @@ class _Session:
                         leader=engine.following.peer if engine.following is not None else "",
                         contributions=self._events.contributions,
                         contributed_samples=self._events.contributed_samples,
+                        share=self._events.share,
+                        rank=self._events.rank,
                         phase=engine.activity,
                         run=self._spec.run.name,
                         max_epochs=self._spec.training.max_epochs,

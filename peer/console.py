@@ -41,7 +41,10 @@ _LOSSES_KEPT = 1024
 
 @dataclass(frozen=True)
 class PeerStatus:
-    """This peer and its swarm at one instant. `contributions` and `contributed_samples` count what commits named of ours."""
+    """This peer and its swarm at one instant. `contributions` and `contributed_samples` count what commits named of ours.
+
+    `share` and `rank` (place, of how many) are of all samples that were committed since this peer joined.
+    """
 
     epoch: int
     my_samples: int
@@ -54,6 +57,8 @@ class PeerStatus:
     leader: str
     contributions: int
     contributed_samples: int
+    share: float
+    rank: tuple[int, int]
     phase: str
     run: str
     max_epochs: int | None
@@ -61,7 +66,9 @@ class PeerStatus:
 
     @property
     def given(self) -> str:
-        return f"{plural(self.contributions, 'contribution')}, {plural(self.contributed_samples, 'sample')}"
+        place, of = self.rank
+        what = f"{plural(self.contributions, 'contribution')}, {plural(self.contributed_samples, 'sample')}"
+        return what if of < 2 else f"{what}: {self.share:.0%} of all since you joined, place {place} of {of}"
 
 
 class PeerConsole:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from peer.console import PeerConsole
+from protocols.errors import DiskError
 from protocols.host.event_log import EventLog, commit_fields
+from protocols.host.reason_words import in_words
+from protocols.host.terminal import plural, short_id
 from protocols.reasons import Reason
 from protocols.round.records import Commit
 
@@ -15,9 +19,25 @@ class PeerEvents:
         self._me = me
         self._log = log
         self._console = console
+        self._is_log_lost = False
         self.contributions = 0
-        self.contributed_samples = 0
+        self._given: Counter[str] = Counter()  # samples of each contributor, in the commits that this peer applied
         self.loss: float | None = None
+
+    @property
+    def contributed_samples(self) -> int:
+        return self._given[self._me]
+
+    @property
+    def share(self) -> float:
+        """Of the samples that were committed while this peer took part."""
+        return self.contributed_samples / (self._given.total() or 1)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """(this peer's place by samples, of how many contributors) since it takes part."""
+        more = sum(samples > self.contributed_samples for samples in self._given.values())
+        return more + 1, sum(1 for samples in self._given.values() if samples)
 
     @property
     def thanks(self) -> str:
@@ -33,27 +53,41 @@ class PeerEvents:
         signed = fields.pop("signed", None)
         if signed is not None:
             fields = {**commit_fields(signed.commit), **fields}
-        self._log.record("committed" if event == "applied" else event, **fields)
+        self._record("committed" if event == "applied" else event, fields)
         if event == "applied":
             self._applied(signed.commit)
         self._tell(event, fields)
 
+    def _record(self, event: str, fields: dict[str, Any]) -> None:
+        """A full disk costs lines of the log, and nothing else."""
+        try:
+            self._log.record(event, **fields)
+        except DiskError as error:
+            if not self._is_log_lost:
+                self._console.event(f"{error}; it trains on without")
+            self._is_log_lost = True
+        else:
+            self._is_log_lost = False
+
     def _applied(self, commit: Commit) -> None:
         self.loss = commit.loss
-        mine = sum(c.weight for c in commit.contributions if c.peer == self._me)
+        mine = 0
+        for contribution in commit.contributions:
+            self._given[contribution.peer] += contribution.weight
+            mine += contribution.weight if contribution.peer == self._me else 0
         if mine:
             self.contributions += 1
-            self.contributed_samples += mine
             self._console.contributed(commit.ballot.epoch, mine)
 
     def _tell(self, event: str, fields: dict[str, Any]) -> None:
         if event == "given_up":
-            self._console.event(f"{fields['samples']} samples given up: {fields['reason']}")
+            self._console.event(f"{plural(fields['samples'], 'sample')} given up: {in_words(fields['reason'])}")
         elif event == "attempt_failed":
-            culprit = f" ({fields['peer'][:8]})" if fields["peer"] else ""
-            self._console.event(f"attempt {fields['attempt']} of epoch {fields['epoch']} failed: {fields['reason']}{culprit}")
+            culprit = f" ({short_id(fields['peer'])})" if fields["peer"] else ""
+            what = f"attempt {fields['attempt']} of epoch {fields['epoch']} failed"
+            self._console.event(f"{what}: {in_words(fields['reason'])}{culprit}")
         elif event == "leader_lost":
-            self._console.event(f"leader {fields['peer'][:8]} lost: {fields['reason']}")
+            self._console.event(f"leader {short_id(fields['peer'])} lost: {in_words(fields['reason'])}")
         elif event == "unreachable":
             self._console.event(f"others cannot reach this computer: {fields['problem']}")
             self._console.event("so it takes part in client mode, which is fine; README says how to forward a port")
@@ -72,7 +106,8 @@ class PeerEvents:
         elif event == "blamed":
             self._console.event(f"an attempt at epoch {fields['epoch']} was lost: somebody could not reach this computer")
         elif event == "unreached":
-            self._console.event(f"{fields['peer'][:8]} could not be reached, and reduces nothing for now: {fields['problem']}")
+            whom = short_id(fields["peer"])
+            self._console.event(f"{whom} could not be reached, and reduces nothing for now: {fields['problem']}")
         elif event == "waiting":
             self._console.event(f"paused: {fields['why']}")
         elif event == "slept":
@@ -83,7 +118,7 @@ class PeerEvents:
             self._console.event("paused: nobody is left who can be connected to; waiting for such a peer")
         elif event == "catching_up":
             joined = fields["reason"] == Reason.JOINED.value
-            self._console.event("looking for the run's state" if joined else f"catching up: {fields['reason']}")
+            self._console.event("looking for the run's state" if joined else f"catching up: {in_words(fields['reason'])}")
         elif event == "caught_up":
             self._console.event(f"caught up at epoch {fields['epoch']}")
         elif event == "donor_failed":

@@ -7,14 +7,16 @@ from typing import Any
 
 from humanize import naturalsize
 
+from protocols.host.reason_words import in_words
 from protocols.host.terminal import display_name, duration, plural, printable, short_id
+from protocols.reasons import Reason
 
 
 def describe(record: Mapping[str, Any]) -> str:
     """One record of events.jsonl as one line for a person."""
     event = str(record["event"])
     who = display_name(str(record.get("name") or ""), str(record.get("peer") or ""))
-    reason = printable(str(record.get("reason") or "no reason given"), 120)
+    reason = printable(in_words(str(record.get("reason") or "no reason given")), 120)
     epoch = record.get("epoch", "?")
     if event == "run_started":
         return f"run {printable(str(record.get('run', '')))} started"
@@ -25,7 +27,7 @@ def describe(record: Mapping[str, Any]) -> str:
         kinds += ["client-mode"] if record.get("reachable") is False else []
         return f"peer {who} joined" + (f" ({', '.join(kinds)})" if kinds else "")
     if event == "peer_left":
-        return f"peer {who} said goodbye" if reason == "left" else f"peer {who} lost: {reason}"
+        return f"peer {who} said goodbye" if record.get("reason") == Reason.LEFT.value else f"peer {who} lost: {reason}"
     if event == "committed":
         parts = [plural(len(record.get("contributors") or ()), "peer"), plural(int(record.get("samples") or 0), "sample")]
         parts += [f"loss {_number(record['loss'])}"] if record.get("loss") is not None else []

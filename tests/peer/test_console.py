@@ -18,6 +18,8 @@ STATUS = PeerStatus(
     leader="3fa2" * 16,
     contributions=3,
     contributed_samples=1072,
+    share=0.25,
+    rank=(2, 3),
     phase="training",
     run="python-lm",
     max_epochs=80,
@@ -61,6 +63,20 @@ def test_the_view_shows_my_share_and_the_swarm_at_any_width(width: int) -> None:
         "the leader is now 91cc…",
     ):
         assert shown in frame
+
+
+def test_a_peer_sees_its_share_and_its_place_once_others_contribute() -> None:
+    assert STATUS.given == "3 contributions, 1,072 samples: 25% of all since you joined, place 2 of 3"
+    assert replace(STATUS, share=1.0, rank=(1, 1)).given == "3 contributions, 1,072 samples"
+
+
+def test_a_narrow_terminal_gets_a_whole_frame() -> None:
+    on = Fixture(40)
+    on.console.update(STATUS)
+    on.console.event("an event that is longer than a line of forty columns can hold")
+    lines = on.frame().splitlines()
+    assert {len(line) for line in lines} == {40}
+    assert lines[0].startswith("╭") and lines[-1].startswith("╰")
 
 
 def test_a_download_shows_its_bytes_and_its_pace() -> None:
@@ -107,7 +123,7 @@ def test_off_a_terminal_the_state_is_told_every_ten_seconds() -> None:
     assert [line.split(":")[0] for line in on.lines()] == ["epoch 0", "epoch 10", "epoch 20"]
     assert on.lines()[0] == (
         "epoch 0: 61 of 96 samples, 4 peers, 159 samples/s (you 48.2), 4 minutes left, loss 4.312, training;"
-        " given: 3 contributions, 1,072 samples"
+        " given: 3 contributions, 1,072 samples: 25% of all since you joined, place 2 of 3"
     )
 
 

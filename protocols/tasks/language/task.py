@@ -32,6 +32,10 @@ from protocols.tasks.language.prepare import HELD_OUT, TOKENIZER, prepare_text, 
 from protocols.tasks.language.settings import DataSpec, LanguageSettings
 from protocols.tasks.language.tokenization import SpecialTokens, load_tokenizer, require_special_tokens, tokens_of
 
+# The screen is dugnad's: bars would tear it, and the library's warnings speak of calls that are not a volunteer's to change.
+logging.disable_progress_bar()
+logging.set_verbosity_error()
+
 _EVALUATION_BATCH = 16
 _UNIGRAM_CHARACTERS = 4 << 20
 
@@ -148,21 +152,14 @@ class LanguageTask(Task):
     def save(self, model: nn.Module, folder: Path) -> None:
         """What transformers loads: config.json, model.safetensors, generation_config.json and the tokenizer."""
         saved: Any = model
-        bars = logging.is_progress_bar_enabled()
-        if bars:
-            logging.disable_progress_bar()  # it would tear the live view
-        try:
-            saved.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            if saved.can_generate():
-                # A config built from scratch carries its family's default ids, which this tokenizer may give to other words.
-                generation = copy.deepcopy(saved.generation_config)  # the model keeps its own
-                for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                    setattr(generation, token, getattr(self.tokenizer, token, None))
-                generation.save_pretrained(folder)
-        finally:
-            if bars:
-                logging.enable_progress_bar()
+        saved.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if saved.can_generate():
+            # A config built from scratch carries its family's default ids, which this tokenizer may give to other words.
+            generation = copy.deepcopy(saved.generation_config)  # the model keeps its own
+            for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                setattr(generation, token, getattr(self.tokenizer, token, None))
+            generation.save_pretrained(folder)
 
     def card(self, model: nn.Module) -> ModelCard:
         auto_class = self.family.auto.__name__

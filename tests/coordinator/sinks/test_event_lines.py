@@ -14,7 +14,7 @@ from tests.factories import COMMITTED_EVENT
             {"event": "peer_joined", "peer": "3fa2bb", "name": "ola", "role": "auxiliary", "reachable": False},
             "peer ola 3fa2… joined (auxiliary, client-mode)",
         ),
-        ({"event": "peer_left", "peer": "3fa2bb", "reason": "connection-lost"}, "peer 3fa2… lost: connection-lost"),
+        ({"event": "peer_left", "peer": "3fa2bb", "reason": "connection-lost"}, "peer 3fa2… lost: the connection broke"),
         (COMMITTED_EVENT, "epoch 12 committed: 4 peers, 96 samples, loss 4.31, 214 ms"),
         (
             {"event": "committed", "epoch": 3, "samples": 1, "contributors": [{}], "loss": None, "attempts": 2},
@@ -22,7 +22,7 @@ from tests.factories import COMMITTED_EVENT
         ),
         (
             {"event": "attempt_failed", "epoch": 13, "attempt": 2, "reason": "connection-lost", "peer": "3fa2bb"},
-            "attempt 2 of epoch 13 failed: connection-lost (3fa2…)",
+            "attempt 2 of epoch 13 failed: the connection broke (3fa2…)",
         ),
         ({"event": "evaluated", "epoch": 10, "loss": 4.4}, "held-out loss at epoch 10: 4.40"),
         ({"event": "evaluated", "epoch": 10, "loss": None}, "held-out loss at epoch 10: not finite"),
