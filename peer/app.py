@@ -42,6 +42,7 @@ from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.host.event_log import EventLog
 from protocols.host.home import Home
 from protocols.host.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
+from protocols.host.readable_log import readable_log
 from protocols.host.terminal import plural
 from protocols.identity import Key, new_incarnation
 from protocols.optimization import build_optimizer, build_scheduler
@@ -59,6 +60,7 @@ from protocols.transport.network import NetworkTransport, SwarmDirectory
 from protocols.transport.network_thread import NetworkThread
 
 SCREEN_S = 0.25
+EVENTS_BYTES = 20_000_000  # in a volunteer's home, twice
 LOOK_S = 1.0  # between two looks at whether the peer may work
 # After the last epoch a peer stays this long, so that slower ones can still fetch what it reduced.
 LINGER_S = 3.0
@@ -94,7 +96,12 @@ def run_peer(config: PeerConfig) -> int:
         if not ask_once(demands, enrolment.spec.digest, yes=config.yes):
             return EXIT_DONE
         guest = Guest(config.manners, home.path)
-        with PeerConsole() as console, EventLog(home.path / "events.jsonl") as log, pausing_signals(home.path):
+        with (
+            readable_log(home.path / "peer.log"),
+            EventLog(home.path / "events.jsonl", max_bytes=EVENTS_BYTES) as log,
+            pausing_signals(home.path),
+            PeerConsole() as console,
+        ):
             events = PeerEvents(enrolment.credentials.peer_id, log, console)
             while True:
                 if (pause := guest.pause()) is not None:

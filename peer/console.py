@@ -20,6 +20,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from protocols.host.readable_log import screen
 from protocols.host.terminal import (
     Screen,
     batch_bar,
@@ -149,6 +150,7 @@ class PeerConsole:
 
     def event(self, text: str) -> None:
         line = printable(text, 300)
+        screen.info(line)
         at = _time_of_day()
         with self._lock:
             self._events.append(Text.assemble((at, "dim"), " ", line))

@@ -22,7 +22,7 @@ class Sink:
     """
 
     def event(self, record: Mapping[str, Any]) -> None:
-        """One record of events.jsonl, with the fields that history.py lists."""
+        """One record of events.jsonl, with the fields that docs/EVENTS.md lists."""
 
     def scalar(self, tag: str, value: float, epoch: int) -> None:
         """One number of a curve, such as train/loss at an epoch."""

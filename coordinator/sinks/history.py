@@ -1,27 +1,6 @@
 """A run's history: one JSON line per event in `events.jsonl`, and scalars for TensorBoard beside it.
 
-Each line is `{"time": <unix seconds>, "event": <name>, ...}` with the fields below. A number that is not finite is null.
-
-| event | fields |
-|---|---|
-| run_started | run, run_digest, loss_unit |
-| run_resumed | run, run_digest, epoch, lineage |
-| peer_joined | peer, name, role, reachable |
-| peer_left | peer, name, reason |
-| committed | those of protocols/host/event_log.py `commit_fields`, and lr, seconds, attempts, absent |
-| attempt_failed | epoch, attempt, reason, peer |
-| evaluated | epoch, loss |
-| checkpoint_written | epoch, path, bytes, seconds |
-| checkpoint_failed | epoch, reason |
-| auxiliary_restarted | reason |
-| run_finished | epoch, lineage, samples |
-
-- `committed.loss` is the training loss, averaged over the samples; `evaluated.loss` is the held-out loss. Both are in
-  `run_started.loss_unit`.
-- `committed.contributors` is a list of `{peer, incarnation, first, end, base, loss}`: the peer drew the samples
-  first <= counter < end.
-- `committed.members` are all members of the plan. `committed.absent` maps each peer that was there and contributed nothing to
-  its reason code. `absent` and `seconds` are null if the leader itself did not tell us of the commit.
+docs/EVENTS.md lists the events and their fields.
 
 Scalars: train/loss, train/lr, train/grad_norm, swarm/peers, swarm/samples_per_second, eval/loss.
 """

@@ -1,4 +1,7 @@
-"""The event log: a file of JSON lines that say what happened, when, and why. Each peer and each coordinator keeps one."""
+"""The event log: a file of JSON lines that say what happened, when, and why. Each peer and each coordinator keeps one.
+
+Times in the file are ISO 8601 in UTC with milliseconds. docs/EVENTS.md lists the events.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +21,23 @@ from protocols.errors import DiskError
 from protocols.round.records import Commit
 
 logger = logging.getLogger(__name__)
+_TIME = "%Y-%m-%dT%H:%M:%S.%f%z"
 
 
 class EventLog:
     """Appends events to `path`, from any thread. The operating system has the line when a call returns."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, max_bytes: int | None = None) -> None:
+        """`max_bytes`: a file that has grown so large becomes the older one, NAME.1.jsonl, and a new one begins."""
         self.path = path
         self._clock = clock
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._torn = _ends_torn(self.path)
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -41,8 +51,11 @@ class EventLog:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Append an `event_record`. Raises DiskError if it was not written whole; the next call starts a line of its own."""
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        at = datetime.fromtimestamp(record["time"], timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = json.dumps({**record, "time": at}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         with self._lock:
+            if self._max_bytes is not None and os.fstat(self._file).st_size + len(line) > self._max_bytes:
+                self._begin_anew()
             if self._torn:
                 line = b"\n" + line
             self._torn = True
@@ -53,6 +66,14 @@ class EventLog:
             if written != len(line):
                 raise DiskError(f"{self.path} could not be written whole", remedy="Free some space on that disk.")
             self._torn = False
+
+    def _begin_anew(self) -> None:
+        try:
+            self.path.replace(self.path.with_suffix(f".1{self.path.suffix}"))
+        except OSError as error:
+            raise _disk_error(self.path, error) from error
+        os.close(self._file)
+        self._open()
 
     def close(self) -> None:
         with self._lock:
@@ -73,7 +94,7 @@ def event_record(at: float, event: str, fields: Mapping[str, Any]) -> dict[str, 
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield every whole event in the file, oldest first. Raises DiskError if the file cannot be read.
+    """Yield every whole event in the file, oldest first, with `time` in Unix seconds. Raises DiskError if it cannot be read.
 
     A line torn by a crash or a full disk is skipped with a warning.
     """
@@ -89,8 +110,9 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 record = json.loads(line)
-                if not isinstance(record["event"], str) or not isinstance(record["time"], (int, float)):
+                if not isinstance(record["event"], str):
                     raise TypeError("not an event")
+                record["time"] = datetime.strptime(record["time"], _TIME).timestamp()
             except (ValueError, KeyError, TypeError):
                 logger.warning("history-line-skipped: line %d of %s is no event (torn by a crash?)", number, path)
                 continue

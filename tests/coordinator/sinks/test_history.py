@@ -46,7 +46,8 @@ def test_a_line_torn_by_a_crash_costs_that_line_only(tmp_path: Path, caplog: pyt
 
 def test_lines_that_are_no_events_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    path.write_bytes(b'{"event": "x"}\n[1]\n\n"text"\n\xff\xfe\n{"time": 1, "event": "run_started"}\n')
+    noise = b'{"event": "x"}\n[1]\n\n"text"\n\xff\xfe\n{"time": 1, "event": "old"}\n'
+    path.write_bytes(noise + b'{"time": "2026-11-25T07:20:34.567Z", "event": "run_started"}\n')
     assert [record["event"] for record in read_events(path)] == ["run_started"]
 
 

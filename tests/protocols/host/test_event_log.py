@@ -57,3 +57,20 @@ def test_a_commit_is_logged_with_every_counter_range() -> None:
     assert (fields["samples"], fields["total_samples"], fields["leader"], fields["codec"]) == (8, 108, "ann", "fp32")
     assert fields["loss"] == pytest.approx(3.5)
     assert fields["grad_norm"] == pytest.approx(5.0)
+
+
+def test_times_in_the_file_are_iso_8601_and_come_back_as_seconds(tmp_path: Path) -> None:
+    with EventLog(tmp_path / "events.jsonl", clock=lambda: 1795591234.5678) as log:
+        log.record("went")
+    assert json.loads((tmp_path / "events.jsonl").read_text())["time"] == "2026-11-25T07:20:34.567Z"
+    (record,) = read_events(tmp_path / "events.jsonl")
+    assert record["time"] == pytest.approx(1795591234.567, abs=1e-6)
+
+
+def test_a_log_with_a_limit_keeps_one_older_file(tmp_path: Path) -> None:
+    with EventLog(tmp_path / "events.jsonl", clock=lambda: 1.0, max_bytes=1000) as log:
+        for number in range(100):
+            log.record("tick", number=number)
+    newer, older = (list(read_events(tmp_path / name)) for name in ("events.jsonl", "events.1.jsonl"))
+    assert [record["number"] for record in (*older, *newer)] == list(range(100 - len(older) - len(newer), 100))
+    assert newer and older and all(file.stat().st_size <= 1000 for file in tmp_path.iterdir())
