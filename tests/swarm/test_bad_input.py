@@ -14,7 +14,7 @@ import pytest
 
 from protocols.identity import Ticket
 from tests.factories import CORPUS
-from tests.swarm.swarm import SPEC, Swarm, free_port, run_dugnad
+from tests.swarm.swarm import SPEC, Swarm, free_port, run_dugnad, wait_until
 
 OWN = ("--yes", "--data", f"{CORPUS}/*.txt")
 
@@ -157,6 +157,7 @@ def test_the_ticket_is_nobody_elses_to_read(swarm: Swarm) -> None:
     secret = swarm.ticket.removeprefix("dugnad1-")[:60]
     children = psutil.Process(swarm.coordinator.pid).children(recursive=True)
     assert children and not any(secret in word for child in children for word in child.cmdline())
+    wait_until(lambda: swarm.coordinator.events("peer_joined"), "the auxiliary peer")
     seen = run_dugnad("status", f"@{file}", "--json")
     assert seen.returncode == 0, seen.stderr
 
