@@ -43,16 +43,18 @@ def coordinator(
 
 def status(
     ticket: Annotated[str | None, typer.Argument(metavar="TICKET", help=HELP)] = None,
+    home: Annotated[Path | None, typer.Option(help="Folder of a peer of yours: ask those it knows, without a ticket.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
     """Show the swarm from outside.
 
-    Epoch, samples towards the batch, peers and their speed.
+    Epoch, loss, samples towards the batch, peers and their speed. While the coordinator is away, a computer that has taken part
+    asks the peers that it knows.
     """
-    found = read_ticket(ticket)
+    found = read_ticket(ticket) if home is None else None
     from coordinator.status import show_status
 
-    show_status(found, as_json=json)
+    show_status(found, home, as_json=json)
 
 
 def demo(

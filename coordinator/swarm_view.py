@@ -25,9 +25,11 @@ class SwarmView:
     phase: str
     peers: tuple[PeerView, ...]
     max_epochs: int | None
+    loss: float | None = None
+    """Training loss of the newest commit, where that was told."""
 
     @classmethod
-    def of(cls, swarm: Swarm, spec: RunSpec) -> SwarmView:
+    def of(cls, swarm: Swarm, spec: RunSpec, loss: float | None = None) -> SwarmView:
         """What a peer said, beside what the run's spec asks for."""
         standing = swarm.standing or _NOT_STARTED
         return cls(
@@ -41,6 +43,7 @@ class SwarmView:
             phase=swarm.phase,
             peers=swarm.peers,
             max_epochs=spec.training.max_epochs,
+            loss=loss,
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 
@@ -28,11 +29,24 @@ async def look_once(transport: Transport, peers: Iterable[Candidate], spec: RunS
             swarm = await _standing_of(transport, peer)
             leader = swarm.follows
             if leader is not None and leader.peer != peer.peer and leader.address:
-                swarm = await _standing_of(transport, leader)
-            return SwarmView.of(swarm, spec)
+                peer, swarm = leader, await _standing_of(transport, leader)
+            return SwarmView.of(swarm, spec, await _newest_loss(transport, peer, swarm))
         except RemoteError as error:
             problem = error
     raise problem
+
+
+async def _newest_loss(transport: Transport, peer: Candidate, swarm: Swarm) -> float | None:
+    """Of the commit at which `swarm` stands; None if `peer` does not tell."""
+    epoch = swarm.standing.epoch if swarm.standing is not None else 0
+    if not epoch:
+        return None
+    with contextlib.suppress(RemoteError, asyncio.TimeoutError):
+        async with transport.open(peer, ObserveRequest(epoch - 1, once=False)) as stream:
+            while (told := await asyncio.wait_for(_next(stream), SILENCE_S)) is not None:
+                if isinstance(told, Committed):
+                    return told.signed_commit.commit.loss
+    return None
 
 
 async def watch(

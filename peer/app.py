@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 import socket
 import threading
 import time
@@ -16,7 +17,7 @@ import psutil
 import torch
 
 from peer.assembly import Peer
-from peer.config import PeerConfig, default_home
+from peer.config import PeerConfig
 from peer.consent import Demands, ask_once
 from peer.console import PeerConsole, PeerStatus
 from peer.environment import Environment
@@ -56,12 +57,15 @@ from protocols.transport import addresses
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.discovery import DiscoveryConfig
 from protocols.transport.enrolling import Enrolment, enrol, fetch_assets, missing_assets
+from protocols.transport.kept_enrolment import KEY, home_of
+from protocols.transport.kept_enrolment import keep as keep_enrolment
 from protocols.transport.network import NetworkTransport, SwarmDirectory
 from protocols.transport.network_thread import NetworkThread
 
 SCREEN_S = 0.25
 EVENTS_BYTES = 20_000_000  # in a volunteer's home, twice
 LOOK_S = 1.0  # between two looks at whether the peer may work
+KEEP_EVERY = 30  # looks: who could lead is then kept for `dugnad status`
 # After the last epoch a peer stays this long, so that slower ones can still fetch what it reduced.
 LINGER_S = 3.0
 # At Ctrl-C the terminal tells torchrun and this process, and torchrun tells this process once more.
@@ -79,18 +83,19 @@ def run_peer(config: PeerConfig) -> int:
         raise UsageError("an auxiliary peer computes nothing, so that it is one process", remedy="Start it without torchrun.")
     ticket = config.ticket
     pick_device(config.device)  # a wrong one is to be told before anything is made
-    folder = config.home or default_home() / ticket.fingerprint.hex()[:16]
+    folder = config.home or home_of(ticket)
     claim = Home.claim if config.home is not None else Home.claim_free
     with claim(folder) as home, NetworkThread() as network:
         with PeerConsole() as console:
             console.status("Enrolling at the coordinator")
-            key = Key.load_or_create(home.path / "identity.key")
+            key = Key.load_or_create(home.path / KEY)
             enrolment = network.call(enrol(ticket, key))
             missing = missing_assets(enrolment.spec, home.path)
             if missing:
                 console.status("Fetching the run's files")
                 keep = functools.partial(write_asset, enrolment.spec, home.path)
                 network.call(fetch_assets(enrolment, ticket, missing, keep))
+        keep_enrolment(home.path, enrolment.credentials, enrolment.spec, enrolment.peers)
         task = open_task(enrolment.spec, home.path, data_paths=config.data if config.role == "contributor" else None)
         demands = Demands.of(enrolment.spec, task, home.path, enrolment.coordinator)
         if not ask_once(demands, enrolment.spec.digest, yes=config.yes):
@@ -319,9 +324,12 @@ class _Session:
 
     async def _mind_manners(self, engine: Engine) -> None:
         """Returns when the peer has left because it must not work now. Says when the computer slept."""
-        naps, counted = Naps(), 0
-        while True:
+        naps, counted, credentials = Naps(), 0, self._enrolment.credentials
+        for look in itertools.count(1):
             await asyncio.sleep(LOOK_S)
+            if look % KEEP_EVERY == 0:
+                with contextlib.suppress(DiskError):
+                    keep_enrolment(self._home, credentials, self._spec, engine.succession.order)
             if nap := naps.since(LOOK_S):
                 self._events("slept", why=nap)
             self._guest.transferred(engine.bandwidth.moved_bytes - counted)

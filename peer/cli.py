@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from peer.config import PeerConfig, Precision, default_home
+from peer.config import PeerConfig, Precision
 from peer.guest import pausing
 from protocols.host.child_process import end_with_parent
+from protocols.host.home import default_home
 from protocols.observations import Role
 from protocols.ticket_source import HELP, VARIABLE, read_ticket
 

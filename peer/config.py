@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-import platformdirs
 
 from peer.guest.manners import Manners, hours
 from protocols.errors import UsageError
@@ -95,8 +92,3 @@ class PeerConfig:
         for pattern in self.data:
             if not matching_files(Path(pattern)):
                 raise UsageError(f"--data: nothing matches {pattern}", remedy="Correct the path; put a glob into quotes.")
-
-
-def default_home() -> Path:
-    """$DUGNAD_HOME, or the place where this system keeps a user's data."""
-    return Path(os.environ.get("DUGNAD_HOME") or platformdirs.user_data_dir("dugnad"))

@@ -24,7 +24,6 @@ import psutil
 import torch
 from humanize import naturalsize
 
-from peer.config import default_home
 from peer.consent import MEMORY_BYTES_A_PARAMETER
 from peer.environment import Environment
 from peer.epoch.bandwidth_probe import BandwidthProbe
@@ -33,6 +32,7 @@ from peer.listening import WaysIn
 from peer.training.devices import describe, pick_device
 from peer.training.tuning import Choices, Trials, find_way
 from protocols.errors import DugnadError
+from protocols.host.home import default_home
 from protocols.host.terminal import plural
 from protocols.identity import Authority, Key, Ticket, new_incarnation
 from protocols.reasons import Reason

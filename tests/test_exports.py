@@ -18,7 +18,7 @@ COMMANDS = {
     "pause": {"home", "lasting"},
     "resume": {"home"},
     "doctor": {"ticket", "device", "host", "port", "announce", "port_mapping", "data", "json"},
-    "status": {"ticket", "json"},
+    "status": {"ticket", "home", "json"},
     "demo": {"directory", "json"},
     "simulate": {"seeds", "peers", "workers", "as_json"},
     "version": set(),

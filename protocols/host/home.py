@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import platformdirs
 from filelock import BaseFileLock, FileLock, Timeout
 
 from protocols.errors import LocalError, UsageError
 
 MAX_SIBLINGS = 64
+
+
+def default_home() -> Path:
+    """$DUGNAD_HOME, or the place where this system keeps a user's data."""
+    return Path(os.environ.get("DUGNAD_HOME") or platformdirs.user_data_dir("dugnad"))
 
 
 class Home:

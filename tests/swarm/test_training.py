@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -89,6 +90,14 @@ def test_survivors_commit_after_a_contributor_the_coordinator_and_the_next_leade
         swarm.commits_by(rest[0], at + 2, 30)
         second_leader = rest[0].events("committed")[-1]["leader"]
         assert second_leader != first_leader
+
+        # Whoever has taken part can still ask how the swarm stands.
+        def view() -> dict[str, Any] | None:
+            seen = run_dugnad("status", "--home", str(rest[0].folder), "--json")
+            return as_json(seen.stdout) if seen.returncode == 0 else None
+
+        found = wait_until(view, "an answer of the peers that it knows", 90)
+        assert found["epoch"] >= at and found["loss"] > 0
 
         (leader,) = [peer for peer in rest if swarm.id_of(peer) == second_leader]
         survivors = [peer for peer in rest if peer is not leader]
