@@ -2,7 +2,7 @@
 
 A real coordinator with its auxiliary peer, and a peer that trains; newcomers join one after another with `dugnad peer TICKET`,
 each with a new identity and an empty folder, and leave again. Measured from the start of the process to the first commit that
-names the newcomer; and how fast its state came down, as its own log tells it.
+names the newcomer. Its own log says how long each step on the way kept it, and how fast its state came down.
 """
 
 from __future__ import annotations
@@ -22,8 +22,21 @@ from benchmarks.crew import CrewError
 from benchmarks.links import MBIT_BYTES, Link
 from benchmarks.namespaces import PAYLOAD_SHARE, Shaped
 from benchmarks.stage import add_links, checked_links, parser_of
+from peer.milestones import Step
 from tests.swarm.swarm import REPOSITORY, Process, Swarm
 
+STEPS: dict[Step, str] = {
+    "imported": "interpreter and imports",
+    "enrolled": "enrolling at the coordinator",
+    "files_fetched": "the run's files",
+    "agreed": "opening the task",
+    "model_built": "building the model",
+    "tuned": "reading text, trying out how to train",
+    "reachability_known": "asking others whether they reach it",
+    "discovery_started": "discovery (hivemind and its daemon)",
+}
+"""A peer's milestones, in their order, and what it does on the way to each."""
+LATER = ("finding who gives the state", "downloading the state", "catching up", "first contribution, to its commit")
 PLACES = 3  # the coordinator's, that of the peer that is there already, the newcomer's
 SPEC = """
 [run]
@@ -69,6 +82,18 @@ class Options:
     limit_s: float
 
 
+@dataclass(frozen=True)
+class Joined:
+    """How one newcomer joined."""
+
+    seconds: float
+    """From the start of its process to the first commit that holds a contribution of its own."""
+    steps: dict[str, float]
+    """Seconds by step; together they are `seconds`."""
+    state_bytes: int
+    state_s: float
+
+
 @contextlib.contextmanager
 def places(options: Options, say: Callable[[str], None]) -> Iterator[tuple[list[tuple[str, ...]], str, dict[str, Any]]]:
     """(what runs a command in each place, the coordinator's address, what the links carry)"""
@@ -79,26 +104,27 @@ def places(options: Options, say: Callable[[str], None]) -> Iterator[tuple[list[
         yield [shaped.inside(place) for place in range(PLACES)], shaped.addresses[0], shaped.verify(say)
 
 
-def join(swarm: Swarm, name: str, under: tuple[str, ...], options: Options) -> dict[str, float]:
+def join(swarm: Swarm, name: str, under: tuple[str, ...], options: Options) -> Joined:
     """One newcomer, from its start to its first commit. Raises CrewError."""
     client = ("--client-mode",) if options.links and options.links[-1].client_mode else ()
     began = time.time()
     newcomer = swarm.start_peer(name, *client, under=under)
     try:
         committed = _first_commit(swarm, newcomer, began + options.limit_s)
-        at = {record["event"]: record["time"] - began for record in reversed(newcomer.events())}
-        fetched = newcomer.events("fetched")
-        if not fetched:
+        if not newcomer.events("fetched"):
             raise CrewError(f"{name} fetched no state; its output ends with\n{newcomer.tail()}")
-        return {
-            "seconds": committed - began,
-            "enrolled_s": at["catching_up"],
-            "caught_up_s": at["caught_up"],
-            "state_bytes": fetched[0]["bytes"],
-            "state_s": fetched[0]["seconds"],
-        }
+        started, fetched, caught_up = (newcomer.events(event)[0] for event in ("started", "fetched", "caught_up"))
+        downloaded = fetched["time"]
+        ends = [*(started[step] for step in STEPS), downloaded - fetched["seconds"], downloaded, caught_up["time"], committed]
+        steps = dict(zip((*STEPS.values(), *LATER), _between(began, ends), strict=True))
+        return Joined(committed - began, steps, fetched["bytes"], fetched["seconds"])
     finally:
         newcomer.end()
+
+
+def _between(began: float, ends: Sequence[float]) -> Iterator[float]:
+    """Seconds from each moment to the next."""
+    return (end - begin for begin, end in zip([began, *ends], ends, strict=False))
 
 
 def _first_commit(swarm: Swarm, newcomer: Process, deadline: float) -> float:
@@ -131,28 +157,24 @@ def benchmark(options: Options) -> dict[str, Any]:
                     joined = join(swarm, f"newcomer-{number}", under[2], options)
                     joins.append(joined)
                     tables.say(
-                        f"newcomer {number} of {options.joins}: first commit after {joined['seconds']:.1f} s;"
-                        f" {joined['state_bytes'] / 1e6:.1f} MB of state in {joined['state_s']:.2f} s"
+                        f"newcomer {number} of {options.joins}: first commit after {joined.seconds:.1f} s;"
+                        f" {joined.state_bytes / 1e6:.1f} MB of state in {joined.state_s:.2f} s"
                     )
         except AssertionError as error:  # the swarm is one of the tests
             raise CrewError(str(error)) from error
     return report(options, joins, network)
 
 
-def report(options: Options, joins: Sequence[dict[str, float]], network: dict[str, Any]) -> dict[str, Any]:
-    def median(name: str) -> float:
-        return statistics.median(joined[name] for joined in joins)
-
-    rate = statistics.median(joined["state_bytes"] / joined["state_s"] for joined in joins)
+def report(options: Options, joins: Sequence[Joined], network: dict[str, Any]) -> dict[str, Any]:
+    median = statistics.median
+    rate = median(joined.state_bytes / joined.state_s for joined in joins)
     result: dict[str, Any] = {
         "benchmark": "join",
-        "seconds": round(median("seconds"), 2),
-        "enrolled_s": round(median("enrolled_s"), 2),
-        "caught_up_s": round(median("caught_up_s"), 2),
-        "state_mb": round(median("state_bytes") / 1e6, 2),
-        "state_s": round(median("state_s"), 3),
+        "seconds": round(median(joined.seconds for joined in joins), 2),
+        "steps_s": {step: round(median(joined.steps[step] for joined in joins), 2) for step in joins[0].steps},
+        "state_mb": round(median(joined.state_bytes for joined in joins) / 1e6, 2),
         "state_mbit_s": round(rate / MBIT_BYTES, 1),
-        "joins": [{name: round(value, 3) for name, value in joined.items()} for joined in joins],
+        "joins": [{"seconds": round(joined.seconds, 2), **_rounded(joined.steps)} for joined in joins],
     }
     if options.links:
         coordinator, settled, newcomer = options.links
@@ -160,6 +182,10 @@ def report(options: Options, joins: Sequence[dict[str, float]], network: dict[st
         carries = min(newcomer.down_mbit, coordinator.up_mbit + settled.up_mbit) * PAYLOAD_SHARE
         result |= {"link_mbit_s": round(carries, 1), "of_link": round(rate / MBIT_BYTES / carries, 3), "network": network}
     return {**result, "machine": tables.machine()}
+
+
+def _rounded(steps: dict[str, float]) -> dict[str, float]:
+    return {step: round(seconds, 2) for step, seconds in steps.items()}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -196,9 +222,10 @@ def options_of(arguments: Sequence[str] | None = None) -> tuple[Options, bool]:
 def main() -> None:
     options, as_json = options_of()
     result = benchmark(options)
-    rows = [[name, str(result[name])] for name in ("seconds", "enrolled_s", "caught_up_s", "state_mb", "state_s", "state_mbit_s")]
-    rows += [[name, str(result[name])] for name in ("link_mbit_s", "of_link") if name in result]
-    tables.show(result, [tables.table(f"joining, median of {options.joins}", ["", ""], rows)], as_json=as_json)
+    steps = [[step, f"{seconds:.2f}"] for step, seconds in result["steps_s"].items()]
+    rows = [*steps, ["to the first commit", f"{result['seconds']:.2f}"]]
+    rows += [[name, str(result[name])] for name in ("state_mb", "state_mbit_s", "link_mbit_s", "of_link") if name in result]
+    tables.show(result, [tables.table(f"joining, medians of {options.joins}", ["", "s"], rows)], as_json=as_json)
 
 
 if __name__ == "__main__":

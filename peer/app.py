@@ -27,6 +27,7 @@ from peer.guest.machine import Guest, Naps, give_memory_back
 from peer.guest.manners import Pause
 from peer.guest.pausing import pausing_signals
 from peer.listening import WaysIn
+from peer.milestones import Milestones
 from peer.settings import RunSettings
 from peer.training import local_group
 from peer.training.devices import describe, pick_device
@@ -76,6 +77,8 @@ EXIT_DONE = 0
 def run_peer(config: PeerConfig) -> int:
     """Join, train until the run ends or the volunteer stops it. Returns the exit code; raises DugnadError for what a person
     should read."""
+    milestones = Milestones()
+    milestones.reached("imported")
     if (number := local_group.rank()) > 0:
         run_rank(number)
         return EXIT_DONE
@@ -90,16 +93,19 @@ def run_peer(config: PeerConfig) -> int:
             console.status("Enrolling at the coordinator")
             key = Key.load_or_create(home.path / KEY)
             enrolment = network.call(enrol(ticket, key))
+            milestones.reached("enrolled")
             missing = missing_assets(enrolment.spec, home.path)
             if missing:
                 console.status("Fetching the run's files")
                 keep = functools.partial(write_asset, enrolment.spec, home.path)
                 network.call(fetch_assets(enrolment, ticket, missing, keep))
+            milestones.reached("files_fetched")
         keep_enrolment(home.path, enrolment.credentials, enrolment.spec, enrolment.peers)
         task = open_task(enrolment.spec, home.path, data_paths=config.data if config.role == "contributor" else None)
         demands = Demands.of(enrolment.spec, task, home.path, enrolment.coordinator)
         if not ask_once(demands, enrolment.spec.digest, yes=config.yes):
             return EXIT_DONE
+        milestones.reached("agreed")
         guest = Guest(config.manners, home.path)
         with (
             readable_log(home.path / "peer.log"),
@@ -114,7 +120,7 @@ def run_peer(config: PeerConfig) -> int:
                     if not _wait_out(guest, pause, console):
                         code, said = EXIT_INTERRUPTED, "Left the run"
                         break
-                session = _Session(config, home.path, network, console, enrolment, events, task, guest)
+                session = _Session(config, home.path, network, console, enrolment, events, task, guest, milestones)
                 code, said = session.run()
                 if not session.paused:
                     break
@@ -155,6 +161,7 @@ class _Session:
         events: PeerEvents,
         task: Task,
         guest: Guest,
+        milestones: Milestones,
     ) -> None:
         self._config = config
         self._home = home
@@ -174,6 +181,7 @@ class _Session:
             announce=config.announce,
             port_mapping=config.port_mapping,
         )
+        self._milestones = milestones
         self._leaving = False
         self.paused = False  # it left because it must not work now
 
@@ -234,6 +242,7 @@ class _Session:
                 replica.restore(config.start_from.read_bytes())
             except OSError as error:
                 raise DiskError(f"cannot read the snapshot {config.start_from}: {error.strerror}") from error
+        self._milestones.reached("model_built")
         batches: Batches | None = None
         gradient_pass: GradientPass | None = None
         if config.role == "contributor":
@@ -241,6 +250,7 @@ class _Session:
             way = self._find_way(device, Trials(task, model, device, seed=spec.run.seed, peer=draws))
             replica.strategy.restart()  # the trials' gradients
             torch.set_num_threads(way.threads)
+            self._milestones.reached("tuned")
             if local_group.size() > 1:
                 setup = Setup(spec, self._home, config.data, device.type, draws, way)
                 self._console.status("Waiting for the other processes of this computer")
@@ -297,7 +307,10 @@ class _Session:
             peer = Peer(hello, environment, self._settings, trainer, self._enrolment.peers)
             await network.serve(peer.service)
             await self._find_reachability(peer.engine)
+            self._milestones.reached("reachability_known")
             await directory.start(peer.engine.hello)
+            self._milestones.reached("discovery_started")
+            self._events("started", **self._milestones.times)
             screen = asyncio.create_task(self._show(peer.engine))
             stack.callback(screen.cancel)
             if not config.client_mode:
