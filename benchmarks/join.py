@@ -26,10 +26,11 @@ from peer.milestones import Step
 from tests.swarm.swarm import REPOSITORY, Process, Swarm
 
 STEPS: dict[Step, str] = {
-    "imported": "interpreter and imports",
+    "called": "interpreter, arguments, folder",
     "enrolled": "enrolling at the coordinator",
     "files_fetched": "the run's files",
-    "agreed": "opening the task",
+    "imported": "importing torch",
+    "agreed": "opening the task, importing transformers",
     "model_built": "building the model",
     "tuned": "reading text, trying out how to train",
     "reachability_known": "asking others whether they reach it",

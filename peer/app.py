@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import functools
 import itertools
 import socket
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from peer import ranks
+from peer.arrival import Arrival
 from peer.assembly import Peer
 from peer.config import PeerConfig
 from peer.consent import Demands, ask_once
@@ -27,41 +27,34 @@ from peer.guest.machine import Guest, Naps, give_memory_back
 from peer.guest.manners import Pause
 from peer.guest.pausing import pausing_signals
 from peer.listening import WaysIn
-from peer.milestones import Milestones
 from peer.settings import RunSettings
-from peer.training import local_group
 from peer.training.devices import describe, pick_device
 from peer.training.gradient_pass import GradientPass
 from peer.training.job_queue import JobQueue
-from peer.training.local_group import LocalGroup, Setup, run_rank
+from peer.training.local_group import LocalGroup, Setup
 from peer.training.replica import Replica
 from peer.training.strategies import build_strategy
 from peer.training.trainer import Progressed, Trainer
 from peer.training.tuning import Choices, Memory, Trials, Way, find_way
 from protocols.committed_rate import CommittedRate
-from protocols.errors import DiskError, UnreachableError, UsageError
+from protocols.errors import DiskError, UnreachableError
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.host.event_log import EventLog
-from protocols.host.home import Home
 from protocols.host.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
 from protocols.host.readable_log import readable_log
 from protocols.host.terminal import plural
-from protocols.identity import Key, new_incarnation
+from protocols.identity import new_incarnation
 from protocols.optimization import build_optimizer, build_scheduler
 from protocols.round import program
 from protocols.round.records import Hello
 from protocols.signing import CertificateSigner
-from protocols.tasks.assets import write_asset
 from protocols.tasks.base import Batches, Task
 from protocols.tasks.registry import open_task
 from protocols.transport import addresses
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.discovery import DiscoveryConfig
-from protocols.transport.enrolling import Enrolment, enrol, fetch_assets, missing_assets
-from protocols.transport.kept_enrolment import KEY, home_of
 from protocols.transport.kept_enrolment import keep as keep_enrolment
 from protocols.transport.network import NetworkTransport, SwarmDirectory
-from protocols.transport.network_thread import NetworkThread
 
 SCREEN_S = 0.25
 EVENTS_BYTES = 20_000_000  # in a volunteer's home, twice
@@ -74,56 +67,34 @@ TORCHRUN_ECHO_S = 2.0
 EXIT_DONE = 0
 
 
-def run_peer(config: PeerConfig) -> int:
-    """Join, train until the run ends or the volunteer stops it. Returns the exit code; raises DugnadError for what a person
+def run_peer(config: PeerConfig, arrival: Arrival) -> int:
+    """Ask, train until the run ends or the volunteer stops it. Returns the exit code; raises DugnadError for what a person
     should read."""
-    milestones = Milestones()
-    milestones.reached("imported")
-    if (number := local_group.rank()) > 0:
-        run_rank(number)
+    home, enrolment = arrival.home, arrival.enrolment
+    arrival.milestones.reached("imported")
+    task = open_task(enrolment.spec, home, data_paths=config.data if config.role == "contributor" else None)
+    demands = Demands.of(enrolment.spec, task, home, enrolment.coordinator)
+    if not ask_once(demands, enrolment.spec.digest, yes=config.yes):
         return EXIT_DONE
-    if config.role == "auxiliary" and local_group.size() > 1:
-        raise UsageError("an auxiliary peer computes nothing, so that it is one process", remedy="Start it without torchrun.")
-    ticket = config.ticket
-    pick_device(config.device)  # a wrong one is to be told before anything is made
-    folder = config.home or home_of(ticket)
-    claim = Home.claim if config.home is not None else Home.claim_free
-    with claim(folder) as home, NetworkThread() as network:
-        with PeerConsole() as console:
-            console.status("Enrolling at the coordinator")
-            key = Key.load_or_create(home.path / KEY)
-            enrolment = network.call(enrol(ticket, key))
-            milestones.reached("enrolled")
-            missing = missing_assets(enrolment.spec, home.path)
-            if missing:
-                console.status("Fetching the run's files")
-                keep = functools.partial(write_asset, enrolment.spec, home.path)
-                network.call(fetch_assets(enrolment, ticket, missing, keep))
-            milestones.reached("files_fetched")
-        keep_enrolment(home.path, enrolment.credentials, enrolment.spec, enrolment.peers)
-        task = open_task(enrolment.spec, home.path, data_paths=config.data if config.role == "contributor" else None)
-        demands = Demands.of(enrolment.spec, task, home.path, enrolment.coordinator)
-        if not ask_once(demands, enrolment.spec.digest, yes=config.yes):
-            return EXIT_DONE
-        milestones.reached("agreed")
-        guest = Guest(config.manners, home.path)
-        with (
-            readable_log(home.path / "peer.log"),
-            EventLog(home.path / "events.jsonl", max_bytes=EVENTS_BYTES) as log,
-            pausing_signals(home.path),
-            PeerConsole() as console,
-        ):
-            events = PeerEvents(enrolment.credentials.peer_id, log, console)
-            while True:
-                if (pause := guest.pause()) is not None:
-                    events("waiting", why=str(pause))
-                    if not _wait_out(guest, pause, console):
-                        code, said = EXIT_INTERRUPTED, "Left the run"
-                        break
-                session = _Session(config, home.path, network, console, enrolment, events, task, guest, milestones)
-                code, said = session.run()
-                if not session.paused:
+    arrival.milestones.reached("agreed")
+    guest = Guest(config.manners, home)
+    with (
+        readable_log(home / "peer.log"),
+        EventLog(home / "events.jsonl", max_bytes=EVENTS_BYTES) as log,
+        pausing_signals(home),
+        PeerConsole() as console,
+    ):
+        events = PeerEvents(enrolment.credentials.peer_id, log, console)
+        while True:
+            if (pause := guest.pause()) is not None:
+                events("waiting", why=str(pause))
+                if not _wait_out(guest, pause, console):
+                    code, said = EXIT_INTERRUPTED, "Left the run"
                     break
+            session = _Session(config, arrival, console, events, task, guest)
+            code, said = session.run()
+            if not session.paused:
+                break
     console.say(f"{said}. {events.thanks}")
     return code
 
@@ -152,22 +123,14 @@ def _free_memory_bytes() -> int:
 
 class _Session:
     def __init__(
-        self,
-        config: PeerConfig,
-        home: Path,
-        network: NetworkThread,
-        console: PeerConsole,
-        enrolment: Enrolment,
-        events: PeerEvents,
-        task: Task,
-        guest: Guest,
-        milestones: Milestones,
+        self, config: PeerConfig, arrival: Arrival, console: PeerConsole, events: PeerEvents, task: Task, guest: Guest
     ) -> None:
         self._config = config
-        self._home = home
-        self._network = network
+        self._arrival = arrival
+        self._home = arrival.home
+        self._network = arrival.network
         self._console = console
-        self._enrolment = enrolment
+        self._enrolment = enrolment = arrival.enrolment
         self._task = task
         self._spec = enrolment.spec
         self._settings = RunSettings.of(enrolment.spec, enrolment.genesis)
@@ -181,7 +144,7 @@ class _Session:
             announce=config.announce,
             port_mapping=config.port_mapping,
         )
-        self._milestones = milestones
+        self._milestones = arrival.milestones
         self._leaving = False
         self.paused = False  # it left because it must not work now
 
@@ -204,7 +167,7 @@ class _Session:
             ready: concurrent.futures.Future[Engine] = concurrent.futures.Future()
             swarm = self._network.start(self._take_part(trainer, ready))
             swarm.add_done_callback(lambda _: trainer.stop())
-            echo_s = TORCHRUN_ECHO_S if local_group.size() > 1 else 0.0
+            echo_s = TORCHRUN_ECHO_S if ranks.size() > 1 else 0.0
             stack.enter_context(two_stage_interrupts(lambda: self._stop(engine, swarm), self._console.close, echo_s=echo_s))
             waiting: list[concurrent.futures.Future[Any]] = [ready, swarm]
             concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -251,7 +214,7 @@ class _Session:
             replica.strategy.restart()  # the trials' gradients
             torch.set_num_threads(way.threads)
             self._milestones.reached("tuned")
-            if local_group.size() > 1:
+            if ranks.size() > 1:
                 setup = Setup(spec, self._home, config.data, device.type, draws, way)
                 self._console.status("Waiting for the other processes of this computer")
                 gradient_pass = stack.enter_context(LocalGroup(task, model, device, setup))
@@ -284,7 +247,11 @@ class _Session:
         limits = Bandwidth(max_upload_bytes_s=_bytes_s(config.max_upload), max_download_bytes_s=_bytes_s(config.max_download))
         network = NetworkTransport(credentials, self._spec.digest, limits)
         directory = SwarmDirectory(
-            self._discovery_config(ways_in.listen_host), credentials, self._enrolment.coordinator, self._home / "discovery.log"
+            self._discovery_config(ways_in.listen_host),
+            credentials,
+            self._enrolment.coordinator,
+            self._arrival.discovery_log,
+            self._arrival.discovery,
         )
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(directory.aclose)

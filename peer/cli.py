@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from peer import ranks
 from peer.config import PeerConfig, Precision
 from peer.guest import pausing
 from protocols.host.child_process import end_with_parent
@@ -98,9 +99,21 @@ def peer(
         start_from=start_from,
     )
     config.check()
-    from peer.app import run_peer  # torch and transformers take seconds: a wrong option should not wait for them
+    if (number := ranks.rank()) > 0:
+        from peer.training.local_group import run_rank
 
-    raise typer.Exit(run_peer(config))
+        run_rank(number)
+        return
+    if config.device not in ("auto", "cpu"):  # these are there; a wrong one is to be told before anything is made
+        from peer.training.devices import pick_device
+
+        pick_device(config.device)
+    from peer.arrival import arrive  # torch and transformers take seconds: a wrong option or ticket should not wait for them
+
+    with arrive(config) as arrival:
+        from peer.app import run_peer
+
+        raise typer.Exit(run_peer(config, arrival))
 
 
 def pause(

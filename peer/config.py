@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from peer import ranks
 from peer.guest.manners import Manners, hours
 from protocols.errors import UsageError
 from protocols.host.files import matching_files
@@ -81,6 +82,8 @@ class PeerConfig:
     def check(self) -> None:
         """Raises UsageError for what can be seen to be wrong without the run."""
         _ = self.manners
+        if self.role == "auxiliary" and ranks.size() > 1:
+            raise UsageError("an auxiliary peer computes nothing, so that it is one process", remedy="Start it without torchrun.")
         if self.client_mode and self.role == "auxiliary":
             raise UsageError("an auxiliary peer in client mode could do nothing: nobody could send it anything to average")
         if self.client_mode and self.announce:

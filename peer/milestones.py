@@ -6,7 +6,7 @@ import time
 from typing import Literal
 
 Step = Literal[
-    "imported", "enrolled", "files_fetched", "agreed", "model_built", "tuned", "reachability_known", "discovery_started"
+    "called", "enrolled", "files_fetched", "imported", "agreed", "model_built", "tuned", "reachability_known", "discovery_started"
 ]
 """In the order in which a peer comes to them."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import enum
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from peer.training.devices import pick_device
 from peer.training.gradient_buffer import GradientBuffer
 from peer.training.gradient_pass import GradientPass
 from peer.training.tuning import Way
-from protocols.errors import LocalError, UsageError
+from protocols.errors import LocalError
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Batch, Task
 from protocols.tasks.registry import open_task
@@ -50,18 +49,6 @@ class Setup:
     device: str
     draws: str
     way: Way
-
-
-def rank() -> int:
-    """Of this process, as torchrun numbers them; 0 without torchrun. Raises UsageError for a group that spans computers."""
-    if size() != int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
-        raise UsageError("torchrun spreads this peer over several computers", remedy="Start a peer of its own on each computer.")
-    return int(os.environ.get("RANK", "0"))
-
-
-def size() -> int:
-    """How many processes make up this peer."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _join() -> None:

@@ -21,6 +21,7 @@ import logging
 import os
 import signal
 import sys
+from asyncio.subprocess import Process
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,6 +68,25 @@ def read_announcement(data: bytes, authority: bytes) -> Announcement:
     return announcement
 
 
+async def launch(log_file: Path) -> Process:
+    """Start a child that imports hivemind, which takes seconds, and then waits for what `Discovery` tells it. It ends when its
+    standard input is closed."""
+    environment = {**os.environ, "HIVEMIND_LOGLEVEL": "WARNING", "HIVEMIND_COLORS": "never", "CUDA_VISIBLE_DEVICES": ""}
+    with log_file.open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "protocols.transport.discovery_process",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            limit=1 << 24,
+            # A Ctrl-C in the terminal is for the peer, which leaves in its own time; the child ends when the peer does.
+            start_new_session=True,
+        )
+
+
 @dataclass(frozen=True)
 class DiscoveryConfig:
     run_digest: str
@@ -80,10 +100,12 @@ class DiscoveryConfig:
 class Discovery:
     """The DHT node of this process. start(), then announce() and peers(); aclose() ends the child and its daemon."""
 
-    def __init__(self, config: DiscoveryConfig, log_file: Path) -> None:
+    def __init__(self, config: DiscoveryConfig, log_file: Path, launched: Process | None = None) -> None:
+        """`launched`: a child to start with, that imports already. Whoever launched it ends it if it was not needed."""
         self._config = config
         self._log_file = log_file
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
+        self._launched = launched
         self._daemon_pid = 0
         self._client_mode = False
         self._is_stale = False
@@ -95,20 +117,9 @@ class Discovery:
         """In client mode the node takes no connections. Raises UnreachableError when no initial peer answers, PortInUseError when
         the port is taken."""
         self._client_mode = client_mode
-        environment = {**os.environ, "HIVEMIND_LOGLEVEL": "WARNING", "HIVEMIND_COLORS": "never", "CUDA_VISIBLE_DEVICES": ""}
-        with self._log_file.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "protocols.transport.discovery_process",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                env=environment,
-                limit=1 << 24,
-                # A Ctrl-C in the terminal is for the peer, which leaves in its own time; the child ends when the peer does.
-                start_new_session=True,
-            )
+        launched = self._launched
+        is_waiting = launched is not None and launched.returncode is None
+        self._process = launched if is_waiting else await launch(self._log_file)
         try:
             initial = (*self._config.initial_peers, *self._known)
             reply = await self._call({**asdict(self._config), "initial_peers": initial, "client_mode": client_mode}, START_S)

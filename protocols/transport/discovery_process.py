@@ -74,7 +74,9 @@ async def _serve() -> None:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
-    config = DiscoveryConfig(**json.loads(await reader.readline()))
+    if not (first := await reader.readline()):
+        return  # launched ahead, and then not needed
+    config = DiscoveryConfig(**json.loads(first))
     try:
         node = await _start(config)
     except Exception as error:  # noqa: BLE001  the parent turns whatever hivemind raises into a sentence

@@ -84,9 +84,16 @@ class NetworkTransport:
 class SwarmDirectory:
     """Peers found in the DHT, and through the coordinator while that is there."""
 
-    def __init__(self, config: DiscoveryConfig, credentials: Credentials, coordinator: str, log_file: Path) -> None:
-        """`coordinator`: host:port of its enrolment endpoint."""
-        self._discovery = Discovery(config, log_file)
+    def __init__(
+        self,
+        config: DiscoveryConfig,
+        credentials: Credentials,
+        coordinator: str,
+        log_file: Path,
+        launched: asyncio.subprocess.Process | None = None,
+    ) -> None:
+        """`coordinator`: host:port of its enrolment endpoint. `launched`: as for `Discovery`."""
+        self._discovery = Discovery(config, log_file, launched)
         self._credentials = credentials
         self._coordinator = coordinator
 

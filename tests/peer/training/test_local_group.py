@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from peer.training import local_group
+from peer import ranks
 from protocols.errors import UsageError
 
 LIMIT_S = 120.0
@@ -33,10 +33,10 @@ def test_a_group_over_several_computers_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="several computers"):
-        local_group.rank()
+        ranks.rank()
 
 
 def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert (local_group.rank(), local_group.size()) == (0, 1)
+    assert (ranks.rank(), ranks.size()) == (0, 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from peer import ranks
 from peer.training import local_group
 from peer.training.gradient_buffer import GradientBuffer
 from peer.training.gradient_pass import GradientPass
@@ -25,7 +26,7 @@ def main(folder: Path) -> None:
     gradient = GradientBuffer(list(model.parameters()))
 
     samples, loss_sum, over = 0, 0.0, GradientPass(task, model, CPU)
-    for peer in ("ann", *(f"ann:{rank}" for rank in range(1, local_group.size()))):
+    for peer in ("ann", *(f"ann:{rank}" for rank in range(1, ranks.size()))):
         with task.batches(seed=spec.run.seed, peer=peer, micro_batch=MICRO_BATCH) as batches:
             for _ in range(PASSES):
                 counted, loss = over(next(batches))
@@ -50,7 +51,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    number = local_group.rank()
+    number = ranks.rank()
     if number:
         local_group.run_rank(number)
     else:
