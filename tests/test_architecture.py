@@ -235,6 +235,7 @@ def test_no_folder_is_loaded_by_what_it_loads(package: str) -> None:
     [
         ("import protocols.run_spec", ("torch", "transformers", "hivemind", "grpc")),
         ("import dugnad, peer.cli, coordinator.cli", ("torch", "transformers", "hivemind")),
+        ("import peer.arrival", ("torch", "transformers", "hivemind", "scipy", "numpy")),
         ("import dugnad", ("peer.simulation.world", "peer.simulation.process", "peer.simulation.scenario")),
         ("import protocols.round.leader, protocols.round.member", ("torch", "numpy", "grpc", "asyncio", "socket", "threading")),
     ],

@@ -55,8 +55,13 @@ def test_what_the_wheel_requires_is_what_dugnad_is_tested_with(wheel: Path) -> N
     required = [Requirement(line.partition(": ")[2]) for line in lines if line.startswith("Requires-Dist: ")]
     needed = [it for it in required if it.marker is None or it.marker.evaluate({"extra": ""})]
     assert len(needed) > 20
-    pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
-    pinned = {canonicalize_name(name): at for name, equal, at in (line.partition("==") for line in pins) if equal}
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    pinned = {
+        canonicalize_name(pin.name): next(iter(pin.specifier)).version
+        for pin in pins
+        if pin.marker is None or pin.marker.evaluate()
+    }
     for requirement in needed:
         assert requirement.specifier.contains(version(requirement.name)), requirement
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
