@@ -59,7 +59,7 @@ def test_the_container_copies_all_that_the_wheel_is_built_from() -> None:
 
 def test_the_container_installs_the_torch_that_dugnad_needs() -> None:
     (torch,) = (requirement for requirement in PROJECT["project"]["dependencies"] if requirement.startswith("torch=="))
-    assert any(re.search(rf"--index-url \$\{{TORCH_INDEX\}} {re.escape(torch)}$", step) for step in arguments_of("RUN"))
+    assert any(re.search(rf"TORCH_INDEX.* {re.escape(torch)}$", step) for step in arguments_of("RUN"))
 
 
 def test_the_container_takes_a_python_that_dugnad_supports() -> None:
