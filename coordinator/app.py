@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from coordinator.sinks.base import Sinks
 from coordinator.sinks.console import Console
 from coordinator.sinks.history import History
 from coordinator.swarm_view import SwarmView
+from protocols.errors import DugnadError
 from protocols.host.files import write_durably
 from protocols.host.home import Home
 from protocols.host.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
@@ -41,10 +43,16 @@ def run_coordinator(config: CoordinatorConfig) -> int:
     author = RunSpec.load(config.run_file)
     path = config.directory or Path("runs") / author.run.name
     check_ports(config)
+    is_new = not path.exists()
     with Home.claim(path):
         with Console() as console:
             checkpoints = Checkpoints(path / "checkpoints", keep=author.checkpoint.keep)
-            folder = open_run(author, path, checkpoints, console.status)
+            try:
+                folder = open_run(author, path, checkpoints, console.status)
+            except DugnadError:
+                if is_new:  # nothing came of it, so nothing stays
+                    shutil.rmtree(path, ignore_errors=True)
+                raise
             newest = checkpoints.latest()
             if newest is not None and newest.facts.epoch == author.training.max_epochs:
                 console.say(f"The run was completed before. Checkpoint: {newest.path}")

@@ -86,6 +86,13 @@ def test_a_run_file_that_is_missing_is_wrong_use(tmp_path: Path) -> None:
     refused(2, "absent.toml", "coordinator", str(tmp_path / "absent.toml"))
 
 
+def test_a_model_that_cannot_be_built_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    run_file = write_spec(tmp_path, "n_embd = 64", "n_embd = 63", text=CORPUS)
+    said = refused(2, "must be divisible", "coordinator", str(run_file), "--dir", str(tmp_path / "run"))
+    assert "tokenizer" not in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_corpus_that_is_missing_is_named(tmp_path: Path) -> None:
     refused(2, str(tmp_path), "coordinator", str(write_spec(tmp_path)), "--dir", str(tmp_path / "run"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,18 +62,35 @@ MASKED_MODELS = Family("masked-lm", AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MA
 
 def model_config(settings: LanguageSettings, family: Family, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
     """The transformers config of resolved settings. Raises SpecError naming the nearest architecture or field."""
+    special = {name: getattr(tokenizer, name) for name in _SPECIAL_IDS}
+    config = _config(settings, family, len(tokenizer), special)
+    _check_sizes(settings, config, len(tokenizer))
+    return config
+
+
+def check_model(settings: LanguageSettings, family: Family) -> None:
+    """Raises SpecError where settings contradict each other: before there is a tokenizer, and without memory for the model."""
+    tokens = settings.model.config.get("vocab_size", settings.tokenizer.vocab_size)
+    config = _config(settings, family, tokens, {})
+    _check_sizes(settings, config, tokens)
+    with torch.device("meta"):
+        try:
+            family.auto.from_config(config, dtype=torch.float32)
+        except (NotImplementedError, RuntimeError):
+            pass  # some models compute while they are built: `build_model` checks them
+        except (TypeError, ValueError, KeyError, ZeroDivisionError, AssertionError) as error:
+            raise _bad_model(error) from error
+
+
+def _config(settings: LanguageSettings, family: Family, tokens: int, special: Mapping[str, Any]) -> PreTrainedConfig:
     kind = check_fields(settings.model, family)
-    fields = {"vocab_size": len(tokenizer), **settings.model.config}
     parameters = _fields_of(kind)
-    for name in _SPECIAL_IDS:
-        if name in parameters:
-            fields[name] = getattr(tokenizer, name)
+    ids = {name: number for name, number in special.items() if name in parameters}
     try:
-        config = kind(**fields)
+        config = kind(**{"vocab_size": tokens, **settings.model.config, **ids})
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         raise _bad_model(error) from error
     config.use_cache = False
-    _check_sizes(settings, config, tokenizer)
     return config
 
 
@@ -159,10 +176,10 @@ def check_fields(model: ModelSpec, family: Family) -> type[PreTrainedConfig]:
     return kind
 
 
-def _check_sizes(settings: LanguageSettings, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
-    if config.vocab_size < len(tokenizer):
+def _check_sizes(settings: LanguageSettings, config: PreTrainedConfig, tokens: int) -> None:
+    if config.vocab_size < tokens:
         raise SpecError(
-            f"task.model.vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} tokens",
+            f"task.model.vocab_size is {config.vocab_size}, but the tokenizer has {tokens} tokens",
             remedy="Remove task.model.vocab_size; it follows the tokenizer.",
         )
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)

@@ -11,7 +11,7 @@ from protocols.errors import BadMessageError, DiskError
 from protocols.run_spec import RunSpec
 from protocols.tasks.base import Prepared
 from protocols.tasks.language.corpus import Document, load_documents, split, without_near_duplicates_of
-from protocols.tasks.language.models import Family, check_fields, inlined, model_config
+from protocols.tasks.language.models import Family, check_model, inlined, model_config
 from protocols.tasks.language.settings import LanguageSettings
 from protocols.tasks.language.tokenization import (
     FILES,
@@ -32,7 +32,7 @@ def prepare_text(
     model = settings.model
     if model.pretrained is not None:
         model = inlined(author.folder / model.pretrained, family)
-    check_fields(model, family)
+    check_model(settings.model_copy(update={"model": model}), family)
     progress("Reading the corpus")
     documents, held_out = split(load_documents(settings.data, author.folder), settings.data.held_out_bytes, author.run.seed)
     documents = without_near_duplicates_of(documents, held_out)
