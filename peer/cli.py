@@ -113,7 +113,12 @@ def peer(
     with arrive(config) as arrival:
         from peer.app import run_peer
 
-        raise typer.Exit(run_peer(config, arrival))
+        code = run_peer(config, arrival)
+        if ranks.size() > 1:
+            from peer.training.local_group import dismiss
+
+            dismiss()
+        raise typer.Exit(code)
 
 
 def pause(

@@ -41,7 +41,7 @@ class _Order(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Setup:
-    """What rank 0 tells the others once."""
+    """What rank 0 tells the others of a group."""
 
     spec: RunSpec
     home: Path
@@ -57,13 +57,15 @@ def _join() -> None:
 
 
 class LocalGroup(GradientPass):
-    """Rank 0's passes: each is one pass of every rank. Use it as a context, so that the others end."""
+    """Rank 0's passes: each is one pass of every rank. Use it as a context: afterwards the others free their model, and wait for
+    the next group or `dismiss`."""
 
     def __init__(self, task: Task, model: torch.nn.Module, device: torch.device, setup: Setup) -> None:
         """`model` is the peer's own. Returns once every rank is there."""
         super().__init__(task, model, device, precision=setup.way.precision, compiled=setup.way.compiled)
-        _join()
-        distributed.broadcast_object_list([setup], src=0)
+        if not distributed.is_initialized():
+            _join()
+        _tell(setup)
 
     def begin(self) -> None:
         _order(_Order.BEGIN)
@@ -83,17 +85,29 @@ class LocalGroup(GradientPass):
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(LocalError):  # then they have ended already
             _order(_Order.END)
-        distributed.destroy_process_group()
+
+
+def dismiss() -> None:
+    """Rank 0 ends in order, and so do the others."""
+    if not distributed.is_initialized():
+        _join()
+    with contextlib.suppress(LocalError):
+        _tell(None)
+    distributed.destroy_process_group()
 
 
 def run_rank(number: int) -> None:
-    """Take rank 0's orders until the last. Ctrl-C is for rank 0, which ends the others."""
+    """Take rank 0's orders until it dismisses this process. Ctrl-C is for rank 0."""
     for interrupt in (signal.SIGINT, signal.SIGTERM):
         signal.signal(interrupt, signal.SIG_IGN)
     _join()
-    told: list[Setup] = [None]  # type: ignore[list-item]  # room for what is received
-    distributed.broadcast_object_list(told, src=0)
-    (setup,) = told
+    while (setup := _told()) is not None:
+        _serve(setup, number)
+    distributed.destroy_process_group()
+
+
+def _serve(setup: Setup, number: int) -> None:
+    """One group, to its end."""
     device = pick_device(f"cuda:{number}" if setup.device.startswith("cuda") else setup.device)
     torch.set_num_threads(setup.way.threads)
     task = open_task(setup.spec, setup.home, data_paths=setup.data)
@@ -111,7 +125,6 @@ def run_rank(number: int) -> None:
             else:
                 _reduce(over.parameters)
                 gradient.flat.zero_()
-    distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -120,6 +133,18 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise LocalError("another process of this peer ended: torchrun shows why") from error
+
+
+@_together()
+def _tell(setup: Setup | None) -> None:
+    distributed.broadcast_object_list([setup], src=0)
+
+
+@_together()
+def _told() -> Setup | None:
+    told: list[Setup | None] = [None]  # room for what is received
+    distributed.broadcast_object_list(told, src=0)
+    return told[0]
 
 
 @_together()

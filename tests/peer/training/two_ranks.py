@@ -13,6 +13,7 @@ from peer.training import local_group
 from peer.training.gradient_buffer import GradientBuffer
 from peer.training.gradient_pass import GradientPass
 from peer.training.tuning import Way
+from tests.factories import CORPUS
 from tests.replicas import language_job
 
 PASSES, MICRO_BATCH = 3, 4
@@ -34,7 +35,7 @@ def main(folder: Path) -> None:
     expected = gradient.flat.clone()
 
     gradient.flat.zero_()
-    setup = local_group.Setup(spec, folder, (), "cpu", "ann", Way(micro_batch=MICRO_BATCH, threads=1))
+    setup = local_group.Setup(spec, folder, (f"{CORPUS}/*.txt",), "cpu", "ann", Way(micro_batch=MICRO_BATCH, threads=1))
     with (
         local_group.LocalGroup(task, model, CPU, setup) as group,
         task.batches(seed=spec.run.seed, peer="ann", micro_batch=MICRO_BATCH) as batches,
@@ -46,6 +47,10 @@ def main(folder: Path) -> None:
         gradient.flat.zero_()
         group.gather()  # nothing was drawn since
         rest = float(gradient.flat.abs().max())
+    with local_group.LocalGroup(task, model, CPU, setup) as again:  # as after a pause
+        again.begin()
+        again.gather()
+    local_group.dismiss()
     found = [sum(counted for counted, _ in passed), sum(loss for _, loss in passed)]
     print(json.dumps({"expected": [samples, loss_sum], "found": found, "off": off, "rest": rest}), flush=True)
 
