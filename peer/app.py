@@ -59,7 +59,7 @@ from protocols.transport.network import NetworkTransport, SwarmDirectory
 SCREEN_S = 0.25
 EVENTS_BYTES = 20_000_000  # in a volunteer's home, twice
 LOOK_S = 1.0  # between two looks at whether the peer may work
-KEEP_EVERY = 30  # looks: who could lead is then kept for `dugnad status`
+KEEP_EVERY = 10  # looks: who could lead is then kept for `dugnad status`
 # After the last epoch a peer stays this long, so that slower ones can still fetch what it reduced.
 LINGER_S = 3.0
 # At Ctrl-C the terminal tells torchrun and this process, and torchrun tells this process once more.
