@@ -373,13 +373,10 @@ def test_a_mutant_passes_without_faults(mutant: Callable[[Patch], None], monkeyp
     assert seed_result.commits >= 8  # the unbroken protocol has 16
 
 
-# Each takes a minute to be caught.
-LONG = (
-    damage_that_its_takers_keep,
-    a_member_that_forgets_whom_it_did_not_reach,
-    untagged_chunks,
-    a_late_commit_applied_after_a_promise,
-)
+# Few seeds catch these: the search begins near one that does, and goes on from there when a change of the protocol moves it.
+FIRST_SEEDS: dict[Callable[[Patch], None], int] = {untagged_chunks: 95, damage_that_its_takers_keep: 60}
+# Takes a minute to be caught.
+LONG = (a_member_that_forgets_whom_it_did_not_reach,)
 
 
 @pytest.mark.parametrize(
@@ -391,7 +388,8 @@ def test_a_mutant_is_caught_by_the_invariant_that_it_breaks(
 ) -> None:
     mutant(monkeypatch)
     schedule, others = SCHEDULES.get(mutant), []
-    for seed in range(MAX_SEEDS):
+    first = FIRST_SEEDS.get(mutant, 0)
+    for seed in range(first, first + MAX_SEEDS):
         seed_result = simulate(seed, schedule=schedule(seed) if schedule is not None else None)
         if seed_result.violated == invariant:
             print(f"caught by seed {seed}: {seed_result.what}; before it {others}")
