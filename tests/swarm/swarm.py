@@ -1,8 +1,7 @@
 """A real swarm for tests: a coordinator and peers as processes on loopback, watched through their own event logs.
 
 Nothing is left behind: every process is ended by its id, and leaving the block fails if any child of theirs (hivemind's
-daemon included)
-is still there.
+daemon included) is still there.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import ssl
@@ -44,6 +44,7 @@ HOOKED = {
 }
 POLL_S = 0.05
 START_S = 90.0
+FIRST_PORT = 16384
 _pause = threading.Event().wait
 
 SPEC = """
@@ -94,18 +95,24 @@ max_samples = 32
 
 
 def free_port(span: int = 4) -> int:
-    """A port such that it and the next ones are free now."""
+    """A port such that it and the next ones are free now.
+
+    It lies below those that the kernel gives to outgoing connections, one of which could take it before its process listens.
+    """
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-        if port + span < 65536 and all(_is_free(port + offset) for offset in range(span)):
+        port = random.SystemRandom().randrange(FIRST_PORT, first_outgoing - span)
+        if all(_is_free(port + offset) for offset in range(span)):
             return port
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def wait_until(there: Callable[[], Any], what: str, limit_s: float = 60.0) -> Any:
@@ -237,8 +244,11 @@ class Swarm:
         self._visitor: Enrolment | None = None
 
     def __enter__(self) -> Swarm:
-        self._network.__enter__()
-        self.coordinator = self.start_coordinator()
+        with contextlib.ExitStack() as unwinding:
+            unwinding.push(self.__exit__)
+            self._network.__enter__()
+            self.coordinator = self.start_coordinator()
+            unwinding.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
