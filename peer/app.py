@@ -7,7 +7,6 @@ import concurrent.futures
 import contextlib
 import itertools
 import socket
-import threading
 import time
 from typing import Any
 
@@ -40,7 +39,7 @@ from protocols.committed_rate import CommittedRate
 from protocols.errors import DiskError, UnreachableError
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.host.event_log import EventLog
-from protocols.host.interrupts import EXIT_INTERRUPTED, two_stage_interrupts
+from protocols.host.interrupts import EXIT_INTERRUPTED, Leaving, two_stage_interrupts
 from protocols.host.readable_log import readable_log
 from protocols.host.terminal import plural
 from protocols.identity import new_incarnation
@@ -77,21 +76,22 @@ def run_peer(config: PeerConfig, arrival: Arrival) -> int:
     if not ask_once(demands, enrolment.spec.digest, yes=config.yes):
         return EXIT_DONE
     arrival.milestones.reached("agreed")
-    guest = Guest(config.manners, home)
+    guest, leaving = Guest(config.manners, home), Leaving()
     with (
         readable_log(home / "peer.log"),
         EventLog(home / "events.jsonl", max_bytes=EVENTS_BYTES) as log,
         pausing_signals(home),
         PeerConsole() as console,
+        two_stage_interrupts(leaving.ask, console.close, echo_s=TORCHRUN_ECHO_S if ranks.size() > 1 else 0.0),
     ):
         events = PeerEvents(enrolment.credentials.peer_id, log, console)
         while True:
             if (pause := guest.pause()) is not None:
                 events("waiting", why=str(pause))
-                if not _wait_out(guest, pause, console):
+                if not _wait_out(guest, pause, console, leaving):
                     code, said = EXIT_INTERRUPTED, "Left the run"
                     break
-            session = _Session(config, arrival, console, events, task, guest)
+            session = _Session(config, arrival, console, events, task, guest, leaving)
             code, said = session.run()
             if not session.paused:
                 break
@@ -99,14 +99,13 @@ def run_peer(config: PeerConfig, arrival: Arrival) -> int:
     return code
 
 
-def _wait_out(guest: Guest, pause: Pause | None, console: PeerConsole) -> bool:
+def _wait_out(guest: Guest, pause: Pause | None, console: PeerConsole, leaving: Leaving) -> bool:
     """Until the peer may work again; False when the volunteer has it leave instead."""
-    left = threading.Event()
-    give_memory_back()
-    with two_stage_interrupts(left.set, console.close):
+    with leaving.by(lambda: None):
+        give_memory_back()
         while pause is not None:
             console.status(f"Paused: {pause}")
-            if left.wait(LOOK_S):
+            if leaving.asked.wait(LOOK_S):
                 return False
             pause = guest.pause()
     return True
@@ -123,7 +122,14 @@ def _free_memory_bytes() -> int:
 
 class _Session:
     def __init__(
-        self, config: PeerConfig, arrival: Arrival, console: PeerConsole, events: PeerEvents, task: Task, guest: Guest
+        self,
+        config: PeerConfig,
+        arrival: Arrival,
+        console: PeerConsole,
+        events: PeerEvents,
+        task: Task,
+        guest: Guest,
+        leaving: Leaving,
     ) -> None:
         self._config = config
         self._arrival = arrival
@@ -145,7 +151,7 @@ class _Session:
             port_mapping=config.port_mapping,
         )
         self._milestones = arrival.milestones
-        self._leaving = False
+        self._leaving = leaving
         self.paused = False  # it left because it must not work now
 
     def run(self) -> tuple[int, str]:
@@ -167,8 +173,7 @@ class _Session:
             ready: concurrent.futures.Future[Engine] = concurrent.futures.Future()
             swarm = self._network.start(self._take_part(trainer, ready))
             swarm.add_done_callback(lambda _: trainer.stop())
-            echo_s = TORCHRUN_ECHO_S if ranks.size() > 1 else 0.0
-            stack.enter_context(two_stage_interrupts(lambda: self._stop(engine, swarm), self._console.close, echo_s=echo_s))
+            stack.enter_context(self._leaving.by(lambda: self._stop(engine, swarm)))
             waiting: list[concurrent.futures.Future[Any]] = [ready, swarm]
             concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
             if ready.done():
@@ -179,7 +184,7 @@ class _Session:
                 if not swarm.done():
                     swarm.cancel()
                 concurrent.futures.wait([swarm], timeout=20)
-        if self._leaving:
+        if self._leaving.asked.is_set():
             return EXIT_INTERRUPTED, "Left the run"
         if not self.paused:
             swarm.result()  # raises what ended it
@@ -314,10 +319,10 @@ class _Session:
                 self._events("slept", why=nap)
             self._guest.transferred(engine.bandwidth.moved_bytes - counted)
             counted = engine.bandwidth.moved_bytes
-            if (pause := self._guest.pause()) is not None and not self._leaving:
+            if (pause := self._guest.pause()) is not None and not self._leaving.asked.is_set():
                 self._console.event(f"pausing: {pause}")
                 await engine.leave()
-                self.paused = not self._leaving
+                self.paused = not self._leaving.asked.is_set()
                 return
 
     async def _until_over(self, engine: Engine) -> None:
@@ -382,7 +387,6 @@ class _Session:
     # -- stopping --------------------------------------------------------------------------------------------------------------
 
     def _stop(self, engine: Engine | None, swarm: concurrent.futures.Future[None]) -> None:
-        self._leaving = True
         if engine is None:
             swarm.cancel()
             return

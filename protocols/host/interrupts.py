@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,3 +40,30 @@ def two_stage_interrupts(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Leaving:
+    """What the first Ctrl-C does, in a process that can leave in order during some parts of its life only."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self._leave: Callable[[], None] | None = None
+
+    def ask(self) -> None:
+        """From the signal's handler. Where the process cannot leave in order, this raises KeyboardInterrupt; Python loses that
+        in a destructor, so that the next part must look at `asked`, as `by` does."""
+        self.asked.set()
+        if self._leave is None:
+            raise KeyboardInterrupt
+        self._leave()
+
+    @contextmanager
+    def by(self, leave: Callable[[], None]) -> Iterator[None]:
+        """While entered, whoever asks calls `leave`; at once if somebody has asked before."""
+        self._leave = leave
+        try:
+            if self.asked.is_set():
+                leave()
+            yield
+        finally:
+            self._leave = None
