@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from protocols.round.records import Candidate, Hello
+from protocols.transport.interface import News
 
 
 class EmptyDirectory:
     """Lists nobody."""
 
-    async def announce(self, hello: Hello) -> list[Candidate]:
-        return []
+    async def announce(self, hello: Hello) -> News:
+        return News()
 
     async def peers(self) -> list[Candidate]:
         return []

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from coordinator.genesis import RunFolder
 from protocols.errors import BadMessageError
+from protocols.observations import Evaluation
 from protocols.reasons import Reason
 from protocols.round.records import Candidate
 from protocols.tasks.assets import read_asset
 from protocols.transport.channels import PROTOCOL_VERSION, refuse
 from protocols.transport.discovery import Announcement, read_announcement
+from protocols.transport.enrolling import MAX_NAMED
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import to_wire
 from protocols.wire.dugnad_pb2_grpc import EnrolmentServicer
@@ -22,7 +25,8 @@ MAX_BOOTSTRAP_PEERS = 32
 
 
 class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated without types
-    """`discovery` and `peers` give what is known at each enrolment; `announced` is told where peers say they are."""
+    """`discovery` and `peers` give what is known at each enrolment; `announced` is told where peers say they are;
+    `news` gives the newest evaluation and the names of peers."""
 
     def __init__(
         self,
@@ -30,12 +34,14 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
         discovery: Callable[[], tuple[str, ...]],
         peers: Callable[[], list[Candidate]],
         announced: Callable[[Announcement], None],
+        news: Callable[[], tuple[Evaluation | None, dict[str, str]]],
     ) -> None:
         self._folder = folder
         self._run_toml = folder.spec.to_toml()
         self._discovery = discovery
         self._peers = peers
         self._announced = announced
+        self._news = news
 
     async def Enrol(self, request: pb.EnrolRequest, context: Any) -> pb.EnrolReply:
         if request.protocol != PROTOCOL_VERSION:
@@ -67,7 +73,9 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
             self._announced(read_announcement(request.SerializeToString(), self._folder.authority.pem))
         except BadMessageError as error:
             await refuse(context, Reason.NOT_A_MEMBER, str(error))
-        return pb.AnnounceReply(peers=self._some_peers())
+        held_out, names = self._news()
+        some = dict(itertools.islice(names.items(), MAX_NAMED))
+        return pb.AnnounceReply(peers=self._some_peers(), held_out=to_wire(held_out) if held_out else None, names=some)
 
     def _some_peers(self) -> list[pb.Candidate]:
         return [to_wire(peer) for peer in self._peers()[:MAX_BOOTSTRAP_PEERS]]

@@ -106,7 +106,7 @@ class _Session:
         monitor = self._monitor
         with contextlib.ExitStack() as stack:
             self._console.status("Opening the ports")
-            ticket = stack.enter_context(self._network.serving())
+            ticket = stack.enter_context(self._network.serving(lambda: monitor.held_out))
             monitor.start(self._folder.snapshot.read_bytes(), resumed=self._folder.resumed)
             auxiliary = self._auxiliary(ticket)
             stack.callback(auxiliary.stop)

@@ -1,4 +1,4 @@
-"""The reachable peers that this coordinator knows of: from the DHT, or from their own announcements."""
+"""The peers that this coordinator knows of: from the DHT, or from their own announcements."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ class KnownPeers:
         self._announced: dict[str, tuple[float, Announcement]] = {}
 
     def add(self, announcement: Announcement) -> None:
-        """Keep an announcement, unless a newer incarnation is known. One without an address (client mode) is of no use."""
-        if not announcement.address:
-            return
+        """Keep an announcement, unless a newer incarnation is known."""
         known = self._announced.get(announcement.peer)
         if known is None or announcement.incarnation >= known[1].incarnation:
             self._announced[announcement.peer] = (time.monotonic(), announcement)
 
     def candidates(self) -> list[Candidate]:
-        """Auxiliary peers first: they have the time to answer."""
-        return [Candidate(item.peer, item.address) for item in self._fresh()]
+        """Those that can be reached, auxiliary peers first: they have the time to answer."""
+        return [Candidate(item.peer, item.address) for item in self._fresh() if item.address]
+
+    def names(self) -> dict[str, str]:
+        """What peers call themselves, by their ids."""
+        return {item.peer: item.name for item in self._fresh() if item.name}
 
     def discovery(self) -> list[str]:
         """DHT addresses of peers. After a restart our own DHT node knows nobody; these lead a newcomer to the others."""
-        return [address for item in self._fresh()[:DISCOVERY_PEERS] for address in item.discovery[:1]]
+        reachable = [item for item in self._fresh() if item.address]
+        return [address for item in reachable[:DISCOVERY_PEERS] for address in item.discovery[:1]]
 
     def is_auxiliary(self, peer: str) -> bool:
         return peer in self._announced and self._announced[peer][1].auxiliary

@@ -22,7 +22,7 @@ from coordinator.swarm_view import SwarmView
 from protocols.committed_rate import CommittedRate
 from protocols.errors import BadMessageError, DiskError, RemoteError
 from protocols.host.event_log import commit_fields
-from protocols.observations import Committed, Failure, Observation, PeerView, Seen, Swarm
+from protocols.observations import Committed, Evaluation, Failure, Observation, PeerView, Seen, Swarm
 from protocols.optimization import Schedule
 from protocols.round.records import Commit, SignedCommit
 from protocols.run_spec import RunSpec
@@ -79,6 +79,7 @@ class Monitor:
         self._rate = CommittedRate(clock)
         self.lineage, self._total_samples = "", 0
         self.epoch = 0
+        self.held_out: Evaluation | None = None  # the newest
         self.last_checkpoint: Path | None = None
 
     @property
@@ -123,8 +124,16 @@ class Monitor:
                 self._see(SwarmView.of(observation, self._run.spec))
             case Committed():
                 self._committed(observation)
-            case Failure(ballot, reason, peer):
-                self._sinks.event("attempt_failed", epoch=ballot.epoch, attempt=ballot.attempt, reason=reason.value, peer=peer)
+            case Failure(ballot, reason, peer, seconds):
+                self._sinks.event(
+                    "attempt_failed",
+                    epoch=ballot.epoch,
+                    attempt=ballot.attempt,
+                    reason=reason.value,
+                    peer=peer,
+                    name=self._present.get(peer, ""),
+                    seconds=seconds,
+                )
             case Seen(peer, present=True):
                 self._joined(peer)
             case Seen(peer, present=False, reason=reason):
@@ -229,6 +238,7 @@ class Monitor:
         self._progress(f"Measuring the held-out loss at epoch {epoch}")
         with torch.no_grad():
             loss = self._run.task.evaluate(self._run.model, self._run.spec.evaluation.max_samples)
+        self.held_out = Evaluation(epoch, loss)
         self._sinks.event("evaluated", epoch=epoch, loss=loss)
         self._sinks.scalar("eval/loss", loss, epoch)
         self._progress(None)

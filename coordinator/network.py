@@ -22,7 +22,7 @@ from coordinator.known_peers import KnownPeers
 from coordinator.watching import watch
 from protocols.errors import LocalError, PortInUseError, RemoteError, UnreachableError
 from protocols.identity import Ticket
-from protocols.observations import Observation
+from protocols.observations import Evaluation, Observation
 from protocols.snapshot.fetch import SnapshotFetch
 from protocols.transport import addresses
 from protocols.transport.channels import enrolment_server
@@ -52,11 +52,14 @@ class Network:
         self._known = KnownPeers()
 
     @contextlib.contextmanager
-    def serving(self) -> Iterator[Ticket]:
-        """Serve enrolment and discovery. Gives the ticket by which newcomers find them. Raises PortInUseError."""
+    def serving(self, held_out: Callable[[], Evaluation | None]) -> Iterator[Ticket]:
+        """Serve enrolment and discovery. Gives the ticket by which newcomers find them. Raises PortInUseError.
+
+        `held_out`: the newest evaluation, for those who take part.
+        """
         stop = asyncio.Event()
         ready: concurrent.futures.Future[int] = concurrent.futures.Future()
-        serving = self._thread.start(self._serve(ready, stop))
+        serving = self._thread.start(self._serve(ready, stop, held_out))
         waiting: list[concurrent.futures.Future[Any]] = [serving, ready]
         concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
         if serving.done():
@@ -91,7 +94,9 @@ class Network:
 
     # -- on the network's thread -----------------------------------------------------------------------------------------------
 
-    async def _serve(self, ready: concurrent.futures.Future[int], stop: asyncio.Event) -> None:
+    async def _serve(
+        self, ready: concurrent.futures.Future[int], stop: asyncio.Event, held_out: Callable[[], Evaluation | None]
+    ) -> None:
         config, folder = self._config, self._folder
         authority = folder.authority
         server, port = enrolment_server(authority.key_pem, authority.pem, config.host, config.port)
@@ -114,6 +119,7 @@ class Network:
                 discovery=lambda: (*self._announced_as(discovery), *discovery.addresses, *self._known.discovery()),
                 peers=self._known.candidates,
                 announced=self._known.add,
+                news=lambda: (held_out(), self._known.names()),
             )
             add_EnrolmentServicer_to_server(service, server)
             await server.start()

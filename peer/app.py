@@ -350,6 +350,7 @@ class _Session:
         while True:
             tip = engine.member.tip
             beat = engine.beat
+            leader, self._events.names = engine.following, engine.news.names
             if tip is not None:
                 pace.reached(tip.epoch, tip.total_samples)
                 self._console.update(
@@ -362,7 +363,8 @@ class _Session:
                         swarm_samples_per_second=pace.samples_per_second,
                         loss=self._events.loss,
                         peers=beat.peers if beat is not None else 0,
-                        leader=engine.following.peer if engine.following is not None else "",
+                        leader=self._events.name(leader.peer) if leader is not None else "",
+                        held_out=engine.news.held_out,
                         contributions=self._events.contributions,
                         contributed_samples=self._events.contributed_samples,
                         share=self._events.share,

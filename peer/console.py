@@ -30,10 +30,10 @@ from protocols.host.terminal import (
     plural,
     printable,
     rate,
-    short_id,
     stacked,
     time_left,
 )
+from protocols.observations import Evaluation
 
 EVENT_LINES = 4
 PLAIN_LINE_EVERY_S = 10.0
@@ -54,8 +54,9 @@ class PeerStatus:
     my_samples_per_second: float
     swarm_samples_per_second: float | None  # committed, over recent epochs
     loss: float | None
+    held_out: Evaluation | None
     peers: int
-    leader: str
+    leader: str  # its name
     contributions: int
     contributed_samples: int
     share: float
@@ -174,12 +175,12 @@ class PeerConsole:
         if status is None:
             return stacked([log_lines(events) if events else None, step])
         swarm = [plural(status.peers, "peer"), _pace(status), time_left(status.left_s)]
-        swarm += [f"leader {short_id(status.leader)}"] if status.leader else []
+        swarm += [f"leader {printable(status.leader, 32)}"] if status.leader else []
         mine = [f"{rate(status.my_samples_per_second)} samples/s", f"{plural(status.my_samples, 'sample')} in this batch"]
         given = Text(status.given, style="bold green") if status.contributions else Text("none yet", style="dim")
         rows: list[tuple[str, RenderableType]] = [
             ("batch", batch_bar(status.swarm_samples, status.target_batch_size)),
-            ("loss", loss_line(losses, "", self._screen.terminal.width - 14)),
+            ("loss", loss_line(losses, _held_out(status), self._screen.terminal.width - 14)),
             ("swarm", Text(" · ".join(part for part in swarm if part))),
             ("you", Text(" · ".join(mine))),
             ("given", given),
@@ -217,6 +218,11 @@ def _transfer_line(spinner: Spinner, done: int, total: int, *, seconds: float) -
     return grid
 
 
+def _held_out(status: PeerStatus) -> str:
+    measured = status.held_out
+    return f"held-out {measured.loss:.3f} at epoch {measured.epoch:,}" if measured is not None else ""
+
+
 def _pace(status: PeerStatus) -> str:
     pace = status.swarm_samples_per_second
     return f"{rate(pace)} samples/s" if pace is not None else ""
@@ -231,5 +237,6 @@ def _plain(status: PeerStatus) -> str:
     ]
     if status.loss is not None and math.isfinite(status.loss):
         parts.append(f"loss {status.loss:.3f}")
+    parts.append(_held_out(status))
     parts.append(printable(status.phase, 24))
     return f"epoch {status.epoch:,}: {', '.join(part for part in parts if part)}; given: {status.given}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from peer.console import PeerConsole
 from protocols.errors import DiskError
 from protocols.host.event_log import EventLog, commit_fields
 from protocols.host.reason_words import in_words
-from protocols.host.terminal import plural, short_id
+from protocols.host.terminal import display_name, duration, plural
 from protocols.reasons import Reason
 from protocols.round.records import Commit
 
@@ -23,6 +24,8 @@ class PeerEvents:
         self.contributions = 0
         self._given: Counter[str] = Counter()  # samples of each contributor, in the commits that this peer applied
         self.loss: float | None = None
+        self.names: Mapping[str, str] = {}
+        """What peers call themselves, by their ids, as far as that is known."""
 
     @property
     def contributed_samples(self) -> int:
@@ -79,15 +82,18 @@ class PeerEvents:
             self.contributions += 1
             self._console.contributed(commit.ballot.epoch, mine)
 
+    def name(self, peer: str) -> str:
+        return display_name(self.names.get(peer, ""), peer)
+
     def _tell(self, event: str, fields: dict[str, Any]) -> None:
         if event == "given_up":
             self._console.event(f"{plural(fields['samples'], 'sample')} given up: {in_words(fields['reason'])}")
         elif event == "attempt_failed":
-            culprit = f" ({short_id(fields['peer'])})" if fields["peer"] else ""
-            what = f"attempt {fields['attempt']} of epoch {fields['epoch']} failed"
+            culprit = f" ({self.name(fields['peer'])})" if fields["peer"] else ""
+            what = f"attempt {fields['attempt']} of epoch {fields['epoch']} failed after {duration(fields['seconds'])}"
             self._console.event(f"{what}: {in_words(fields['reason'])}{culprit}")
         elif event == "leader_lost":
-            self._console.event(f"leader {short_id(fields['peer'])} lost: {in_words(fields['reason'])}")
+            self._console.event(f"leader {self.name(fields['peer'])} lost: {in_words(fields['reason'])}")
         elif event == "unreachable":
             self._console.event(f"others cannot reach this computer: {fields['problem']}")
             self._console.event("so it takes part in client mode, which is fine; README says how to forward a port")
@@ -104,9 +110,10 @@ class PeerEvents:
                 f"this computer has another address now, {fields['address']}; asking others whether they reach it"
             )
         elif event == "blamed":
-            self._console.event(f"an attempt at epoch {fields['epoch']} was lost: somebody could not reach this computer")
+            cost = f"cost an attempt at epoch {fields['epoch']}, {duration(fields['seconds'])}"
+            self._console.event(f"somebody could not reach this computer, which {cost}; asking others whether they do")
         elif event == "unreached":
-            whom = short_id(fields["peer"])
+            whom = self.name(fields["peer"])
             self._console.event(f"{whom} could not be reached, and reduces nothing for now: {fields['problem']}")
         elif event == "waiting":
             self._console.event(f"paused: {fields['why']}")

@@ -83,6 +83,11 @@ class Failure:
     ballot: Ballot
     reason: Reason
     peer: str
+    seconds: float
+    """Since it was planned."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seconds < math.inf, "an attempt's duration is finite")
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,17 @@ class Seen:
     def __post_init__(self) -> None:
         reasons = {""} if self.present else {reason.value for reason in Reason}
         require(self.reason in reasons, f"{self.reason[:20]!r} is no reason to leave")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss on the held-out data at an epoch, as the coordinator measured it."""
+
+    epoch: int
+    loss: float
+
+    def __post_init__(self) -> None:
+        require(self.epoch >= 0, "epochs count from 0")
 
 
 Observation = Swarm | Committed | Failure | Seen

@@ -8,7 +8,7 @@ from typing import Any
 from humanize import naturalsize
 
 from protocols.host.reason_words import in_words
-from protocols.host.terminal import display_name, duration, plural, printable, short_id
+from protocols.host.terminal import display_name, duration, plural, printable
 from protocols.reasons import Reason
 
 
@@ -35,8 +35,9 @@ def describe(record: Mapping[str, Any]) -> str:
         parts += [f"{record['attempts']} attempts"] if int(record.get("attempts") or 1) > 1 else []
         return f"epoch {epoch} committed: {', '.join(parts)}"
     if event == "attempt_failed":
-        peer = f" ({short_id(str(record['peer']))})" if record.get("peer") else ""
-        return f"attempt {record.get('attempt', '?')} of epoch {epoch} failed: {reason}{peer}"
+        peer = f" ({who})" if record.get("peer") else ""
+        after = f" after {duration(float(record['seconds']))}" if record.get("seconds") is not None else ""
+        return f"attempt {record.get('attempt', '?')} of epoch {epoch} failed{after}: {reason}{peer}"
     if event == "evaluated":
         loss = record.get("loss")
         return f"held-out loss at epoch {epoch}: {'not finite' if loss is None else _number(loss)}"

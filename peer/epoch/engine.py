@@ -49,7 +49,7 @@ from protocols.round.plans import MemberPlan, member_plan_of
 from protocols.round.records import Candidate, Contribution, Hello, SignedCommit, Standing, Tip
 from protocols.round.succession import Succession
 from protocols.round.unreached import Unreached
-from protocols.transport.interface import DIAL_S
+from protocols.transport.interface import DIAL_S, News
 from protocols.transport.network_thread import cancel_all
 from protocols.transport.whereabouts import ask
 
@@ -123,6 +123,7 @@ class Engine:
         self._encoded: Bytes = b""  # this epoch's contribution, as every attempt sends it
         self._accumulating = (0, 0)  # counters of the samples that are drawn and not frozen
         self.samples_per_second = self._step_s = 0.0
+        self._planned_at = 0.0  # when this peer last planned an attempt, or heard of a plan
         self._queue: deque[Any] = deque()
         self._performing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -238,6 +239,11 @@ class Engine:
     def following(self) -> Candidate | None:
         return self._following.leader
 
+    @property
+    def news(self) -> News:
+        """What the coordinator said last."""
+        return self._neighbours.news
+
     def swarm(self) -> Swarm:
         """How the swarm stands, as this peer sees it."""
         views = []
@@ -331,6 +337,7 @@ class Engine:
                 ours = (self.settings.run_digest, self._replica.elements)
                 if (record.run_digest, record.elements) != ours or record.codec not in self.settings.codecs:
                     raise BadMessageError("a plan of another run")
+                self._planned_at = self.environment.clock()
                 self.perform(self.member.on_plan(record))
             case Abort(plan_digest, reason, sound, peer):
                 self._blamed(peer, reason)
@@ -349,7 +356,8 @@ class Engine:
     def _blamed(self, peer: str, reason: Reason) -> None:
         """An attempt ended because of `peer`."""
         if peer == self.me and reason is Reason.REDUCER_LOST:
-            self.events("blamed", reason=reason, epoch=self.member.tip.epoch + 1 if self.member.tip is not None else 0)
+            epoch = self.member.tip.epoch + 1 if self.member.tip is not None else 0
+            self.events("blamed", reason=reason, epoch=epoch, seconds=self.environment.clock() - self._planned_at)
             self.reachability.suspect()
 
     def heard_standing(self, theirs: Standing) -> None:
@@ -409,7 +417,7 @@ class Engine:
                 for peer in peers:
                     self._spawn(self._ask(peer))
             case leader_actions.SendPlan(to, plan, absent):
-                ballot = plan.ballot
+                ballot, self._planned_at = plan.ballot, self.environment.clock()
                 self.events("planned", epoch=ballot.epoch, attempt=ballot.attempt, members=list(plan.members), absent=absent)
                 for peer in to:
                     part = member_plan_of(plan, peer)
@@ -427,7 +435,9 @@ class Engine:
                 if self._replica.commit is not None:
                     self.followers.send(to, self._replica.commit)
             case leader_actions.NoteFailure(ballot, reason, peer):
-                self.events("attempt_failed", ballot=ballot, reason=reason, peer=peer)
+                self.events(
+                    "attempt_failed", ballot=ballot, reason=reason, peer=peer, seconds=self.environment.clock() - self._planned_at
+                )
             case leader_actions.Yield(_):
                 self.succession.silent(self.me)
             case _:

@@ -11,6 +11,7 @@ from peer.environment import Environment
 from protocols.errors import LocalError, PortInUseError, RemoteError
 from protocols.round.records import Candidate, Hello, Standing
 from protocols.transport.discovery import ANNOUNCEMENT_S
+from protocols.transport.interface import News
 from protocols.transport.whereabouts import ask
 
 # Others are looked for this often: eagerly while there are none.
@@ -34,19 +35,21 @@ class Neighbours:
         self._hello = hello
         self._found = found
         self._heard = heard
+        self.news = News()  # the newest
 
     async def run(self) -> None:
         """Until cancelled. Failures are logged: peers that know each other go on without a directory."""
         environment, directory = self._environment, self._environment.directory
         announced, announced_at = None, float("-inf")
-        told: list[Candidate] = []  # at the last announcement
         while True:
             others: list[Candidate] = []
             try:
                 if self._hello() != announced or environment.clock() - announced_at >= ANNOUNCE_S:
                     announced, announced_at = self._hello(), environment.clock()
-                    told = await directory.announce(announced)
-                others = [candidate for candidate in (*told, *await directory.peers()) if candidate.peer != environment.me]
+                    self.news = await directory.announce(announced)
+                others = [
+                    candidate for candidate in (*self.news.peers, *await directory.peers()) if candidate.peer != environment.me
+                ]
                 self._found(others)
             except (RemoteError, LocalError, PortInUseError) as error:
                 _log.warning("discovery: %s", error)

@@ -40,7 +40,7 @@ class Observers:
             absent = tuple(Absence(peer, reason) for peer, reason in fields["absent"])
             self._tell(Committed(fields["signed"], fields["seconds"], fields["attempts"], absent))
         elif event == "attempt_failed":
-            self._tell(Failure(fields["ballot"], fields["reason"], fields["peer"]))
+            self._tell(Failure(fields["ballot"], fields["reason"], fields["peer"], fields["seconds"]))
 
     def joined(self, peer: str, hello: Hello) -> None:
         self._tell(Seen(_view(peer, hello), True))

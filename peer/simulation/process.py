@@ -29,6 +29,7 @@ from protocols.reasons import Reason
 from protocols.round.planner import GRID
 from protocols.round.records import Candidate, Hello
 from protocols.transport.bandwidth import Bandwidth
+from protocols.transport.interface import News
 
 if TYPE_CHECKING:
     from peer.simulation.swarm import Swarm
@@ -49,8 +50,8 @@ class _Directory:
 
     process: SimulatedPeer
 
-    async def announce(self, hello: Hello) -> list[Candidate]:
-        return []
+    async def announce(self, hello: Hello) -> News:
+        return News()
 
     async def peers(self) -> list[Candidate]:
         return self.process.swarm.look(self.process)

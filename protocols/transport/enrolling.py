@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 import socket
 import ssl
@@ -14,11 +15,13 @@ from pathlib import Path
 
 from protocols.errors import BadMessageError, DugnadError, RefusedError, RemoteError, TicketError, UnreachableError
 from protocols.identity import Credentials, Key, Ticket
+from protocols.observations import Evaluation
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, Tip
 from protocols.run_spec import MAX_ASSETS_BYTES, RunSpec
 from protocols.transport.addresses import joined
 from protocols.transport.channels import PROTOCOL_VERSION, coordinator_channel, translated
+from protocols.transport.interface import News
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import from_wire
 from protocols.wire.dugnad_pb2_grpc import EnrolmentStub
@@ -26,6 +29,7 @@ from protocols.wire.dugnad_pb2_grpc import EnrolmentStub
 CONNECT_S = 10.0
 TRY_S = 3.0
 ASSET_S = 120.0
+MAX_NAMED, MAX_NAME = 1024, 64  # peers of whom a coordinator tells, characters of a name
 _REMEDY = "Check that the coordinator runs and that its ports are open; if it moved, ask the organiser for a new ticket."
 
 
@@ -81,15 +85,19 @@ async def fetch_assets(enrolment: Enrolment, ticket: Ticket, missing: list[str],
             take(name, bytes(content))
 
 
-async def announce_to(coordinator: str, authority: bytes, signed: bytes) -> list[Candidate]:
-    """Tell the coordinator where this peer is; the peers that it knows of. `signed` is a serialised SignedAnnouncement.
+async def announce_to(coordinator: str, authority: bytes, signed: bytes) -> News:
+    """Tell the coordinator where this peer is, and hear what is new. `signed` is a serialised SignedAnnouncement.
 
     Raises RemoteError.
     """
     async with coordinator_channel(coordinator, authority) as channel:
         with translated(f"the coordinator at {coordinator}"):
             reply = await EnrolmentStub(channel).Announce(pb.SignedAnnouncement.FromString(signed), timeout=CONNECT_S)
-    return [from_wire(Candidate, peer) for peer in reply.peers]
+    return News(
+        peers=tuple(from_wire(Candidate, peer) for peer in reply.peers[:MAX_NAMED]),
+        held_out=from_wire(Evaluation, reply.held_out) if reply.HasField("held_out") else None,
+        names={peer: reply.names[peer][:MAX_NAME] for peer in itertools.islice(reply.names, MAX_NAMED)},
+    )
 
 
 async def _pinned_authority(host: str, port: int, fingerprint: bytes) -> bytes:

@@ -7,10 +7,13 @@ In production these are gRPC, TLS sockets and hivemind's DHT (network.py); in a 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from protocols.errors import BadMessageError, RefusedError, UnreachableError
+from protocols.observations import Evaluation
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, Hello
 from protocols.transport.bandwidth import Bandwidth
@@ -68,11 +71,22 @@ class Transport(Protocol):
         """Try whether a new bulk connection can be made now. Raises UnreachableError."""
 
 
+@dataclass(frozen=True)
+class News:
+    """What a peer hears in reply when it says where it is."""
+
+    peers: tuple[Candidate, ...] = ()
+    """Some that can be reached."""
+    held_out: Evaluation | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What peers call themselves, by their ids."""
+
+
 class Directory(Protocol):
     """Where peers say that they are, and find each other."""
 
-    async def announce(self, hello: Hello) -> list[Candidate]:
-        """Say where this peer is; the reachable peers that were named in reply. Raises RemoteError or LocalError."""
+    async def announce(self, hello: Hello) -> News:
+        """Say where this peer is. Raises RemoteError or LocalError."""
 
     async def peers(self) -> list[Candidate]:
         """Reachable peers, as far as they can be found now. Raises RemoteError or LocalError."""

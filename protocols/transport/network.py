@@ -23,7 +23,7 @@ from protocols.transport.discovery import Announcement, Discovery, DiscoveryConf
 from protocols.transport.enrolling import announce_to
 from protocols.transport.frames import FrameStream
 from protocols.transport.grpc_streams import answers, opened
-from protocols.transport.interface import DIAL_S, Service, Stream
+from protocols.transport.interface import DIAL_S, News, Service, Stream
 
 STOP_S = 0.5
 _log = logging.getLogger(__name__)
@@ -108,8 +108,8 @@ class SwarmDirectory:
     async def aclose(self) -> None:
         await self._discovery.aclose()
 
-    async def announce(self, hello: Hello) -> list[Candidate]:
-        """Tell the coordinator where this peer is, and the DHT if it can be reached; the peers that the coordinator names."""
+    async def announce(self, hello: Hello) -> News:
+        """Tell the coordinator where this peer is, and the DHT if it can be reached; what the coordinator says."""
         me = self._credentials.peer_id
         await _tried(self._discovery.be(client_mode=await _in_client_mode(hello)))
         announcement = Announcement(me, hello.incarnation, hello.address, hello.name, hello.auxiliary, self._discovery.addresses)
@@ -118,7 +118,7 @@ class SwarmDirectory:
             await _tried(self._discovery.announce(me, signed))
         with contextlib.suppress(RemoteError):  # the coordinator is away; training does not need it
             return await announce_to(self._coordinator, self._credentials.authority, signed)
-        return []
+        return News()
 
     async def peers(self) -> list[Candidate]:
         return [Candidate(item.peer, item.address) for item in await self._discovery.peers()]

@@ -509,14 +509,16 @@ class PeerView(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., role: _Optional[str] = ..., reachable: _Optional[bool] = ..., epoch: _Optional[int] = ..., samples: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., state: _Optional[str] = ..., is_leader: _Optional[bool] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("ballot", "reason", "peer")
+    __slots__ = ("ballot", "reason", "peer", "seconds")
     BALLOT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
     ballot: Ballot
     reason: str
     peer: str
-    def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., reason: _Optional[str] = ..., peer: _Optional[str] = ...) -> None: ...
+    seconds: float
+    def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., reason: _Optional[str] = ..., peer: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Absence(_message.Message):
     __slots__ = ("peer", "reason")
@@ -637,10 +639,29 @@ class Announcement(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., auxiliary: _Optional[bool] = ..., discovery: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
-    __slots__ = ("peers",)
+    __slots__ = ("peers", "held_out", "names")
+    class NamesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
     peers: _containers.RepeatedCompositeFieldContainer[Candidate]
-    def __init__(self, peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
+    held_out: Evaluation
+    names: _containers.ScalarMap[str, str]
+    def __init__(self, peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., held_out: _Optional[_Union[Evaluation, _Mapping]] = ..., names: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Evaluation(_message.Message):
+    __slots__ = ("epoch", "loss")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    loss: float
+    def __init__(self, epoch: _Optional[int] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class SignedAnnouncement(_message.Message):
     __slots__ = ("announcement", "signature", "certificate")

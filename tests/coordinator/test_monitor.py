@@ -207,7 +207,7 @@ def test_what_observers_are_told_becomes_events(folder: RunFolder, checkpoints: 
         Swarm(None, 0, "training", (alice,), Candidate("3fa2", "a:1")),
         Seen(bob, present=True),
         Seen(bob, present=True),
-        Failure(Ballot(1, "a" * 64, 2, "3fa2"), Reason.SILENT, "91cc"),
+        Failure(Ballot(1, "a" * 64, 2, "3fa2"), Reason.SILENT, "91cc", 4.5),
         Seen(bob, present=False, reason=Reason.LEFT.value),
         Committed(signed, seconds=2.0, attempts=2, absent=(Absence("91cc", Reason.LEFT),)),
         Committed(signed),
@@ -223,6 +223,8 @@ def test_what_observers_are_told_becomes_events(folder: RunFolder, checkpoints: 
     ]
     (committed,) = on.events.of("committed")
     assert (committed["seconds"], committed["attempts"], committed["absent"]) == (2.0, 2, {"91cc": "left"})
+    (failed,) = on.events.of("attempt_failed")
+    assert (failed["name"], failed["seconds"]) == ("bob", 4.5)
 
 
 def test_a_peer_that_did_not_come_to_the_new_leader_has_left(folder: RunFolder, checkpoints: Checkpoints) -> None:

@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console as Terminal
 
 from peer.console import PeerConsole, PeerStatus
+from protocols.observations import Evaluation
 
 STATUS = PeerStatus(
     epoch=7,
@@ -14,8 +15,9 @@ STATUS = PeerStatus(
     my_samples_per_second=48.2,
     swarm_samples_per_second=158.9,
     loss=4.312,
+    held_out=Evaluation(60, 4.207),
     peers=4,
-    leader="3fa2" * 16,
+    leader="attic 3fa2…",
     contributions=3,
     contributed_samples=1072,
     share=0.25,
@@ -122,7 +124,8 @@ def test_off_a_terminal_the_state_is_told_every_ten_seconds() -> None:
             console.update(replace(STATUS, epoch=second))
     assert [line.split(":")[0] for line in on.lines()] == ["epoch 0", "epoch 10", "epoch 20"]
     assert on.lines()[0] == (
-        "epoch 0: 61 of 96 samples, 4 peers, 159 samples/s (you 48.2), 4 minutes left, loss 4.312, training;"
+        "epoch 0: 61 of 96 samples, 4 peers, 159 samples/s (you 48.2), 4 minutes left, loss 4.312,"
+        " held-out 4.207 at epoch 60, training;"
         " given: 3 contributions, 1,072 samples: 25% of all since you joined, place 2 of 3"
     )
 
@@ -156,5 +159,5 @@ def test_a_run_without_an_end_and_a_pace_that_is_not_known_yet_are_left_out() ->
     on = Fixture(80)
     on.console.update(replace(STATUS, max_epochs=None, left_s=None, swarm_samples_per_second=None))
     assert "python-lm · epoch 7 · training" in on.frame()
-    assert "4 peers · leader 3fa2…" in on.frame()
+    assert "4 peers · leader attic 3fa2…" in on.frame()
     assert "None" not in on.frame()

@@ -51,12 +51,20 @@ def test_share_and_place_are_of_what_was_committed_since_it_joined(on: On) -> No
 
 def test_the_log_keeps_codes_and_the_screen_has_words(on: On, tmp_path: Path) -> None:
     on.events("given_up", reason=Reason.MISSED, samples=1)
-    on.events("attempt_failed", ballot=Ballot(3, PARENT, 2, "bob"), reason=Reason.REDUCER_LOST, peer="3fa2bb")
+    on.events("attempt_failed", ballot=Ballot(3, PARENT, 2, "bob"), reason=Reason.REDUCER_LOST, peer="3fa2bb", seconds=7.25)
+    on.events.names = {"3fa2bb": "attic"}
     on.events("leader_lost", peer="3fa2bb", reason=Reason.SILENT)
+    on.events("blamed", reason=Reason.REDUCER_LOST, epoch=4, seconds=12.0)
     assert "1 sample given up: the others went on without them" in on.said
-    assert "attempt 2 of epoch 3 failed: a shard could not be exchanged (3fa2…)" in on.said
-    assert "leader 3fa2… lost: it fell silent" in on.said
-    assert [record["reason"] for record in read_events(tmp_path / "events.jsonl")] == ["missed", "reducer-lost", "silent"]
+    assert "attempt 2 of epoch 3 failed after 7.2 s: a shard could not be exchanged (3fa2…)" in on.said
+    assert "leader attic 3fa2… lost: it fell silent" in on.said
+    assert "which cost an attempt at epoch 4, 12 s; asking others" in on.said
+    assert [record["reason"] for record in read_events(tmp_path / "events.jsonl")] == [
+        "missed",
+        "reducer-lost",
+        "silent",
+        "reducer-lost",
+    ]
 
 
 def test_a_full_disk_costs_the_log_alone_and_is_said_once(on: On, monkeypatch: pytest.MonkeyPatch) -> None:

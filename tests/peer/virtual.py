@@ -24,7 +24,7 @@ from peer.training.job_queue import JobQueue
 from protocols.round.records import Candidate, Hello
 from protocols.transport.bandwidth import Bandwidth, Direction, RateLimiter
 from protocols.transport.frames import FrameStream, Kind
-from protocols.transport.interface import Service, Stream
+from protocols.transport.interface import News, Service, Stream
 
 T = TypeVar("T")
 LATENCY_S = 0.01
@@ -59,8 +59,8 @@ class JobsAtOnce(JobQueue):
 class NobodyElse:
     """A directory of nobody."""
 
-    async def announce(self, hello: Hello) -> list[Candidate]:
-        return []
+    async def announce(self, hello: Hello) -> News:
+        return News()
 
     async def peers(self) -> list[Candidate]:
         return []

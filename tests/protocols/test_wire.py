@@ -17,7 +17,7 @@ import protocols.wire
 from protocols import messages, observations
 from protocols.errors import BadMessageError
 from protocols.messages import MAX_CHUNK_BYTES, Manifest
-from protocols.observations import Absence, Committed, Failure, PeerView, Seen, Swarm
+from protocols.observations import Absence, Committed, Evaluation, Failure, PeerView, Seen, Swarm
 from protocols.reasons import Reason
 from protocols.round import member, records
 from protocols.round import plans as round_plans
@@ -197,7 +197,8 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         attempts=counts,
         absent=st.lists(st.builds(Absence, peer=peers, reason=reasons), max_size=3).map(tuple),
     ),
-    Failure: st.builds(Failure, ballot=ballots, reason=reasons, peer=st.just("") | peers),
+    Failure: st.builds(Failure, ballot=ballots, reason=reasons, peer=st.just("") | peers, seconds=rates),
+    Evaluation: st.builds(Evaluation, epoch=counts, loss=st.floats(allow_nan=False)),
     Seen: st.builds(Seen, peer=peer_views, present=st.just(True))
     | st.builds(Seen, peer=peer_views, present=st.just(False), reason=reasons.map(lambda reason: reason.value)),
     Manifest: st.builds(
@@ -254,6 +255,7 @@ MESSAGES = {kind for kind in vars(messages).values() if isinstance(kind, type) a
 # Records whose every field may be absent, empty or zero.
 MAY_BE_EMPTY = {
     Hello,
+    Evaluation,
     Candidate,
     member.Accept,
     *(kind for kind in MESSAGES if kind not in (messages.Heartbeat, messages.Abort, messages.AskReply, Manifest)),

@@ -24,6 +24,18 @@ from tests.factories import COMMITTED_EVENT
             {"event": "attempt_failed", "epoch": 13, "attempt": 2, "reason": "connection-lost", "peer": "3fa2bb"},
             "attempt 2 of epoch 13 failed: the connection broke (3fa2…)",
         ),
+        (
+            {
+                "event": "attempt_failed",
+                "epoch": 3,
+                "attempt": 1,
+                "reason": "silent",
+                "peer": "3fa2bb",
+                "name": "ola",
+                "seconds": 9.0,
+            },
+            "attempt 1 of epoch 3 failed after 9.0 s: it fell silent (ola 3fa2…)",
+        ),
         ({"event": "evaluated", "epoch": 10, "loss": 4.4}, "held-out loss at epoch 10: 4.40"),
         ({"event": "evaluated", "epoch": 10, "loss": None}, "held-out loss at epoch 10: not finite"),
         (

@@ -11,7 +11,7 @@ from peer.epoch.neighbours import ANNOUNCE_S, EAGER_LOOK_S, LOOK_S, Neighbours
 from protocols.errors import LocalError, UnreachableError
 from protocols.messages import NOBODY, AskReply, AskRequest
 from protocols.round.records import Candidate, Hello, Standing
-from protocols.transport.interface import Stream
+from protocols.transport.interface import News, Stream
 from tests.peer.virtual import Answers, Net
 
 STANDING = Standing(9, "d" * 64, 90)
@@ -29,12 +29,12 @@ class Directory:
         self.hellos: list[Hello] = []
         self.looked: list[float] = []
 
-    async def announce(self, hello: Hello) -> list[Candidate]:
+    async def announce(self, hello: Hello) -> News:
         self.hellos.append(hello)
         self.announced.append(self._clock())
         if self.problem is not None:
             raise self.problem
-        return self.named
+        return News(tuple(self.named))
 
     async def peers(self) -> list[Candidate]:
         self.looked.append(self._clock())
