@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from protocols.observations import PeerView, Swarm
-from protocols.round.records import Standing
+from protocols.host.reason_words import in_words
+from protocols.host.terminal import display_name, plural
+from protocols.observations import Committed, PeerView, Swarm
+from protocols.reasons import Reason
+from protocols.round.records import Commit, Standing
 from protocols.run_spec import RunSpec
 
 _NOT_STARTED = Standing(epoch=0, lineage="0" * 64, total_samples=0)
@@ -26,11 +30,17 @@ class SwarmView:
     peers: tuple[PeerView, ...]
     max_epochs: int | None
     loss: float | None = None
-    """Training loss of the newest commit, where that was told."""
+    """Training loss of the newest commit. This and the rest: as far as that was told."""
+    committed_samples_per_second: float | None = None
+    """Over recent epochs."""
+    left_s: float | None = None
+    """Until the last epoch, at that pace."""
+    problems: tuple[str, ...] = ()
+    """What slows the swarm down, in words."""
 
     @classmethod
-    def of(cls, swarm: Swarm, spec: RunSpec, loss: float | None = None) -> SwarmView:
-        """What a peer said, beside what the run's spec asks for."""
+    def of(cls, swarm: Swarm, spec: RunSpec, recent: Sequence[Committed] = ()) -> SwarmView:
+        """What a peer said, beside what the run's spec asks for. `recent`: its commits up to now, oldest first."""
         standing = swarm.standing or _NOT_STARTED
         return cls(
             run=spec.run.name,
@@ -43,10 +53,47 @@ class SwarmView:
             phase=swarm.phase,
             peers=swarm.peers,
             max_epochs=spec.training.max_epochs,
-            loss=loss,
+            loss=recent[-1].signed_commit.commit.loss if recent else None,
+            committed_samples_per_second=_pace(recent, lambda commit: commit.total_samples),
+            left_s=_left_s(recent, spec.training.max_epochs),
+            problems=_problems(swarm, recent),
         )
 
     @property
     def samples_per_second(self) -> float:
         """The sum over all peers that are not silent."""
         return sum(peer.samples_per_second for peer in self.peers if peer.state != "silent")
+
+
+def _pace(recent: Sequence[Committed], count: Callable[[Commit], int]) -> float | None:
+    """What `count` grew by in a second of the recent epochs; None unless their leader said how long each took."""
+    if len(recent) < 2 or not all(told.seconds for told in recent[1:]):
+        return None
+    first, last = recent[0].signed_commit.commit, recent[-1].signed_commit.commit
+    return (count(last) - count(first)) / sum(told.seconds for told in recent[1:])
+
+
+def _left_s(recent: Sequence[Committed], max_epochs: int | None) -> float | None:
+    epochs_s = _pace(recent, lambda commit: commit.ballot.epoch)
+    if max_epochs is None or not epochs_s:
+        return None
+    return max(0, max_epochs - recent[-1].signed_commit.commit.ballot.epoch) / epochs_s
+
+
+# These are as a volunteer or an organiser wants them.
+_NO_PROBLEM = (Reason.AUXILIARY, Reason.LEFT, Reason.JOINED)
+
+
+def _problems(swarm: Swarm, recent: Sequence[Committed]) -> tuple[str, ...]:
+    names = {peer.peer: peer.name for peer in swarm.peers}
+    problems = [f"{display_name(peer.name, peer.peer)} is silent" for peer in swarm.peers if peer.state == "silent"]
+    failed = sum(told.attempts > 1 for told in recent)
+    if failed:
+        problems.append(f"{failed} of the last {plural(len(recent), 'epoch')} took more than one attempt")
+    for absence in recent[-1].absent if recent else ():
+        if absence.reason not in _NO_PROBLEM:
+            who = display_name(names.get(absence.peer, ""), absence.peer)
+            problems.append(f"{who} was not in the last epoch: {in_words(absence.reason)}")
+    if not any(peer.role == "contributor" and peer.state != "silent" for peer in swarm.peers):
+        problems.append("nobody trains")
+    return tuple(problems)

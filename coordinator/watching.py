@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from coordinator.swarm_view import SwarmView
+from protocols.committed_rate import RECENT_EPOCHS
 from protocols.errors import BadMessageError, RemoteError, UnreachableError
 from protocols.messages import ObserveRequest
 from protocols.observations import Committed, Observation, Swarm
@@ -30,23 +31,25 @@ async def look_once(transport: Transport, peers: Iterable[Candidate], spec: RunS
             leader = swarm.follows
             if leader is not None and leader.peer != peer.peer and leader.address:
                 peer, swarm = leader, await _standing_of(transport, leader)
-            return SwarmView.of(swarm, spec, await _newest_loss(transport, peer, swarm))
+            return SwarmView.of(swarm, spec, await _recent_commits(transport, peer, swarm))
         except RemoteError as error:
             problem = error
     raise problem
 
 
-async def _newest_loss(transport: Transport, peer: Candidate, swarm: Swarm) -> float | None:
-    """Of the commit at which `swarm` stands; None if `peer` does not tell."""
-    epoch = swarm.standing.epoch if swarm.standing is not None else 0
+async def _recent_commits(transport: Transport, peer: Candidate, swarm: Swarm) -> list[Committed]:
+    """The commits up to where `swarm` stands, oldest first, as far as `peer` tells them."""
+    epoch, found = swarm.standing.epoch if swarm.standing is not None else 0, list[Committed]()
     if not epoch:
-        return None
+        return found
     with contextlib.suppress(RemoteError, asyncio.TimeoutError):
-        async with transport.open(peer, ObserveRequest(epoch - 1, once=False)) as stream:
-            while (told := await asyncio.wait_for(_next(stream), SILENCE_S)) is not None:
-                if isinstance(told, Committed):
-                    return told.signed_commit.commit.loss
-    return None
+        async with transport.open(peer, ObserveRequest(max(0, epoch - RECENT_EPOCHS - 1), once=False)) as stream:
+            await asyncio.wait_for(_next(stream), SILENCE_S)  # how the swarm stands; then come the commits on record
+            while isinstance(told := await asyncio.wait_for(_next(stream), SILENCE_S), Committed):
+                found.append(told)
+                if told.signed_commit.commit.ballot.epoch >= epoch:
+                    break
+    return found
 
 
 async def watch(

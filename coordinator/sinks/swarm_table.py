@@ -19,12 +19,10 @@ def render_view(view: SwarmView, width: int) -> RenderableType:
     rows: list[tuple[str, RenderableType]] = [
         ("run", Text.assemble((printable(view.run, 32), "bold"), " · ", (epoch_text(view), "bold cyan"))),
         ("batch", batch_bar(view.samples, view.target_batch_size)),
-        ("swarm", swarm_line(view)),
+        ("swarm", swarm_line(view, view.committed_samples_per_second, view.left_s)),
         ("loss", Text("not told" if view.loss is None else f"{view.loss:.3f} at the newest epoch")),
     ]
-    silent = [f"{printable(peer.name, 24)} {short_id(peer.peer)}" for peer in view.peers if peer.state == "silent"]
-    if silent:
-        rows.append(("silent", Text(", ".join(silent), style="red")))
+    rows += [("problem", Text(printable(problem, 200), style="red")) for problem in view.problems]
     return stacked([labelled(rows), "", peer_table(view.peers, width, len(view.peers) + 1)])
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from protocols.observations import Absence, Committed, Failure, Observation, PeerView, Role, Seen, Swarm
 from protocols.reasons import Reason
 from protocols.round.records import Hello, SignedCommit
+
+ANNOUNCED = 64  # commits of which a leader remembers seconds, attempts and absences
 
 
 class Observers:
@@ -19,6 +22,7 @@ class Observers:
         """`swarm`: how it stands now. `commits`: those on record, oldest first."""
         self.swarm = swarm
         self._commits = commits
+        self._announced: deque[Committed] = deque(maxlen=ANNOUNCED)  # with what only their leader knows
         self._inboxes: list[asyncio.Queue[Observation]] = []
 
     @contextlib.contextmanager
@@ -32,13 +36,12 @@ class Observers:
 
     def happened(self, event: str, fields: dict[str, Any]) -> None:
         """One of the engine's events; those that outsiders need are passed on."""
-        if not self._inboxes:
-            return
         if event == "applied":
             self._tell(Committed(fields["signed"]))
         elif event == "announced":
             absent = tuple(Absence(peer, reason) for peer, reason in fields["absent"])
-            self._tell(Committed(fields["signed"], fields["seconds"], fields["attempts"], absent))
+            self._announced.append(Committed(fields["signed"], fields["seconds"], fields["attempts"], absent))
+            self._tell(self._announced[-1])
         elif event == "attempt_failed":
             self._tell(Failure(fields["ballot"], fields["reason"], fields["peer"], fields["seconds"]))
 
@@ -49,7 +52,9 @@ class Observers:
         self._tell(Seen(_view(peer, hello), False, reason.value))
 
     def committed_after(self, epoch: int) -> list[Committed]:
-        return [Committed(signed) for signed in self._commits if signed.commit.ballot.epoch > epoch]
+        announced = {told.signed_commit.commit.digest: told for told in self._announced}
+        commits = [signed for signed in self._commits if signed.commit.ballot.epoch > epoch]
+        return [announced.get(signed.commit.digest, Committed(signed)) for signed in commits]
 
     def _tell(self, observation: Observation) -> None:
         for inbox in self._inboxes:
