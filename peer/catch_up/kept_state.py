@@ -32,6 +32,8 @@ WANTED_S = 120.0
 UNUSED_S = 30.0
 # Captures stop training; at the common epochs they may take this share of its time.
 CAPTURE_SHARE = 0.01
+# And this share when a joiner asks, and would have to replay more bytes than a new snapshot has.
+ASKED_SHARE = 0.05
 _log = logging.getLogger(__name__)
 _Captured = concurrent.futures.Future[tuple[bytes, StateHeader, Tip]]
 
@@ -130,7 +132,7 @@ class KeptState:
         return every
 
     async def offer(self, digest: str, at_least: Standing | None, *, strictly: bool = False) -> Manifest | None:
-        """The snapshot named `digest` if it is here and of use; else the newest of use; else one of the state as it stands.
+        """The snapshot named `digest` if it is here and of use; else the newest that is of use and not old; else a new one.
 
         Of use is what is not lighter than `at_least` (with `strictly`: heavier) and can be followed by the commits kept. None
         when this peer's own state is not that far. Raises BadMessageError when its state is of no lineage.
@@ -144,7 +146,9 @@ class KeptState:
         if tip is not None and not is_enough(tip.standing):
             return None
         async with self._capturing:
-            found = self._of_use(digest, is_enough) or await self._hold(self._jobs.put(self._capture), self._moves)
+            found = self._of_use(digest, is_enough)
+            if found is None or (found.manifest.digest != digest and self._is_old(found)):
+                found = await self._hold(self._jobs.put(self._capture), self._moves)
         if found is None or not is_enough(found.standing):
             return None
         found.used_at = self._clock()
@@ -162,6 +166,12 @@ class KeptState:
             )
         ]
         return max(of_use, key=lambda held: (held.manifest.digest == digest, held.standing.total_samples), default=None)
+
+    def _is_old(self, held: HeldSnapshot) -> bool:
+        """Whether the commits since then are larger than a new snapshot, and the last capture was long enough ago."""
+        way_on = self.commits_after(held.manifest.lineage) or ()
+        rested = self._clock() - self._held[-1].captured_at >= self._capture_s / ASKED_SHARE
+        return rested and sum(len(kept.result) for kept in way_on) > len(held.snapshot)
 
     def fetched(self, peer: str, digest: str) -> HeldSnapshot | None:
         """The snapshot named `digest`, of which `peer` fetches chunks now; None if it is not here any more."""

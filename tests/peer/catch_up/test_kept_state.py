@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 
 import peer.catch_up.kept_state
-from peer.catch_up.kept_state import CAPTURE_SHARE, UNUSED_S, WANTED_S, KeptState
+from peer.catch_up.kept_state import ASKED_SHARE, CAPTURE_SHARE, UNUSED_S, WANTED_S, KeptState
 from peer.environment import Sizes
 from protocols.errors import BadMessageError
 from protocols.messages import Manifest
@@ -48,9 +48,11 @@ class FakeReplica:
     def __init__(self, tip: Tip = GENESIS) -> None:
         self.captures = 0
         self.tip = tip
+        self.takes: Callable[[], None] = lambda: None  # lets the clock go on during a capture
 
     def capture(self) -> tuple[bytes, StateHeader, Tip]:
         self.captures += 1
+        self.takes()
         header = StateHeader("ab" * 32, self.tip.epoch, self.tip.lineage, self.tip.total_samples, "", {})
         return f"state of {self.tip.lineage}".encode(), header, self.tip
 
@@ -173,6 +175,28 @@ def test_what_is_at_hand_is_offered_while_the_commits_kept_lead_on_from_it() -> 
         it.kept_state._asked_at -= 2 * WANTED_S
         await it.apply(*commits[4 : KEPT_COMMITS + 2], seconds=0.1, result=b"x" * 500)
         assert (await it.offered()).epoch == KEPT_COMMITS + 2 and it.replica.captures == 2
+
+    run(play())
+
+
+@pytest.mark.parametrize(
+    ("commits", "rested_s", "captures"),
+    [(2, 100.0, 1), (3, 100.0, 2), (3, 1 / ASKED_SHARE - 1, 1)],
+    ids=["a short way on", "a long way on", "a capture just before"],
+)
+def test_a_snapshot_at_hand_is_offered_unless_a_new_one_is_smaller_than_the_way_on_from_it(
+    commits: int, rested_s: float, captures: int
+) -> None:
+    async def play() -> None:
+        it = Peer()
+        it.replica.takes = lambda: setattr(it.clock, "now", it.clock.now + 1.0)
+        first = await it.offered()
+        it.kept_state._asked_at -= 2 * WANTED_S  # so that it captures nothing of its own accord
+        it.clock.now += rested_s
+        it.kept_state.fetched("eve", first.digest)
+        await it.apply(*chain(commits), seconds=0.0, result=b"x" * (first.total_bytes // 2))
+        assert (await it.offered()).epoch == (commits if captures == 2 else 0) and it.replica.captures == captures
+        assert await it.offered(first.digest) == first, "a download under way goes on"
 
     run(play())
 
