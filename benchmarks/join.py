@@ -19,10 +19,11 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.crew import CrewError
-from benchmarks.links import MBIT_BYTES, Link
+from benchmarks.links import Link
 from benchmarks.namespaces import PAYLOAD_SHARE, Shaped
 from benchmarks.stage import add_links, checked_links, parser_of
 from peer.milestones import Step
+from protocols.transport.bandwidth import MBIT_BYTES
 from tests.swarm.swarm import REPOSITORY, Process, Swarm
 
 STEPS: dict[Step, str] = {

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from protocols.transport.bandwidth import MBIT_BYTES
+
 _GROUP = re.compile(r"(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)x(\d+)([ac]?)")
-MBIT_BYTES = 125_000
 
 
 @dataclass(frozen=True)

@@ -111,10 +111,6 @@ def _wait_out(guest: Guest, pause: Pause | None, console: PeerConsole, leaving: 
     return True
 
 
-def _bytes_s(mbit_s: float | None) -> float | None:
-    return None if mbit_s is None else mbit_s * 1e6 / 8
-
-
 def _free_memory_bytes() -> int:
     """What is free once the model is built; half of it may be used for what this peer reduces."""
     return int(psutil.virtual_memory().available) // 2
@@ -249,7 +245,7 @@ class _Session:
     async def _take_part(self, trainer: Trainer, ready: concurrent.futures.Future[Engine]) -> None:
         config, credentials = self._config, self._enrolment.credentials
         ways_in = self._ways_in
-        limits = Bandwidth(max_upload_bytes_s=_bytes_s(config.max_upload), max_download_bytes_s=_bytes_s(config.max_download))
+        limits = Bandwidth.limited(config.max_upload, config.max_download)
         network = NetworkTransport(credentials, self._spec.digest, limits)
         directory = SwarmDirectory(
             self._discovery_config(ways_in.listen_host),

@@ -161,12 +161,15 @@ def doctor(
     announce: Annotated[str | None, typer.Option(help="As for dugnad peer.")] = None,
     port_mapping: Annotated[bool, typer.Option(help="As for dugnad peer.")] = True,
     data: Annotated[list[str] | None, typer.Option(help="As for dugnad peer.")] = None,
+    max_upload: Annotated[float | None, typer.Option(min=1.0, help="As for dugnad peer.")] = None,
+    max_download: Annotated[float | None, typer.Option(min=1.0, help="As for dugnad peer.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
     """Find out whether this computer can take part in a run.
 
     One line for each check, with what to do about it: Python and packages, device, disk, discovery; with a ticket also the
     coordinator, whether others reach this computer, the line, memory and speed. Takes half a minute and leaves nothing behind.
+    Fetches no data set, and reads none of your files but those that --data names.
     Exit code 1: it cannot take part.
 
     Example: dugnad doctor dugnad1-…
@@ -175,4 +178,14 @@ def doctor(
     from peer.doctor import Wishes
     from peer.doctor_report import run_doctor
 
-    raise typer.Exit(run_doctor(found, Wishes(device, host, port, announce, port_mapping, tuple(absolute(data))), to_json=json))
+    wishes = Wishes(
+        device=device,
+        host=host,
+        port=port,
+        announce=announce,
+        port_mapping=port_mapping,
+        data=tuple(absolute(data)),
+        max_upload=max_upload,
+        max_download=max_download,
+    )
+    raise typer.Exit(run_doctor(found, wishes, to_json=json))

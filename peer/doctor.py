@@ -1,7 +1,8 @@
 """`dugnad doctor`: can this computer take part? One line for each check, with what to do about it.
 
 Without a ticket it looks at the computer alone. With one it also tries the run: coordinator, other peers, line, model and data.
-Nothing stays behind: it enrols with a key of its own, and what it fetches goes into a folder that is removed.
+Nothing stays behind: it enrols with a key of its own, and what it fetches goes into a folder that is removed. It fetches no data
+set, and reads no other file of the volunteer's than those that --data names: it trains on what came with the run.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from protocols.signing import CertificateSigner
 from protocols.tasks.assets import write_asset
 from protocols.tasks.registry import open_task
 from protocols.transport import addresses
+from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.discovery import Discovery, DiscoveryConfig
 from protocols.transport.enrolling import Enrolment, enrol, fetch_assets, missing_assets, ways_to
 from protocols.transport.frames import FrameStream, Kind
@@ -74,6 +76,8 @@ class Wishes:
     announce: str | None = None
     port_mapping: bool = True
     data: tuple[str, ...] = ()
+    max_upload: float | None = None  # Mbit/s
+    max_download: float | None = None
 
 
 Report = Callable[[Check], None]
@@ -206,7 +210,7 @@ class _Nobody:
 async def _others(enrolment: Enrolment, wishes: Wishes) -> list[Check]:
     """Do other peers reach this computer, and how fast is the line to them?"""
     credentials = enrolment.credentials
-    transport = NetworkTransport(credentials, enrolment.spec.digest)
+    transport = NetworkTransport(credentials, enrolment.spec.digest, Bandwidth.limited(wishes.max_upload, wishes.max_download))
     peers = list(enrolment.peers)
     if not peers:
         await transport.aclose()
@@ -268,6 +272,9 @@ def _training(network: NetworkThread, enrolment: Enrolment, ticket: Ticket, wish
         network.call(fetch_assets(enrolment, ticket, missing, lambda name, content: write_asset(spec, folder, name, content)))
     device = pick_device(wishes.device)
     task = open_task(spec, folder, data_paths=wishes.data)
+    yield Check("data", "ok", f"a peer would train on {task.data_source}")
+    if not wishes.data:
+        task.use_trial_data()
     model = task.build_model()
     elements = sum(parameter.numel() for parameter in model.parameters())
     needs, free = elements * MEMORY_BYTES_A_PARAMETER, _free_bytes(device)

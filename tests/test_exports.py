@@ -17,7 +17,7 @@ COMMANDS = {
     },
     "pause": {"home", "lasting"},
     "resume": {"home"},
-    "doctor": {"ticket", "device", "host", "port", "announce", "port_mapping", "data", "json"},
+    "doctor": {"ticket", "device", "host", "port", "announce", "port_mapping", "data", "max_upload", "max_download", "json"},
     "status": {"ticket", "home", "json"},
     "demo": {"directory", "json"},
     "simulate": {"seeds", "peers", "workers", "as_json"},
@@ -47,5 +47,6 @@ def test_a_task_is_written_with_these_names() -> None:
     hooks = {name for name in vars(Task) if not name.startswith("_")} - Task.__abstractmethods__
     assert hooks == {
         *("settings_type", "loss_unit", "prepare", "use_own_data", "use_served_data", "data_source", "initial_model"),
+        "use_trial_data",
         *("samples_in", "save", "card", "loss_text"),
     }

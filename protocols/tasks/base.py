@@ -112,6 +112,9 @@ class Task(ABC):
         """Train on what the spec names. Raises UsageError when that is on this machine's disk: a spec that came over the network
         must not say which of a volunteer's files are read."""
 
+    def use_trial_data(self) -> None:  # noqa: B027  most tasks bring their data along
+        """Make batches of what came with the run's files: to measure a computer, nothing of it is read, and nothing fetched."""
+
     # The model
 
     @abstractmethod

@@ -20,6 +20,7 @@ TELLING_S = 1.0
 LATE = 1.25  # times as long as planned
 # A limit lets so many seconds' worth pass at once after a pause.
 BURST_S = 0.05
+MBIT_BYTES = 125_000  # in a Mbit
 
 
 class RateLimiter:
@@ -125,6 +126,12 @@ class Bandwidth:
         self.is_late = False  # the last round that tells took longer than planned: somebody's rates have changed
         self.up = Direction(max_upload_bytes_s, clock)
         self.down = Direction(max_download_bytes_s, clock)
+
+    @classmethod
+    def limited(cls, max_upload: float | None, max_download: float | None) -> Bandwidth:
+        """By the owner of the machine, in Mbit/s; None for no limit."""
+        up, down = (None if limit is None else limit * MBIT_BYTES for limit in (max_upload, max_download))
+        return cls(max_upload_bytes_s=up, max_download_bytes_s=down)
 
     def begin(self) -> None:
         """A round's transfer begins, for which the line is as busy as it can be."""

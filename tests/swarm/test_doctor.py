@@ -57,6 +57,13 @@ def test_a_coordinator_that_is_away_is_told_with_a_remedy() -> None:
     assert checks["coordinator"]["state"] == checks["enrolment"]["state"] == "failed"
 
 
+def test_without_data_it_reads_none_and_says_what_a_peer_needs_and_a_limit_shows_in_the_line(swarm: Swarm) -> None:
+    checks = examined(1, swarm.ticket, "--max-upload", "5")
+    assert "you have named none" in checks["model and data"]["found"] and "--data" in checks["model and data"]["remedy"]
+    up = float(checks["line"]["found"].split()[0].replace(",", ""))
+    assert 1 <= up <= 10, checks["line"]["found"]
+
+
 def test_text_that_is_not_there_fails_the_last_check_alone(swarm: Swarm) -> None:
     checks = examined(1, swarm.ticket, "--data", "/nowhere/*.txt")
     assert [name for name, check in checks.items() if check["state"] == "failed"] == ["model and data"]

@@ -85,6 +85,9 @@ class LanguageTask(Task):
     def use_served_data(self) -> None:
         require_no_local_paths(self._data)
 
+    def use_trial_data(self) -> None:
+        self.documents = self.held_out
+
     @cached_property
     def documents(self) -> Sequence[Document]:
         """The training text, without what nearly duplicates held-out text. Raises CorpusError when nothing remains."""

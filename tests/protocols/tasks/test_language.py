@@ -63,6 +63,15 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Opened = tuple[LanguageTask, RunSpec, Path]
 
 
+def test_a_trial_reads_nothing_but_what_came_with_the_runs_files(texts: Path, tmp_path: Path) -> None:
+    resolved = prepare(author(texts), tmp_path, lambda line: None)
+    elsewhere = RunSpec.from_toml(resolved.to_toml(), tmp_path / "nowhere")
+    task = open_task(elsewhere, tmp_path)
+    task.use_trial_data()
+    with task.batches(seed=1, peer="p", micro_batch=2) as batches:
+        assert next(batches)["input_ids"].shape == (2, LENGTH)
+
+
 def open_task(resolved: RunSpec, directory: Path, **options: Any) -> LanguageTask:
     task = registry.open_task(resolved, directory, **options)
     assert isinstance(task, LanguageTask)
