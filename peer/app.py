@@ -22,6 +22,7 @@ from peer.console import PeerConsole, PeerStatus
 from peer.environment import Environment
 from peer.epoch.engine import Engine
 from peer.events import PeerEvents
+from peer.guest.gpu import GpuUse
 from peer.guest.machine import Guest, Naps, give_memory_back
 from peer.guest.manners import Pause
 from peer.guest.pausing import pausing_signals
@@ -76,7 +77,8 @@ def run_peer(config: PeerConfig, arrival: Arrival) -> int:
     if not ask_once(demands, enrolment.spec.digest, yes=config.yes):
         return EXIT_DONE
     arrival.milestones.reached("agreed")
-    guest, leaving = Guest(config.manners, home), Leaving()
+    gpu = GpuUse(pick_device("cpu" if config.role == "auxiliary" else config.device))
+    guest, leaving = Guest(config.manners, home, gpu_is_used=gpu.by_others), Leaving()
     with (
         readable_log(home / "peer.log"),
         EventLog(home / "events.jsonl", max_bytes=EVENTS_BYTES) as log,

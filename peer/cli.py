@@ -52,6 +52,10 @@ def peer(
     max_download: Annotated[float | None, typer.Option(min=1.0, help="Take at most so many Mbit/s from others.")] = None,
     hours: Annotated[str | None, typer.Option(help="Work only then, such as 22:00-07:00; several with commas.")] = None,
     on_battery: Annotated[bool, typer.Option("--on-battery", help="Work also while the computer runs on its battery.")] = False,
+    untouched: Annotated[
+        float | None, typer.Option(min=0.1, help="Work only when nobody has used this computer for so many minutes.")
+    ] = None,
+    share_gpu: Annotated[bool, typer.Option("--share-gpu", help="Work also while another program uses the GPU.")] = False,
     max_transfer: Annotated[float | None, typer.Option(min=0.001, help="Send and receive at most so many GB a day.")] = None,
     load: Annotated[int, typer.Option(min=1, max=100, help="Compute for so many percent of the time.")] = 100,
     name: Annotated[str, typer.Option(help="Shown to others; this computer's name when left out.")] = "",
@@ -90,6 +94,8 @@ def peer(
         max_download=max_download,
         hours=hours,
         on_battery=on_battery,
+        untouched=untouched,
+        share_gpu=share_gpu,
         max_transfer=max_transfer,
         load=load,
         name=name,

@@ -8,6 +8,7 @@ from typing import Literal
 
 from peer import ranks
 from peer.guest.manners import Manners, hours
+from peer.guest.person import untouched_s
 from protocols.errors import UsageError
 from protocols.host.files import matching_files
 from protocols.identity import Ticket
@@ -59,6 +60,10 @@ class PeerConfig:
     """Parts of the day in which the peer works, such as "22:00-07:00, 12:00-13:30"; None for always."""
     on_battery: bool = False
     """Work also while the computer runs on its battery."""
+    untouched: float | None = None
+    """Work only when nobody has used this computer for so many minutes; None for also beside somebody."""
+    share_gpu: bool = False
+    """Work also while another program uses the GPU."""
     max_transfer: float | None = None
     """GB that the peer may send and receive in a day, together; None for no limit."""
     load: int = 100
@@ -76,12 +81,18 @@ class PeerConfig:
         return Manners(
             hours=hours(self.hours) if self.hours is not None else (),
             on_battery=self.on_battery or self.role == "auxiliary",  # others depend on it, and its owner may stop it
+            untouched_s=self.untouched * 60 if self.untouched is not None else None,
+            share_gpu=self.share_gpu,
             max_transfer_bytes=self.max_transfer * 1e9 if self.max_transfer is not None else None,
         )
 
     def check(self) -> None:
         """Raises UsageError for what can be seen to be wrong without the run."""
         _ = self.manners
+        if self.untouched is not None and untouched_s() is None:
+            raise UsageError(
+                "--untouched: this system does not tell whether somebody uses it", remedy="Use --hours or --load instead."
+            )
         if self.role == "auxiliary" and ranks.size() > 1:
             raise UsageError("an auxiliary peer computes nothing, so that it is one process", remedy="Start it without torchrun.")
         if self.client_mode and self.role == "auxiliary":

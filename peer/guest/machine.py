@@ -1,4 +1,4 @@
-"""One look at the machine after another: battery, bytes moved today, and whether it slept in between."""
+"""One look at the machine after another: battery, use by others, bytes moved today, and whether it slept in between."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import torch
 
 from peer.guest import pausing
 from peer.guest.manners import Manners, Moment, Pause, pause_at
+from peer.guest.person import untouched_s
 from protocols.host.files import write_durably
 
+LOOK_EVERY_S = 5.0  # whether the computer is in use: to ask costs milliseconds
 WRITE_EVERY_BYTES = 10_000_000
 # Less is a busy machine.
 ASLEEP_S = 5.0
@@ -26,25 +28,48 @@ ASLEEP_S = 5.0
 class Guest:
     """What a peer asks every so often: may I work now?"""
 
-    def __init__(self, manners: Manners, home: Path, now: Callable[[], datetime] = datetime.now) -> None:
-        """`now`: local time."""
+    def __init__(
+        self,
+        manners: Manners,
+        home: Path,
+        now: Callable[[], datetime] = datetime.now,
+        *,
+        gpu_is_used: Callable[[], bool] = lambda: False,
+        untouched_s: Callable[[], float | None] = untouched_s,
+    ) -> None:
+        """`now`: local time. `gpu_is_used`: by other programs."""
         self._manners = manners
         self._home = home
         self._now = now
+        self._gpu_is_used = gpu_is_used
+        self._untouched_s = untouched_s
+        self._looked_at: datetime | None = None
+        self._in_use: tuple[float | None, bool] = (None, False)
         self._day = _Day(home / "transfer.json", now().date())
 
     def pause(self) -> Pause | None:
         """None if it may."""
         now = self._now()
         paused, until = pausing.asked(self._home)
+        untouched, gpu_is_used = self._use(now)
         moment = Moment(
             at=now,
             paused=paused,
             paused_until=until,
             on_battery=on_battery(),
+            untouched_s=untouched,
+            gpu_is_used=gpu_is_used,
             transferred_bytes=self._day.bytes_on(now.date()),
         )
         return pause_at(moment, self._manners)
+
+    def _use(self, now: datetime) -> tuple[float | None, bool]:
+        """(seconds since somebody used the computer, whether others use the GPU), as of the last look."""
+        if self._looked_at is None or (now - self._looked_at).total_seconds() >= LOOK_EVERY_S:
+            self._looked_at = now
+            asked = self._manners.untouched_s is not None
+            self._in_use = (self._untouched_s() if asked else None, self._gpu_is_used())
+        return self._in_use
 
     def transferred(self, size: int) -> None:
         """So many bytes more."""

@@ -44,6 +44,10 @@ class Manners:
     hours: tuple[Span, ...] = ()
     """() for the whole day."""
     on_battery: bool = False
+    untouched_s: float | None = None
+    """Only when nobody has used the computer for so long; None: also beside somebody."""
+    share_gpu: bool = False
+    """Also while other programs use the GPU."""
     max_transfer_bytes: float | None = None
     """Sent and received together, in one day of local time."""
 
@@ -58,6 +62,10 @@ class Moment:
     paused_until: datetime | None = None
     """By the owner; None until told otherwise."""
     on_battery: bool = False
+    untouched_s: float | None = None
+    """Since somebody used the computer; None where the system does not tell."""
+    gpu_is_used: bool = False
+    """By other programs."""
     transferred_bytes: int = 0
     """Today."""
 
@@ -85,6 +93,10 @@ def pause_at(moment: Moment, manners: Manners) -> Pause | None:
         return Pause("today's transfer is used up", _next(time(), at))
     if moment.on_battery and not manners.on_battery:
         return Pause("this computer runs on its battery")
+    if manners.untouched_s is not None and moment.untouched_s is not None and moment.untouched_s < manners.untouched_s:
+        return Pause("somebody uses this computer")
+    if moment.gpu_is_used and not manners.share_gpu:
+        return Pause("another program uses the GPU")
     return None
 
 

@@ -40,7 +40,7 @@ def test_keys_are_options_and_every_command_takes_those_that_it_has(file: Path) 
         "home": "/srv/peer",
     }
     assert found["pause"] == {"home": "/srv/peer"}
-    assert found["doctor"] == {"data": ["a.txt", "b.txt"]}
+    assert found["doctor"] == {"data": ["a.txt", "b.txt"], "max_upload": 5}
 
 
 def test_every_option_of_peer_is_a_key(file: Path) -> None:
