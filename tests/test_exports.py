@@ -12,16 +12,7 @@ COMMANDS = {
     "coordinator": {"run", "directory", "host", "announce", "port", "json"},
     "peer": {
         *("ticket", "role", "client_mode", "device", "micro_batch", "precision", "threads", "compiled", "retune", "yes"),
-        *(
-            "host",
-            "port",
-            "announce",
-            "port_mapping",
-            "max_upload",
-            "max_download",
-            "hours",
-            "on_battery",
-        ),
+        *("host", "port", "announce", "port_mapping", "max_upload", "max_download", "hours", "on_battery"),
         *("untouched", "share_gpu", "max_transfer", "load", "name", "data", "home"),
     },
     "pause": {"home", "lasting"},
