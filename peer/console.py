@@ -21,8 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from protocols.host.readable_log import screen
+from protocols.host.screen import Screen
 from protocols.host.terminal import (
-    Screen,
     batch_bar,
     labelled,
     log_lines,

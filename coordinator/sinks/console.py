@@ -22,8 +22,8 @@ from coordinator.sinks.event_lines import describe
 from coordinator.sinks.swarm_table import WIDE, epoch_text, peer_table, swarm_line
 from coordinator.swarm_view import SwarmView
 from protocols.committed_rate import CommittedRate
+from protocols.host.screen import Screen
 from protocols.host.terminal import (
-    Screen,
     batch_bar,
     labelled,
     log_lines,

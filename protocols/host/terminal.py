@@ -1,4 +1,4 @@
-"""The parts that all screens share: one live view on stderr, or plain lines if stderr is no terminal.
+"""The parts that all screens share: lines, bars and numbers for a person.
 
 Names and reasons come from other machines. So no text is read as markup, and control characters never reach the terminal.
 """
@@ -7,57 +7,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import humanize
-from rich.console import Console as Terminal
 from rich.console import ConsoleRenderable, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-REFRESHES_PER_SECOND = 4
 _BLOCKS = "▁▂▃▄▅▆▇█"
-
-
-class Screen:
-    """Draws `render()` four times a second on its own thread, from entry to exit. If stderr is no terminal, it only prints lines.
-
-    Enter it after the last fork: the thread may hold a lock at the instant of a fork.
-    """
-
-    def __init__(self, render: Callable[[], RenderableType], terminal: Terminal | None = None) -> None:
-        self.terminal = terminal or Terminal(stderr=True, highlight=False, force_terminal=sys.stderr.isatty())
-        # A dumb terminal cannot move its cursor up, so a live view would scroll for ever.
-        self.is_live = self.terminal.is_terminal and not self.terminal.is_dumb_terminal
-        self._render = render
-        self._live: Live | None = None
-
-    def say(self, line: str | Text) -> None:
-        """Print a line that stays: above the live view, if there is one."""
-        text = Text(line) if isinstance(line, str) else line
-        # A long line is not broken, so that grep finds it and a ticket can be copied in one piece.
-        self.terminal.print(text, soft_wrap=True)
-
-    def __enter__(self) -> Screen:
-        if self.is_live:
-            # Take over standard output only if it is a terminal. Else another program reads it.
-            self._live = Live(
-                console=self.terminal,
-                get_renderable=self._render,
-                refresh_per_second=REFRESHES_PER_SECOND,
-                redirect_stdout=sys.stdout.isatty(),
-                redirect_stderr=True,
-                vertical_overflow="crop",
-            )
-            self._live.start(refresh=False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
 
 def printable(text: str, limit: int = 80) -> str:

@@ -1,0 +1,124 @@
+"""One live view on stderr, or plain lines if stderr is no terminal. It shares the terminal with a shell, and with keys typed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.console import RenderableType
+from rich.live import Live
+from rich.text import Text
+
+if sys.platform != "win32":
+    import termios
+
+REFRESHES_PER_SECOND = 4
+LOOK_S = 0.3  # whether the shell has given the terminal back
+
+
+class Screen:
+    """Draws `render()` four times a second on its own thread, from entry to exit. If stderr is no terminal, it only prints lines.
+
+    Enter it after the last fork: the thread may hold a lock at the instant of a fork. On the main thread, Ctrl-Z gives the
+    terminal to the shell, and `fg` begins a new view below what the shell has written.
+    """
+
+    def __init__(self, render: Callable[[], RenderableType], terminal: Terminal | None = None) -> None:
+        self.terminal = terminal or Terminal(stderr=True, highlight=False, force_terminal=sys.stderr.isatty())
+        # A dumb terminal cannot move its cursor up, so a live view would scroll for ever.
+        self.is_live = self.terminal.is_terminal and not self.terminal.is_dumb_terminal
+        self._render = render
+        self._live: Live | None = None
+        self._keys = _Keys()
+        self._entered = False
+        self._before: Any = None  # the handler of Ctrl-Z
+
+    def say(self, line: str | Text) -> None:
+        """Print a line that stays: above the live view, if there is one."""
+        text = Text(line) if isinstance(line, str) else line
+        # A long line is not broken, so that grep finds it and a ticket can be copied in one piece.
+        self.terminal.print(text, soft_wrap=True)
+
+    def __enter__(self) -> Screen:
+        if self.is_live:
+            self._entered = True
+            self._begin()
+            if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
+                self._before = signal.signal(signal.SIGTSTP, self._suspend)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._entered = False
+        if sys.platform != "win32" and self._before is not None:
+            signal.signal(signal.SIGTSTP, self._before)
+            self._before = None
+        self._end()
+
+    def _begin(self) -> None:
+        self._keys.hide()
+        # Take over standard output only if it is a terminal. Else another program reads it.
+        self._live = Live(
+            console=self.terminal,
+            get_renderable=self._render,
+            refresh_per_second=REFRESHES_PER_SECOND,
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=True,
+            vertical_overflow="crop",
+        )
+        self._live.start(refresh=False)
+
+    def _end(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+        self._keys.show()
+
+    def _suspend(self, _number: int, _frame: FrameType | None) -> None:
+        """On a thread of its own: the interrupted one may hold a lock that drawing needs."""
+        threading.Thread(target=self._stand_still, daemon=True).start()
+
+    def _stand_still(self) -> None:
+        self._end()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(LOOK_S)  # the signal may take a moment; from then on this thread stands still as well
+        while not _in_foreground():
+            time.sleep(LOOK_S)
+        if self._entered:
+            self._begin()
+
+
+class _Keys:
+    """Whether the terminal writes what is typed, such as ^C: into the live view that would tear it."""
+
+    def __init__(self) -> None:
+        self._before: list[Any] | None = None
+
+    def hide(self) -> None:
+        if sys.platform != "win32" and sys.stdin.isatty() and _in_foreground():
+            with contextlib.suppress(termios.error):
+                self._before = termios.tcgetattr(sys.stdin)
+                quiet = termios.tcgetattr(sys.stdin)
+                quiet[3] &= ~termios.ECHO
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+
+    def show(self) -> None:
+        before, self._before = self._before, None
+        if sys.platform != "win32" and before is not None and _in_foreground():
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _in_foreground() -> bool:
+    """Whether the terminal, if there is one, is this process's to draw on."""
+    try:
+        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    except (OSError, ValueError, AttributeError):
+        return True
