@@ -8,7 +8,7 @@ SEEDS ?= 2000
 PEERS ?= 8
 ROUNDS ?= 500
 
-.PHONY: demo test test-all lint simulate faults soak proto install clean
+.PHONY: demo test test-all lint simulate faults fuzz soak proto install clean
 
 demo: $(INSTALLED)
 	@$(BIN)/dugnad demo $(ARGS)
@@ -37,6 +37,11 @@ simulate: $(INSTALLED)
 # Every role, phase and kind of fault, with real processes: about half an hour. `make test-all` has a selection.
 faults: $(INSTALLED)
 	$(BIN)/python -m pytest -m faults -s tests/swarm/test_faults.py $(ARGS)
+
+# A million damaged inputs to every decoder, and new examples for every property of the wire and the round: some minutes.
+fuzz: $(INSTALLED)
+	DUGNAD_FUZZ_INPUTS=1000000 DUGNAD_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -s tests/protocols/test_fuzz.py
+	DUGNAD_FUZZ_INPUTS=1000000 $(BIN)/python -m pytest -n 2 tests/protocols/test_wire.py tests/protocols/round
 
 # Is a peer's memory flat over ROUNDS rounds with a fault in every third? About a quarter of an hour.
 soak: $(INSTALLED)

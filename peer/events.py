@@ -126,6 +126,10 @@ class PeerEvents:
         elif event == "catching_up":
             joined = fields["reason"] == Reason.JOINED.value
             self._console.event("looking for the run's state" if joined else f"catching up: {in_words(fields['reason'])}")
+        elif event == "strike":
+            self._console.event(f"{self.name(fields['peer'])} sent what nobody foresaw: {fields['problem']}")
+        elif event == "reinstated":
+            self._console.event(f"nobody has the run's state, so the one given up at epoch {fields['epoch']} is taken back")
         elif event == "caught_up":
             self._console.event(f"caught up at epoch {fields['epoch']}")
         elif event == "donor_failed":

@@ -7,10 +7,11 @@ by its certificate.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 
 from protocols.reasons import Reason
-from protocols.round.records import Candidate, Contribution, Standing, require
+from protocols.round.records import MAX_COUNT, MAX_EPOCHS, MAX_PEERS, MAX_REDUCERS, Candidate, Contribution, Standing, require
 
 NOBODY = Candidate("", "")
 # A chunk of state, or of a round's result, is never larger.
@@ -43,6 +44,10 @@ class Heartbeat:
     samples_per_second: float
     peers: int
 
+    def __post_init__(self) -> None:
+        require(0 <= self.samples <= MAX_COUNT and 0 <= self.peers <= MAX_COUNT, "a heartbeat counts from 0")
+        require(0 <= self.samples_per_second < math.inf, "a swarm's speed is finite")
+
 
 @dataclass(frozen=True)
 class Abort:
@@ -52,6 +57,9 @@ class Abort:
     reason: Reason
     sound: tuple[str, ...] = ()  # with reason DRIFT: the members whose states agree, from which the receiver is to fetch its own
     peer: str = ""  # that dropped out or is at fault
+
+    def __post_init__(self) -> None:
+        require(len(self.sound) <= MAX_PEERS, "an abort names no more peers than a run has")
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,9 @@ class AskReply:
     follows: Candidate  # NOBODY when it follows nobody
     followers: int
     bulk_address: str  # '' for a client-mode peer
+
+    def __post_init__(self) -> None:
+        require(0 <= self.followers <= MAX_COUNT, "followers count from 0")
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,7 @@ class Manifest:
             raise ValueError(f"a snapshot of {self.total_bytes} bytes in chunks of {self.chunk_bytes}")
         if len(self.chunk_sha256) != -(-self.total_bytes // self.chunk_bytes):
             raise ValueError(f"{len(self.chunk_sha256)} chunks for a snapshot of {self.total_bytes} bytes")
+        require(0 <= self.epoch <= MAX_EPOCHS, "an epoch counts from 0")
         if any(len(digest) != 32 for digest in self.chunk_sha256):
             raise ValueError("a chunk's digest is not of 32 bytes")
 
@@ -137,6 +149,9 @@ class SnapshotRequest:
     first_chunk: int
     chunks: int
 
+    def __post_init__(self) -> None:
+        require(0 <= self.first_chunk <= MAX_COUNT and 0 <= self.chunks <= MAX_COUNT, "chunks count from 0")
+
 
 @dataclass(frozen=True)
 class CommitsRequest:
@@ -151,6 +166,9 @@ class Chunk:
 
     offset: int  # bytes from the beginning of the whole
     data: bytes = field(metadata={"max_bytes": MAX_CHUNK_BYTES})
+
+    def __post_init__(self) -> None:
+        require(0 <= self.offset <= MAX_COUNT, "an offset counts from 0")
 
 
 @dataclass(frozen=True)
@@ -176,6 +194,9 @@ class ReduceOpen:
     plan_digest: str
     shard: int
     contribution: Contribution | None  # None: the member only receives, or brings the averages that the plan finishes
+
+    def __post_init__(self) -> None:
+        require(0 <= self.shard < MAX_REDUCERS, "a plan has no such shard")
 
 
 @dataclass(frozen=True)

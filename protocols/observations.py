@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from protocols.reasons import Reason
-from protocols.round.records import Ballot, Candidate, SignedCommit, Standing, require
+from protocols.round.records import MAX_COUNT, MAX_EPOCHS, MAX_PEERS, Ballot, Candidate, SignedCommit, Standing, require
 
 Role = Literal["contributor", "auxiliary"]
 
@@ -32,7 +32,7 @@ class PeerView:
 
     def __post_init__(self) -> None:
         require(self.role in get_args(Role), f"{self.role[:20]!r} is no role")
-        require(self.epoch >= 0 and self.samples >= 0, "a peer's epoch and samples count from 0")
+        require(0 <= self.epoch <= MAX_EPOCHS and 0 <= self.samples <= MAX_COUNT, "a peer's epoch and samples count from 0")
         require(0 <= self.samples_per_second < math.inf, "a peer's speed is finite")
 
 
@@ -50,7 +50,7 @@ class Swarm:
     """The leader; None while the peer follows nobody. Events are told by the leader alone."""
 
     def __post_init__(self) -> None:
-        require(self.samples >= 0, "a swarm's samples count from 0")
+        require(0 <= self.samples <= MAX_COUNT and len(self.peers) <= MAX_PEERS, "a swarm's samples count from 0")
         require(bool(self.phase), "a swarm has a phase")
 
 
@@ -73,7 +73,7 @@ class Committed:
 
     def __post_init__(self) -> None:
         require(0 <= self.seconds < math.inf, "an epoch's duration is finite")
-        require(self.attempts >= 0, "attempts count from 0")
+        require(0 <= self.attempts <= MAX_COUNT and len(self.absent) <= MAX_PEERS, "attempts count from 0")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Evaluation:
     loss: float
 
     def __post_init__(self) -> None:
-        require(self.epoch >= 0, "epochs count from 0")
+        require(0 <= self.epoch <= MAX_EPOCHS, "epochs count from 0")
 
 
 Observation = Swarm | Committed | Failure | Seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -10,9 +11,10 @@ from hypothesis import HealthCheck, settings
 
 from protocols.identity import Authority
 
-# How long an example takes says nothing on a shared machine; what it finds is printed so that it can be repeated.
-settings.register_profile("dugnad", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("dugnad")
+# How long an example takes says nothing on a shared machine. Examples are the same every time; `make fuzz` looks for new ones.
+settings.register_profile("dugnad", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fuzz", deadline=None, print_blob=True, max_examples=1000, suppress_health_check=list(HealthCheck))
+settings.load_profile("fuzz" if "DUGNAD_FUZZ_INPUTS" in os.environ else "dugnad")
 
 
 @pytest.fixture(autouse=True, scope="module")

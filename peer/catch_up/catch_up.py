@@ -24,6 +24,9 @@ from protocols.transport.whereabouts import Whereabouts, ask_all
 
 # Given up after so many tries in vain. The pause between two doubles from the first to the longest: two minutes in all.
 TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 20, 0.25, 8.0
+# After so many tries, half a minute, in which nobody at all has state, a peer takes back the state that it gave up. Whoever said
+# that it was off may have lied to everybody; and if it is off, the others' drift checks will say so again.
+TRIES_BEFORE_OWN = 8
 REPLAYS_A_TRY = 3
 # A snapshot is fetched from at most so many donors at once.
 DONORS_A_TRY = 8
@@ -94,10 +97,19 @@ class CatchUp:
             if before is not None and not ahead and not hidden:
                 self._arrived(before)
                 return before
+            if self.stranded and not hidden and vain >= TRIES_BEFORE_OWN:
+                own = await self._jobs.run(self._replica.reinstate) if before is None else None
+                if own is not None:
+                    self._events("reinstated", epoch=own.epoch)
+                    self._arrived(own)
+                    return own
             try:
                 await self._advance(ahead, hidden, fetch, advanced, restored)
             except RemoteError as error:
                 problem = error
+            except Exception as error:  # noqa: BLE001  a donor's doing: another one is tried
+                _log.exception("catching up met what nobody foresaw")
+                problem = BadMessageError(f"a donor sent what nobody foresaw ({type(error).__name__})")
             if self._got_on(before, target, fetch):
                 vain, pause_s = 0, FIRST_PAUSE_S
             else:

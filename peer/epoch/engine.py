@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 from peer.catch_up.catch_up import CatchUp
@@ -36,7 +36,7 @@ from peer.epoch.round_traffic import DriftedError, RoundTraffic
 from peer.epoch.shard_server import AllReduceError, UnreachedError
 from peer.settings import RunSettings
 from peer.training.side import TrainingSide
-from protocols.errors import BadMessageError, RefusedError, RemoteError, UnreachableError
+from protocols.errors import BadMessageError, DugnadError, RefusedError, RemoteError, UnreachableError
 from protocols.gradients.codecs import CODECS, Bytes
 from protocols.messages import Abort, Heartbeat, NeedState
 from protocols.observations import PeerView, Role, Swarm
@@ -56,6 +56,7 @@ from protocols.transport.whereabouts import ask
 TICK_S = 0.25
 HEARTBEAT_S = 0.5
 LEAVE_S = 30.0  # a round under way is waited for at most so long
+AGAIN_S = 0.5  # after an error that nobody foresaw
 KEPT_RECORDS = 4096
 _IN_WORDS = {
     Phase.TRAINING: "training",
@@ -158,9 +159,9 @@ class Engine:
         """
         self._failure = asyncio.get_running_loop().create_future()
         self._spawn(self._catch_up(Reason.JOINED))
-        watching = self.reachability.watch(self._introduce, lambda: self.following is None)
-        for loop in (self._ticks(), self._following.run(), self._neighbours.run(), self._probe.watch(), watching):
-            self._spawn(loop)
+        watching = functools.partial(self.reachability.watch, self._introduce, lambda: self.following is None)
+        for loop in (self._ticks, self._following.run, self._neighbours.run, self._probe.watch, watching):
+            self._spawn(self._again_and_again(loop))
         try:
             await self._failure
         finally:
@@ -195,6 +196,32 @@ class Engine:
         task.add_done_callback(self._ended)
         return task
 
+    @contextlib.contextmanager
+    def guarded(self, peer: str) -> Iterator[None]:
+        """Around all that a record of `peer` sets off: an error that nobody foresaw is a breach of the protocol, by that peer."""
+        try:
+            yield
+        except (DugnadError, asyncio.TimeoutError):
+            raise
+        except Exception as error:
+            _log.exception("%s sent what nobody foresaw", peer[:8])
+            self.events("strike", peer=peer, problem=f"{type(error).__name__}: {error}"[:200])
+            raise BadMessageError(f"{peer[:8]} sent what nobody foresaw ({type(error).__name__})") from error
+
+    async def _again_and_again(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """`loop`, begun anew after an error that nobody foresaw: some remote set it off, and this peer goes on."""
+        is_over = False
+        while not is_over:
+            with contextlib.suppress(BadMessageError), self.guarded("somebody"):
+                await loop()
+                is_over = True
+            await asyncio.sleep(AGAIN_S)
+
+    async def _asking(self, peer: str, work: Coroutine[Any, Any, None]) -> None:
+        """`work` asks `peer` something: whatever comes of it, this peer goes on."""
+        with contextlib.suppress(BadMessageError), self.guarded(peer):
+            await work
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
@@ -208,7 +235,7 @@ class Engine:
             self.perform(self.leader.tick(now))
             self.perform(self.member.tick(self.bandwidth.moved_bytes, now))
             for reducer in self.unreached.due(now):
-                self._spawn(self._dial_again(reducer))
+                self._spawn(self._asking(reducer, self._dial_again(reducer)))
             if now >= heartbeat_at:
                 heartbeat_at = now + HEARTBEAT_S
                 self.report()
@@ -329,6 +356,10 @@ class Engine:
         self.followers.close_all()
 
     def told(self, leader: Candidate, record: Any) -> None:
+        with self.guarded(leader.peer):
+            self._told(leader, record)
+
+    def _told(self, leader: Candidate, record: Any) -> None:
         match record:
             case Heartbeat():
                 self.beat = record
@@ -344,7 +375,8 @@ class Engine:
                 self.perform(self.member.on_abort(plan_digest, reason, sound))
             case NeedState():
                 if self.member.tip is not None:
-                    self._spawn(push_state(self.environment, self.kept_state, leader, self.member.tip.standing))
+                    pushing = push_state(self.environment, self.kept_state, leader, self.member.tip.standing)
+                    self._spawn(self._asking(leader.peer, pushing))
             case SignedCommit():
                 signed = self.environment.signer.verify(record)
                 if signed.commit.next_codec not in self.settings.codecs:
@@ -415,7 +447,7 @@ class Engine:
                 self._spawn(self._catch_up(reason, sound))
             case leader_actions.Ask(peers):
                 for peer in peers:
-                    self._spawn(self._ask(peer))
+                    self._spawn(self._asking(peer, self._ask(peer)))
             case leader_actions.SendPlan(to, plan, absent):
                 ballot, self._planned_at = plan.ballot, self.environment.clock()
                 self.events("planned", epoch=ballot.epoch, attempt=ballot.attempt, members=list(plan.members), absent=absent)
@@ -490,12 +522,12 @@ class Engine:
             if isinstance(error, UnreachedError):
                 self._could_not_reach(error.reducer, str(error))
             self.perform(self.member.reduce_failed(plan.digest, error.reason, error.member, error.reducer))
-        except (ValueError, ArithmeticError):  # somebody sent bytes that no check foresaw: that ends the attempt, not this peer
-            _log.exception("the all-reduce of epoch %d failed", plan.ballot.epoch)
-            self.perform(self.member.reduce_failed(plan.digest, Reason.BAD_CHUNK, self.me, plan.shards[0].reducer))
         except DriftedError as error:
             _log.warning("epoch %d: this peer's state is %s", plan.ballot.epoch, error)
             self.perform(self.member.drifted(plan.digest, error.reducers))
+        except Exception:  # noqa: BLE001  somebody sent bytes that no check foresaw: that ends the attempt, not this peer
+            _log.exception("the all-reduce of epoch %d failed", plan.ballot.epoch)
+            self.perform(self.member.reduce_failed(plan.digest, Reason.BAD_CHUNK, self.me, plan.shards[0].reducer))
         else:
             for shard in plan.shards:
                 self.unreached.served(shard.reducer)
@@ -556,8 +588,8 @@ class Engine:
         self._lost_forks.moving()
         tip = await self._catching_up.run(reason, self._advanced, self._reached, sound)
         if reason is Reason.JOINED:
-            self._spawn(self._probe.measure())  # nobody waits for it: the peers that are asked may be gone
-        self._spawn(self._lost_forks.settle(tip))
+            self._spawn(self._asking("somebody", self._probe.measure()))  # nobody waits: the peers that are asked may be gone
+        self._spawn(self._asking("somebody", self._lost_forks.settle(tip)))
         self.perform(self.leader.follow(tip))
         self.succession.follow(tip)
         self._finish_at(tip)

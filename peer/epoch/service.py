@@ -51,6 +51,10 @@ class PeerService:
 
     async def serve(self, stream: Stream, opening: Any) -> None:
         """One call, which `opening` began. Raises RefusedError to say no, BadMessageError for what breaks the protocol."""
+        with self._engine.guarded(stream.peer):
+            await self._serve(stream, opening)
+
+    async def _serve(self, stream: Stream, opening: Any) -> None:
         match opening:
             case Hello():
                 await self._follow(stream, opening)
@@ -106,27 +110,35 @@ class PeerService:
         engine, peer = self._engine, stream.peer
         try:
             while (record := await stream.receive()) is not None:
-                now = self._clock()
-                engine.leader.heard(peer, now)
                 if isinstance(record, Leave):
                     return True
-                if isinstance(record, Report):
-                    engine.heard_standing(record.standing)
-                    engine.perform(engine.leader.reported(peer, record, now))
-                elif isinstance(record, Hello):
-                    engine.leader.introduced(peer, record)
-                else:
-                    engine.perform(engine.leader.answer(peer, record, now))
+                with engine.guarded(peer):
+                    self._hear(peer, record)
         except BadMessageError as error:
             _log.warning("%s breaks the protocol and is dropped: %s", peer[:8], error)
         except RemoteError:
             pass  # the link broke: the caller says what follows from that
         return False
 
+    def _hear(self, peer: str, record: Any) -> None:
+        engine, now = self._engine, self._clock()
+        engine.leader.heard(peer, now)
+        if isinstance(record, Report):
+            engine.heard_standing(record.standing)
+            engine.perform(engine.leader.reported(peer, record, now))
+        elif isinstance(record, Hello):
+            engine.leader.introduced(peer, record)
+        else:
+            engine.perform(engine.leader.answer(peer, record, now))
+
     # -- bulk ------------------------------------------------------------------------------------------------------------------
 
     async def serve_bulk(self, stream: FrameStream, kind: Kind, length: int) -> None:
         """One request on a bulk connection, whose frame has this kind and length."""
+        with self._engine.guarded(stream.peer):
+            await self._serve_bulk(stream, kind, length)
+
+    async def _serve_bulk(self, stream: FrameStream, kind: Kind, length: int) -> None:
         if kind is Kind.PROBE:
             await self._probes.serve(stream, length)
             return

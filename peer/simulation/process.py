@@ -180,5 +180,7 @@ class SimulatedPeer:
             self.observer.fork_lost(self, fields)
         elif event == "donor_failed":
             self.observer.distrusted(self, fields["peer"], fields["problem"])
+        elif event == "strike" and self.alive:
+            self.world.violated("0 crash", f"{self.name}: {fields['problem']}")
         elif event == "given_up" and fields["reason"] is Reason.LEFT:
             self.observer.gave_up(self, Reason.LEFT, None, fields["samples"])

@@ -58,6 +58,7 @@ class Replica:
         self.settings = settings
         self.slices = Slices.of(strategy.elements)
         self.tip: Tip | None = None
+        self._doubted: Tip | None = None  # of a whole state that was given up, and that nothing has replaced yet
         self.commit: SignedCommit | None = None
         self._error_feedback = error_feedback
         self._verify = verify
@@ -79,7 +80,12 @@ class Replica:
 
     def forget(self) -> None:
         """Give the state up: it belongs to no lineage from here on."""
-        self.tip = None
+        self._doubted, self.tip = self.tip or self._doubted, None
+
+    def reinstate(self) -> Tip | None:
+        """Take back the state that was given up last; None if it was not whole, or another one has replaced it."""
+        self.tip, self._doubted = self._doubted, None
+        return self.tip
 
     # -- a round ---------------------------------------------------------------------------------------------------------------
 
@@ -160,7 +166,7 @@ class Replica:
                 )
             with self.strategy.advancing(self.tip.lineage) as average:
                 self.decode(averaged, average)
-                self.tip = None
+                self.tip = self._doubted = None
                 self._state.write(ranges, canonical)
                 self.strategy.step(average, commit)
         self._error_feedback.settle(commit.contributions)
@@ -208,7 +214,7 @@ class Replica:
             restore(snapshot, self.model, self.strategy.optimizer)
         self.strategy.resume(tip.epoch)
         self._error_feedback.forget()
-        self.commit, self.tip = commit, tip
+        self.commit, self.tip, self._doubted = commit, tip, None
         return tip
 
     def _origin(self, snapshot: bytes) -> tuple[SignedCommit | None, Tip]:

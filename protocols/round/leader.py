@@ -34,6 +34,8 @@ from protocols.round.records import Averages, Ballot, Candidate, Commit, Contrib
 from protocols.round.roll_call import RollCall
 from protocols.round.stragglers import Stragglers
 
+# No peer can have promised an attempt so far above those that this leader heard of: whoever says so is not believed.
+MAX_LEAP = 1024
 # A connection without a byte for this long counts as dead. Heartbeats come every 0.5 s. The driver's tick makes it 2 s at most.
 DETECTION_S = 1.75
 
@@ -146,7 +148,7 @@ class Leader:
         self._roll_call.heard(peer)
         actions: list[LeaderAction] = []
         if self.tip is not None and report.standing.lineage == self.tip.lineage:
-            self._highest_attempt = max(self._highest_attempt, report.promised_attempt)
+            self._promised(report.promised_attempt)
             follower.ready_for = report.ready_for or follower.ready_for
             if self.active and (unasked := set(report.planned_with) - self.followers.keys() - self._asked):
                 self._asked |= unasked
@@ -218,7 +220,7 @@ class Leader:
         if attempt.majority_at is not None or isinstance(answer, Drifted):
             return self._maybe_commit(now)  # with a majority the epoch is decided; a member without the results catches up
         if isinstance(answer, Refuse):
-            self._highest_attempt = max(self._highest_attempt, answer.promised_attempt)
+            self._promised(answer.promised_attempt)
             if answer.reason is Reason.RESULTS_DIFFER and attempt.plan.finishes is not None:
                 self._disowned.add(attempt.plan.finishes)
             if answer.reason is not Reason.PROMISED_HIGHER:
@@ -278,6 +280,11 @@ class Leader:
         return self.codecs.get(self.tip.codec, largest) if self.tip is not None else largest
 
     # -- inside --------------------------------------------------------------------------------------------------------------
+
+    def _promised(self, attempt: int) -> None:
+        """Somebody says that it promised this attempt: the next one must be higher."""
+        if attempt <= self._highest_attempt + MAX_LEAP:
+            self._highest_attempt = max(self._highest_attempt, attempt)
 
     def _at_tip(self) -> Iterable[tuple[str, Report]]:
         """(peer, its report) of each follower that is caught up and at this leader's tip."""

@@ -24,7 +24,7 @@ from protocols.reasons import Reason
 from protocols.round.plans import MemberPlan
 from protocols.round.promises import Promises
 from protocols.round.records import (
-    MAX_ATTEMPTS,
+    MAX_COUNT,
     MAX_REDUCERS,
     Averages,
     Ballot,
@@ -38,6 +38,9 @@ from protocols.round.records import (
     Tip,
     require,
 )
+
+# A leader's attempts grow by one. To promise one this far above would leave no room for the attempts of other leaders.
+MAX_LEAP = 1 << 32
 
 
 class Phase(str, Enum):
@@ -86,6 +89,17 @@ class Accept:
     contribution: Contribution | None
 
 
+# What a member may say of a plan. The leader passes the reason on to all: none of these makes anybody give up its state.
+REFUSALS = {
+    *(Reason.NOT_CAUGHT_UP, Reason.OTHER_LINEAGE, Reason.NOT_A_MEMBER, Reason.PROMISED_HIGHER, Reason.RESULTS_DIFFER),
+    *(Reason.NOTHING_TO_GIVE, Reason.BAD_MESSAGE),
+}
+FAILURES = {
+    *(Reason.BAD_CHUNK, Reason.CONTRIBUTOR_LOST, Reason.OTHER_LINEAGE, Reason.REDUCER_LOST, Reason.RESULTS_DIFFER),
+    Reason.SUPERSEDED,
+}
+
+
 @dataclass(frozen=True)
 class Refuse:
     """Answer to a plan: this member takes no part. `promised_attempt` is the highest that it accepted in this epoch, else 0."""
@@ -95,7 +109,8 @@ class Refuse:
     promised_attempt: int
 
     def __post_init__(self) -> None:
-        require(0 <= self.promised_attempt < MAX_ATTEMPTS, "a promise is out of bounds")
+        require(0 <= self.promised_attempt <= MAX_COUNT, "a promise is out of bounds")
+        require(self.reason in REFUSALS, f"{self.reason.value} is no reason to refuse a plan")
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,9 @@ class Failed:
     reason: Reason
     member: str
     reducer: str
+
+    def __post_init__(self) -> None:
+        require(self.reason in FAILURES, f"{self.reason.value} breaks no connection")
 
 
 @dataclass(frozen=True)
@@ -425,6 +443,8 @@ class Member:
             return Reason.NOT_A_MEMBER
         if self.promised is not None and plan.ballot.rank <= self.promised.rank:
             return Reason.PROMISED_HIGHER
+        if plan.ballot.attempt > (self.promised.attempt if self.promised is not None else 0) + MAX_LEAP:
+            return Reason.BAD_MESSAGE
         if plan.finishes is not None:
             if not self.tip.may_average(plan.finishes.contributions, overlap=self.overlap):
                 return Reason.OTHER_LINEAGE

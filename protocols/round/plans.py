@@ -11,7 +11,19 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from protocols.round.records import CODEC_NAMES, Averages, Ballot, Commit, Shard, check_shards, digest_of, require, require_digest
+from protocols.round.records import (
+    CODEC_NAMES,
+    MAX_INCARNATION,
+    MAX_PEERS,
+    Averages,
+    Ballot,
+    Commit,
+    Shard,
+    check_shards,
+    digest_of,
+    require,
+    require_digest,
+)
 
 # Bounds of a planned time. A plan that would take longer has no planned time, and its transfers go as fast as they can.
 MIN_PLANNED_S, LONGEST_PLANNED_S = 1e-3, 600.0
@@ -25,6 +37,7 @@ def peers_digest(peers: tuple[str, ...]) -> str:
 
 
 def _require_sorted(contributors: tuple[str, ...], members: tuple[str, ...], shards: tuple[Shard, ...]) -> None:
+    require(len(members) <= MAX_PEERS, "a plan has no more members than a run has peers")
     require(list(contributors) == sorted(set(contributors)), "a plan's contributors are sorted and distinct")
     require(list(members) == sorted(set(members)), "a plan's members are sorted and distinct")
     require(set(members).issuperset(contributors), "a plan's contributors are members")
@@ -54,6 +67,7 @@ class PlanIdentity:
         require(0 < self.patience_s < 1e6, "a plan's patience is positive")
         require(self.planned_s == 0 or MIN_PLANNED_S <= self.planned_s <= LONGEST_PLANNED_S, "a plan takes its time")
         require(self.codec in CODEC_NAMES, "a plan's codec is known")
+        require(0 <= self.incarnation <= MAX_INCARNATION, "an incarnation is a number of 63 bits")
         require_digest(self.contributors_digest, "a plan's contributors")
         require_digest(self.members_digest, "a plan's members")
         if self.finishes is not None:

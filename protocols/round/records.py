@@ -18,7 +18,15 @@ from functools import cached_property
 from typing import Any
 
 MAX_REDUCERS = 64
-MAX_ATTEMPTS = 1 << 32
+# Whatever counts is bounded far below what a message can hold, so that no sum of what honest peers say leaves its bounds.
+MAX_COUNT = 1 << 53  # of samples, ever; of attempts
+MAX_SAMPLES = 1 << 32  # of one contribution
+MAX_EPOCHS = 1 << 32
+MAX_INCARNATION = (1 << 63) - 1
+MAX_ELEMENTS = 1 << 48
+MAX_PEERS = 4096  # that a record lists
+MAX_LOSS = 1e9
+MAX_SUM_OF_SQUARES = 1e100
 _DIGEST = re.compile("[0-9a-f]{64}")
 # The names in gradients/codecs.py. This package must not import that module, since it imports torch.
 CODEC_NAMES = frozenset(("fp64", "fp32", "fp16", "bf16", "int8", "int4"))
@@ -50,7 +58,7 @@ class Ballot:
     leader: str
 
     def __post_init__(self) -> None:
-        require(self.epoch >= 1 and 1 <= self.attempt <= MAX_ATTEMPTS, "epochs and attempts count from 1")
+        require(1 <= self.epoch <= MAX_EPOCHS and 1 <= self.attempt <= MAX_COUNT, "epochs and attempts count from 1")
         require_digest(self.parent, "a ballot's parent")
 
     @property
@@ -70,8 +78,10 @@ class Contribution:
     loss: float  # mean over the samples, for the log
 
     def __post_init__(self) -> None:
-        require(0 <= self.first < self.end, "a contribution covers at least one sample")
-        require(math.isfinite(self.loss), "a contribution's loss is finite")
+        require(0 <= self.first < self.end <= MAX_COUNT, "a contribution covers at least one sample")
+        require(self.weight <= MAX_SAMPLES, "a contribution is no more than a peer can draw")
+        require(0 <= self.incarnation <= MAX_INCARNATION, "an incarnation is a number of 63 bits")
+        require(abs(self.loss) <= MAX_LOSS, "a contribution's loss is finite")
         require_digest(self.base, "a contribution's base")
 
     @property
@@ -90,7 +100,7 @@ class Shard:
     stop: int
 
     def __post_init__(self) -> None:
-        require(0 <= self.start < self.stop, "a shard is not empty")
+        require(0 <= self.start < self.stop <= MAX_ELEMENTS, "a shard is not empty")
 
 
 @dataclass(frozen=True)
@@ -103,9 +113,9 @@ class ShardResult:
     sum_of_squares: float  # of its decoded values, in float64, for clipping
 
     def __post_init__(self) -> None:
-        require(0 <= self.start < self.stop, "a shard is not empty")
+        require(0 <= self.start < self.stop <= MAX_ELEMENTS, "a shard is not empty")
         require_digest(self.digest, "a shard's digest")
-        require(math.isfinite(self.sum_of_squares) and self.sum_of_squares >= 0, "a shard's sum of squares is finite")
+        require(0 <= self.sum_of_squares <= MAX_SUM_OF_SQUARES, "a shard's sum of squares is finite")
 
 
 def check_shards(shards: Sequence[Shard | ShardResult], what: str) -> None:
@@ -128,7 +138,7 @@ class Averages:
     shards: tuple[ShardResult, ...]
 
     def __post_init__(self) -> None:
-        require(bool(self.contributions), "averages have contributions")
+        require(1 <= len(self.contributions) <= MAX_PEERS, "averages have contributions")
         peers = [contribution.peer for contribution in self.contributions]
         require(peers == sorted(set(peers)), "the contributors of averages are sorted and distinct")
         check_shards(self.shards, "averaged shards")
@@ -193,7 +203,10 @@ class Commit:
         require(self.leader.peer == self.ballot.leader, "a commit is led by its ballot's leader")
         require({self.codec, self.next_codec} <= CODEC_NAMES, "a commit's codecs are known")
         require_digest(self.plan_digest, "a commit's plan")
-        require(self.total_samples >= self.averages.samples, "a lineage's weight includes the commit's samples")
+        require(self.averages.samples <= self.total_samples <= MAX_COUNT, "a lineage's weight includes the commit's samples")
+        require(
+            len(self.members) <= MAX_PEERS and len(self.succession) <= MAX_PEERS, "a commit lists no more peers than a run has"
+        )
 
     @cached_property
     def averages(self) -> Averages:
@@ -241,7 +254,7 @@ class Standing:
     total_samples: int
 
     def __post_init__(self) -> None:
-        require(self.epoch >= 0 and self.total_samples >= 0, "a standing counts from 0")
+        require(0 <= self.epoch <= MAX_EPOCHS and 0 <= self.total_samples <= MAX_COUNT, "a standing counts from 0")
         require_digest(self.lineage, "a standing's lineage")
 
     def heavier_than(self, other: Standing) -> bool:
@@ -333,9 +346,9 @@ class Report:
     unreached: tuple[str, ...] = ()  # reducers that it could not reach, and has not reached since
 
     def __post_init__(self) -> None:
-        require(
-            self.samples >= 0 and 0 <= self.promised_attempt < MAX_ATTEMPTS and self.moved_bytes >= 0, "a report counts from 0"
-        )
+        require(0 <= self.samples <= MAX_SAMPLES and 0 <= self.promised_attempt <= MAX_COUNT, "a report counts from 0")
+        require(0 <= self.moved_bytes <= MAX_INCARNATION, "a report counts from 0")
+        require(len(self.planned_with) <= MAX_PEERS and len(self.unreached) <= MAX_PEERS, "a report lists no more than a run has")
         rates = (self.samples_per_second, self.upload_bytes_s, self.download_bytes_s)
         require(all(0 <= rate < 1e12 for rate in rates) and 0 <= self.step_s < 3600, "a report's rates are finite")
 
@@ -352,7 +365,8 @@ class Hello:
     memory_bytes: int = 0  # free memory that it may use for reducing; 0: unknown
 
     def __post_init__(self) -> None:
-        require(self.memory_bytes >= 0, "memory counts from 0")
+        require(0 <= self.memory_bytes <= MAX_COUNT, "memory counts from 0")
+        require(0 <= self.incarnation <= MAX_INCARNATION, "an incarnation is a number of 63 bits")
         require(bool(self.address) == bool(self.bulk_address), "a reachable peer can be reached for calls and for shards")
 
     @property

@@ -48,7 +48,7 @@ def test_a_peer_leaves_with_a_known_reason_and_comes_with_none(present: bool, re
     [
         SWARM,
         replace(SWARM, follows=None),
-        Failure(Ballot(3, "a" * 64, 2, "3fa2"), Reason.SILENT, ""),
+        Failure(Ballot(3, "a" * 64, 2, "3fa2"), Reason.SILENT, "", 1.5),
         Seen(ALICE, present=True),
         Seen(ALICE, present=False, reason=Reason.LEFT.value),
     ],

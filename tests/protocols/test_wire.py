@@ -55,11 +55,13 @@ FIELDS = Path(__file__).with_name("wire_fields.json")
 digests = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 texts = st.text(max_size=20)
 peers = st.from_regex(r"[0-9a-f]{32}", fullmatch=True)
-counts = st.integers(0, 2**63)
+counts = st.integers(0, records.MAX_COUNT)
+epochs = st.integers(0, records.MAX_EPOCHS)
+elements = st.integers(0, 2**40)
 rates = st.floats(0, 1e5)
-finite = st.floats(allow_nan=False, allow_infinity=False)
+finite = st.floats(-records.MAX_LOSS, records.MAX_LOSS)
 
-ballots = st.builds(Ballot, epoch=st.integers(1, 2**40), parent=digests, attempt=st.integers(1, 2**20), leader=peers)
+ballots = st.builds(Ballot, epoch=st.integers(1, records.MAX_EPOCHS), parent=digests, attempt=st.integers(1, 2**20), leader=peers)
 codecs = st.sampled_from(sorted(CODEC_NAMES))
 candidates = st.builds(Candidate, peer=peers, address=texts)
 contributions = st.integers(0, 2**40).flatmap(
@@ -68,19 +70,19 @@ contributions = st.integers(0, 2**40).flatmap(
         peer=peers,
         incarnation=counts,
         first=st.just(first),
-        end=st.integers(first + 1, first + 2**40),
+        end=st.integers(first + 1, first + records.MAX_SAMPLES),
         base=digests,
         loss=finite,
     )
 )
 results = st.builds(
     lambda start, size, sha, squares: ShardResult(start, start + size, sha, squares),
-    counts,
+    elements,
     st.integers(1, 2**40),
     digests,
-    st.floats(0, 1e300),
+    st.floats(0, records.MAX_SUM_OF_SQUARES),
 )
-standings = st.builds(Standing, epoch=counts, lineage=digests, total_samples=counts)
+standings = st.builds(Standing, epoch=epochs, lineage=digests, total_samples=counts)
 
 
 @st.composite
@@ -98,8 +100,10 @@ def plans(draw: st.DrawFn) -> Plan:
 def commits(draw: st.DrawFn) -> Commit:
     plan = draw(plans())
     made = tuple(dataclasses.replace(draw(contributions), peer=peer, base=plan.ballot.parent) for peer in plan.contributors)
-    shards = tuple(ShardResult(s.start, s.stop, draw(digests), draw(st.floats(0, 1e300))) for s in plan.shards)
-    total = sum(c.weight for c in made) + draw(st.integers(0, 2**60))
+    shards = tuple(
+        ShardResult(s.start, s.stop, draw(digests), draw(st.floats(0, records.MAX_SUM_OF_SQUARES))) for s in plan.shards
+    )
+    total = sum(c.weight for c in made) + draw(st.integers(0, 2**52))
     leader = Candidate(plan.ballot.leader, draw(texts))
     succession = tuple(draw(st.lists(candidates, max_size=3)))
     return Commit(plan.ballot, plan.digest, made, plan.members, shards, plan.codec, total, leader, succession, draw(codecs))
@@ -135,7 +139,7 @@ peer_views = st.builds(
     name=texts,
     role=st.sampled_from(("contributor", "auxiliary")),
     reachable=st.booleans(),
-    epoch=counts,
+    epoch=epochs,
     samples=counts,
     samples_per_second=rates,
     state=texts,
@@ -157,7 +161,7 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
     Report: st.builds(
         Report,
         standing=standings,
-        samples=counts,
+        samples=st.integers(0, records.MAX_SAMPLES),
         samples_per_second=rates,
         step_s=st.floats(0, 3599),
         promised_attempt=st.integers(0, 2**20),
@@ -176,10 +180,17 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         )
     ),
     member.Accept: st.builds(member.Accept, plan_digest=digests, contribution=st.none() | contributions),
-    member.Refuse: st.builds(member.Refuse, plan_digest=digests, reason=reasons, promised_attempt=st.integers(0, 2**20)),
+    member.Refuse: st.builds(
+        member.Refuse,
+        plan_digest=digests,
+        reason=st.sampled_from(sorted(member.REFUSALS)),
+        promised_attempt=st.integers(0, 2**20),
+    ),
     member.Ready: st.builds(member.Ready, result=round_results),
     member.Drifted: st.builds(member.Drifted, plan_digest=digests, reducers=st.lists(peers, min_size=1, max_size=4).map(tuple)),
-    member.Failed: st.builds(member.Failed, plan_digest=digests, reason=reasons, member=peers, reducer=peers),
+    member.Failed: st.builds(
+        member.Failed, plan_digest=digests, reason=st.sampled_from(sorted(member.FAILURES)), member=peers, reducer=peers
+    ),
     PeerView: peer_views,
     Swarm: st.builds(
         Swarm,
@@ -198,12 +209,12 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         absent=st.lists(st.builds(Absence, peer=peers, reason=reasons), max_size=3).map(tuple),
     ),
     Failure: st.builds(Failure, ballot=ballots, reason=reasons, peer=st.just("") | peers, seconds=rates),
-    Evaluation: st.builds(Evaluation, epoch=counts, loss=st.floats(allow_nan=False)),
+    Evaluation: st.builds(Evaluation, epoch=epochs, loss=finite),
     Seen: st.builds(Seen, peer=peer_views, present=st.just(True))
     | st.builds(Seen, peer=peer_views, present=st.just(False), reason=reasons.map(lambda reason: reason.value)),
     Manifest: st.builds(
         lambda epoch, lineage, chunk_bytes, chunks: Manifest(epoch, lineage, chunk_bytes * len(chunks), chunk_bytes, chunks),
-        epoch=counts,
+        epoch=epochs,
         lineage=digests,
         chunk_bytes=st.integers(1, 2**22),
         chunks=st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=5).map(tuple),

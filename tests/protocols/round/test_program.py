@@ -129,6 +129,14 @@ FAST, SLOW = 100300004.0, 100.0
 
 @settings(deadline=None, max_examples=600)
 @given(st.lists(st.builds(Link, rates, rates, st.booleans(), st.booleans(), rooms), min_size=2, max_size=12))
+# The error of two dropped fractions is a little above their sum.
+@example(
+    [
+        Link(5000156.0, 5000156.0, False, False),
+        Link(10000311.0, 5000156.0, False, True, 0.99999),
+        Link(SLOW, 5000156.0, False, False),
+    ]
+)
 # The longest transfer is a download of a member that does not reduce.
 @example(
     [
@@ -146,7 +154,10 @@ FAST, SLOW = 100300004.0, 100.0
     [Link(1e10, 1e10, True, False), Link(1e2, 1e10, False, True), Link(1e9, 1e10, False, True, 0.5), Link(1e4, 1e10, False, True)]
 )
 def test_no_split_is_faster(lines: list[Link]) -> None:
-    """Both bounds are the error that `fastest` may make: it drops fractions up to NEGLIGIBLE, and the others take them over."""
+    """Both bounds are the error that `fastest` may make: it drops fractions up to NEGLIGIBLE, and the others take them over.
+
+    That is to first order, hence the 1.01.
+    """
     lines = list(lines)
     lines[0] = replace(lines[0], sends=True)
     lines[-1] = replace(lines[-1], reduces=True)
@@ -158,7 +169,7 @@ def test_no_split_is_faster(lines: list[Link]) -> None:
     assert sum(split.fractions.values()) == pytest.approx(1)
     assert all(0 <= fraction <= named[peer].most * (1 + 1.01 * dropped) for peer, fraction in split.fractions.items())
     assert split.fractions.keys() == {peer for peer, link in named.items() if link.reduces}
-    assert split.seconds == pytest.approx(min_by_bisection(named, 64 * MB), rel=dropped)
+    assert split.seconds == pytest.approx(min_by_bisection(named, 64 * MB), rel=1.01 * dropped)
 
 
 def test_one_member_alone_takes_no_time() -> None:

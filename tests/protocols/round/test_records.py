@@ -8,7 +8,10 @@ import pytest
 
 from protocols.round.plans import Plan
 from protocols.round.records import (
+    MAX_COUNT,
+    MAX_PEERS,
     MAX_REDUCERS,
+    MAX_SAMPLES,
     Averages,
     Ballot,
     Candidate,
@@ -251,6 +254,9 @@ def test_a_genesis_differs_with_run_parameters_and_first_leader() -> None:
         {"step_s": math.inf},
         {"promised_attempt": -1},
         {"moved_bytes": -1},
+        {"samples": MAX_SAMPLES + 1},
+        {"promised_attempt": MAX_COUNT + 1},
+        {"unreached": ("p",) * (MAX_PEERS + 1)},
     ],
 )
 def test_a_report_with_impossible_numbers_is_refused(change: dict[str, Any]) -> None:

@@ -1,0 +1,193 @@
+"""No message ends a process: whole peers in virtual time beside one that sends true records with made-up values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from protocols.errors import BadMessageError, RemoteError
+from protocols.messages import (
+    NOBODY,
+    Abort,
+    AskReply,
+    AskRequest,
+    CommitsRequest,
+    DialBackReply,
+    DialBackRequest,
+    Heartbeat,
+    Manifest,
+    NeedState,
+    NotLeader,
+    ObserveRequest,
+    OfferRequest,
+    ReduceOpen,
+    SnapshotRequest,
+)
+from protocols.reasons import Reason
+from protocols.round.member import Accept, Drifted, Failed, Ready, Refuse
+from protocols.round.plans import MemberPlan
+from protocols.round.records import Candidate, Contribution, Hello, Report, Result, ShardResult, Standing
+from protocols.transport.frames import Kind
+from protocols.wire.convert import from_wire, to_wire
+from tests.peer.hostile import Liar
+from tests.peer.virtual import Answers, Node, SmallSwarm, ToldPeer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SEEDS = [*range(5), 26, 63]
+DIGEST = "ab" * 32
+
+
+class Mallory:
+    """Follows the leader, answers its plans, and calls everybody; every record is a lie about a true one."""
+
+    def __init__(self, swarm: SmallSwarm, seed: int) -> None:
+        self.swarm, self.liar = swarm, Liar(seed)
+        self.node: Node = swarm.node("mallory", Answers(AskRequest=self._asked, DialBackRequest=self._dialled, Hello=self._led))
+        self.told = 0
+        self.plan: MemberPlan | None = None
+
+    def start(self) -> None:
+        self.node.start(self._for_ever(self._follow))
+        self.node.start(self._for_ever(self._call))
+
+    async def _for_ever(self, work: Callable[[], Any]) -> None:
+        import asyncio
+
+        while True:
+            with contextlib.suppress(RemoteError):
+                await work()
+            await asyncio.sleep(0.05)
+
+    def _lie(self, record: Any) -> Any:
+        """As it comes out of the wire at the other end."""
+        self.told += 1
+        for _ in range(20):
+            lied = self.liar.lie(record)
+            try:
+                return from_wire(type(lied), to_wire(lied))
+            except (BadMessageError, ValueError, TypeError):  # the wire takes no such value
+                continue
+        return record
+
+    @property
+    def standing(self) -> Standing:
+        tip = self.swarm.processes["p0"].engine.member.tip
+        assert tip is not None
+        return tip.standing
+
+    def _report(self) -> Report:
+        return Report(self.standing, 3, 5.0, 0.1, 0, 1000, caught_up=True, phase="training")
+
+    async def _follow(self) -> None:
+        hello = self._lie(Hello(1, False, "mallory:1", "mallory:2", "mallory"))
+        async with self.node.transport.open(Candidate("p0", "p0:1"), hello) as stream:
+            stream.post(self._report())
+            while (record := await stream.receive()) is not None:
+                if isinstance(record, MemberPlan):
+                    self.plan = record
+                    for answer in self._answers(record):
+                        stream.post(self._lie(answer))
+                stream.post(self._lie(self._report()))
+
+    def _answers(self, plan: MemberPlan) -> list[Any]:
+        digest = plan.digest
+        mine = Contribution("mallory", 1, 0, 3, plan.ballot.parent, 2.0)
+        shards = tuple(ShardResult(shard.start, shard.stop, DIGEST, 1.0) for shard in plan.shards)
+        return [
+            Accept(digest, mine),
+            Refuse(digest, Reason.PROMISED_HIGHER, 0),
+            Ready(Result(digest, DIGEST, shards)),
+            Failed(digest, Reason.REDUCER_LOST, "mallory", plan.shards[0].reducer),
+            Drifted(digest, (plan.shards[0].reducer,)),
+        ]
+
+    async def _call(self) -> None:
+        """One call of each kind to each peer, and a bulk request."""
+        openings = (
+            Hello(1, False, "mallory:1", "mallory:2", "mallory"),
+            AskRequest(),
+            DialBackRequest("mallory:1", "mallory:2"),
+            OfferRequest("", self.standing),
+            SnapshotRequest(DIGEST, 0, 1),
+            Manifest(1, DIGEST, 5, 5, (bytes(32),)),
+            CommitsRequest(self.standing.lineage),
+            ObserveRequest(0, once=True),
+        )
+        for peer in self.swarm.names:
+            for opening in openings:
+                try:
+                    async with self.node.transport.open(Candidate(peer, f"{peer}:1"), self._lie(opening)) as stream:
+                        await stream.receive()
+                except RemoteError:
+                    pass
+            if self.plan is not None:
+                mine = Contribution("mallory", 1, 0, 3, self.plan.ballot.parent, 2.0)
+                try:
+                    async with self.node.transport.bulk(peer, f"{peer}:2") as bulk:
+                        await bulk.send_record(Kind.OPEN, self._lie(ReduceOpen(self.plan.digest, 0, mine)))
+                        await bulk.header()
+                except RemoteError:
+                    pass
+
+    # -- what it answers
+
+    async def _asked(self, stream: Any, request: Any) -> AsyncIterator[Any]:
+        yield self._lie(AskReply(self.standing, True, NOBODY, 0, "mallory:2"))
+
+    async def _dialled(self, stream: Any, request: Any) -> AsyncIterator[Any]:
+        yield self._lie(DialBackReply(""))
+
+    async def _led(self, stream: Any, hello: Any) -> AsyncIterator[Any]:
+        yield self._lie(NotLeader("p0", "p0:1", able=True))
+
+
+def unforeseen(process: ToldPeer) -> list[str]:
+    return [fields["problem"] for fields in process.told_of("strike")]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_lie_of_a_follower_ends_a_peer_or_the_training(seed: int) -> None:
+    with SmallSwarm(3, seed=seed) as swarm:
+        swarm.start_all()
+        swarm.until(lambda: min(map(swarm.epoch, swarm.names)) >= 1)
+        mallory = Mallory(swarm, seed)
+        mallory.start()
+        began = swarm.epoch("p0")
+        swarm.for_s(30.0)
+        assert mallory.told > 100
+        assert not [problem for process in swarm.processes.values() for problem in unforeseen(process)]
+        assert all(process.alive for process in swarm.processes.values())
+        mallory.node.die()
+        swarm.until(lambda: min(map(swarm.epoch, swarm.names)) >= began + 3)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_lie_of_a_leader_raises_anything_but_a_breach_of_the_protocol(seed: int) -> None:
+    with SmallSwarm(3, seed=seed) as swarm:
+        swarm.start_all()
+        liar, plans = Liar(seed), list[MemberPlan]()
+        engine = swarm.processes["p1"].engine
+        told = engine._told
+
+        def heard(leader: Candidate, record: Any) -> None:
+            if isinstance(record, MemberPlan):
+                plans.append(record)
+            told(leader, record)
+
+        engine._told = heard  # type: ignore[method-assign]
+        swarm.until(lambda: min(map(swarm.epoch, swarm.names)) >= 2)
+        standing = engine.member.tip.standing if engine.member.tip is not None else None
+        assert standing is not None and plans
+        true: list[Any] = [*plans[-2:], Abort(plans[-1].digest, Reason.DRIFT, ("p2",)), NeedState()]
+        true += [Heartbeat(standing, 3, 5.0, 2), *engine.commits]
+        for _ in range(300):
+            record = true[liar._random.randrange(len(true))]
+            with swarm.processes["p1"].loop.running(), contextlib.suppress(BadMessageError):
+                engine.told(Candidate("mallory", "mallory:1"), liar.lie(record))
+            swarm.for_s(0.02)
+        assert not unforeseen(swarm.processes["p1"])
+        began = swarm.epoch("p0")
+        swarm.until(lambda: min(map(swarm.epoch, swarm.names)) >= began + 3)
