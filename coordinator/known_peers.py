@@ -36,9 +36,6 @@ class KnownPeers:
         reachable = [item for item in self._fresh() if item.address]
         return [address for item in reachable[:DISCOVERY_PEERS] for address in item.discovery[:1]]
 
-    def is_auxiliary(self, peer: str) -> bool:
-        return peer in self._announced and self._announced[peer][1].auxiliary
-
     def _fresh(self) -> list[Announcement]:
         now = time.monotonic()
         fresh = [item for at, item in self._announced.values() if now - at < ANNOUNCEMENT_S]

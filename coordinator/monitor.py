@@ -112,11 +112,18 @@ class Monitor:
     def take_in(self) -> None:
         """Take in all that has arrived; wait a moment if nothing has."""
         try:
-            self._observe(self._inbox.get(timeout=WAIT_S))
+            self._take(self._inbox.get(timeout=WAIT_S))
             while True:
-                self._observe(self._inbox.get_nowait())
+                self._take(self._inbox.get_nowait())
         except queue.Empty:
             return
+
+    def _take(self, observation: Observation) -> None:
+        """A peer told it: whatever is wrong with it, the coordinator goes on."""
+        try:
+            self._observe(observation)
+        except Exception:  # noqa: BLE001
+            _log.exception("an observation was dropped: nobody foresaw it")
 
     def _observe(self, observation: Observation) -> None:
         match observation:
@@ -201,8 +208,9 @@ class Monitor:
             header = read_header(snapshot)
             commit = self._commit_of(header)
             self._load(snapshot)
-        except RemoteError as error:
-            _log.info("no snapshot: %s", error)
+        except Exception as error:  # noqa: BLE001  a peer gave it: whatever is wrong with it, the coordinator goes on
+            foreseen = isinstance(error, RemoteError)
+            _log.log(logging.INFO if foreseen else logging.ERROR, "no snapshot: %s", error, exc_info=not foreseen)
             self._fetch_not_before = self._clock() + FETCH_AGAIN_S
             return
         if checkpoint is None:

@@ -12,7 +12,6 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from random import Random
 from typing import Any
 
 from coordinator.admission import EnrolmentService
@@ -29,7 +28,7 @@ from protocols.transport.channels import enrolment_server
 from protocols.transport.discovery import Discovery, DiscoveryConfig
 from protocols.transport.network import NetworkTransport
 from protocols.transport.network_thread import NetworkThread
-from protocols.transport.whereabouts import ask_all
+from protocols.transport.whereabouts import ask
 from protocols.wire.dugnad_pb2_grpc import add_EnrolmentServicer_to_server
 
 PORTS = 4  # enrolment, discovery, and two of the auxiliary peer
@@ -89,7 +88,7 @@ class Network:
             forwarding.cancel()
 
     def fetch(self) -> bytes:
-        """The newest snapshot of the swarm's state. Raises RemoteError."""
+        """The newest snapshot of the auxiliary peer's state. Raises RemoteError."""
         return self._thread.call(self._fetch())
 
     # -- on the network's thread -----------------------------------------------------------------------------------------------
@@ -147,22 +146,18 @@ class Network:
             raise UnreachableError(f"the run's state did not arrive within {FETCH_S:.0f} s") from error
 
     async def _fetch_newest(self) -> bytes:
-        """From the peers that are furthest. Of these, auxiliary peers first: the others train."""
-        found = await ask_all(self._transport, self._known.candidates(), Random())
-        if not found:
-            raise UnreachableError("no peer answers that holds the run's state")
-        newest = found[0].standing
-        best = [there.peer for there in found if there.standing == newest]
-        auxiliary = [peer for peer in best if self._known.is_auxiliary(peer.peer)]
+        """From this coordinator's own auxiliary peer alone: it has applied every commit itself, and belongs to the organiser."""
+        own = self._folder.genesis.leader
+        at = [peer for peer in self._known.candidates() if peer.peer == own]
+        if not at:
+            raise UnreachableError("the coordinator's auxiliary peer is not there yet")
+        there = await ask(self._transport, at[0])
         fetch = SnapshotFetch(self._transport, MAX_SNAPSHOT_BYTES, lambda done, total: None, _donor_failed)
-        if auxiliary:
-            with contextlib.suppress(RemoteError):  # _donor_failed logs it
-                return await fetch.run(auxiliary, at_least=newest)
-        return await fetch.run(best, at_least=newest)
+        return await fetch.run(at, at_least=there.standing)
 
 
 def _donor_failed(peer: str, problem: RemoteError) -> None:
-    _log.warning("the state could not be fetched from %s: %s", peer[:8], problem)
+    _log.warning("the state could not be fetched from the auxiliary peer %s: %s", peer[:8], problem)
 
 
 def announced_hosts(config: CoordinatorConfig) -> tuple[str, ...]:

@@ -15,18 +15,23 @@ import typer
 
 from protocols.errors import DugnadError
 from protocols.host.interrupts import EXIT_INTERRUPTED
+from protocols.host.readable_log import CleanFormatter
+from protocols.host.terminal import printable
+
+MAX_LINE = 1000  # characters of an error: others may have written a part of it
 
 
 def run_app(app: typer.Typer) -> NoReturn:
     """Run `app` on the command line's arguments and end the process."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc reads it on import; we report its failures as our own errors
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(CleanFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     try:
         code = app(standalone_mode=False)
     except DugnadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.remedy:
-            print(error.remedy, file=sys.stderr)
+        for text in filter(None, (f"error: {error}", error.remedy)):
+            print(*(printable(line, MAX_LINE) for line in text.splitlines()), sep="\n", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)

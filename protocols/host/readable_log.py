@@ -11,11 +11,20 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from protocols.errors import DiskError
+from protocols.host.terminal import printable
 
 FILE_BYTES, OLDER_FILES = 1 << 20, 2
+MAX_LINE = 2000
 
 screen = logging.getLogger("dugnad.screen")
 """What a person was shown goes here as well."""
+
+
+class CleanFormatter(logging.Formatter):
+    """Lines without control characters: parts of a message may come from another machine, and a terminal obeys some of them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line, MAX_LINE) for line in super().format(record).split("\n"))
 
 
 @contextmanager
@@ -28,7 +37,7 @@ def readable_log(path: Path) -> Iterator[None]:
         handler = RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=OLDER_FILES, encoding="utf-8")
     except OSError as error:
         raise DiskError(f"the log {path} cannot be written: {error.strerror}", remedy="Choose another folder.") from error
-    formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter = CleanFormatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk costs lines of the log, and nothing else

@@ -227,6 +227,21 @@ def test_what_observers_are_told_becomes_events(folder: RunFolder, checkpoints: 
     assert (failed["name"], failed["seconds"]) == ("bob", 4.5)
 
 
+def test_what_nobody_foresaw_ends_neither_the_loop_nor_the_search_for_state(
+    folder: RunFolder, checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fetch() -> bytes:
+        raise OverflowError("a snapshot like no other")
+
+    on = Organiser(folder, checkpoints, fetch)
+    bob = PeerView("91cc", "bob", "contributor", True, 0, 0, 12.5, "training", False)
+    on.hear(Seen(None, present=True), Seen(bob, present=True))  # type: ignore[arg-type]
+    on.monitor.keep()
+    assert [record["name"] for record in on.events.of("peer_joined")] == ["bob"]
+    assert "nobody foresaw" in caplog.text and "a snapshot like no other" in caplog.text
+    assert not on.events.of("checkpoint_written")
+
+
 def test_a_peer_that_did_not_come_to_the_new_leader_has_left(folder: RunFolder, checkpoints: Checkpoints) -> None:
     alice = PeerView("3fa2", "alice", "contributor", True, 0, 0, 12.5, "training", True)
     bob = replace(alice, peer="91cc", name="bob", is_leader=False)
