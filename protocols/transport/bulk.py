@@ -12,8 +12,8 @@ import logging
 import socket
 import sys
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 from OpenSSL import SSL
 
@@ -38,6 +38,8 @@ TURN_BYTES = 512 << 10
 DRAIN_S = 5.0
 # One peer needs a connection for each shard that it gives to this one.
 MAX_CONNECTIONS_OF_PEER = 128
+# Callers that have not shown a certificate yet, from one address and in all. Beyond that the one that waits longest is let go.
+MAX_STRANGERS_OF_ADDRESS, MAX_STRANGERS = 128, 512
 SO_MAX_PACING_RATE = 47 if sys.platform == "linux" else 0  # Python has no name for it
 UNPACED = (1 << 64) - 1
 # Once the kernel has put off a packet, no later change of pace hastens it.
@@ -269,6 +271,7 @@ class BulkServer:
         self._bandwidth = bandwidth
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: Counter[str] = Counter()  # by peer
+        self._strangers: dict[asyncio.Task[None], str] = {}  # who serves one -> its address, the oldest first
         try:
             both = host == EVERYWHERE[socket.AF_INET6] and socket.has_dualstack_ipv6()  # as gRPC does it
             self._listener = socket.create_server((host, port), family=family_of(host), backlog=128, dualstack_ipv6=both)
@@ -285,13 +288,15 @@ class BulkServer:
         await cancel_all(self._tasks)
         self._listener.close()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._strangers.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("serving a bulk connection failed", exc_info=error)
 
@@ -299,12 +304,21 @@ class BulkServer:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                plain, _ = await loop.sock_accept(self._listener)
+                plain, (address, *_) = await loop.sock_accept(self._listener)
             except OSError as error:  # out of file descriptors, or the caller is gone already
                 _log.warning("a bulk connection could not be accepted: %s", error)
                 await asyncio.sleep(1.0)
                 continue
-            self._spawn(self._connected(plain, serve))
+            self._let_wait(self._spawn(self._connected(plain, serve)), address)
+
+    def _let_wait(self, stranger: asyncio.Task[None], address: str) -> None:
+        """Until it has shown a certificate."""
+        self._strangers[stranger] = address
+        of_address = [task for task, other in self._strangers.items() if other == address]
+        if len(of_address) > MAX_STRANGERS_OF_ADDRESS:
+            of_address[0].cancel()
+        elif len(self._strangers) > MAX_STRANGERS:
+            next(iter(self._strangers)).cancel()
 
     async def _connected(self, plain: socket.socket, serve: Serve) -> None:
         try:
@@ -317,6 +331,8 @@ class BulkServer:
         stream = TlsStream(connection, "", self._bandwidth)
         try:
             await asyncio.wait_for(self._greeted(stream), DIAL_S)
+            if (me := asyncio.current_task()) is not None:
+                self._strangers.pop(me, None)
             with self._counted(stream.peer) as count:
                 if count > MAX_CONNECTIONS_OF_PEER:
                     await refuse(stream, Reason.BUSY, "too many connections")

@@ -26,7 +26,13 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 # Ports are never shared: two processes that listen on one would each get half of the connections.
-_SERVER_OPTIONS: list[tuple[str, Any]] = [*_OPTIONS, ("grpc.so_reuseport", 0)]
+# Who connects has ten seconds to show a certificate, and a caller so many calls at once.
+_SERVER_OPTIONS: list[tuple[str, Any]] = [
+    *_OPTIONS,
+    ("grpc.so_reuseport", 0),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_concurrent_streams", 128),
+]
 # A peer that comes back must be found again within about a second, not after gRPC's default of up to two minutes.
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     *_OPTIONS,

@@ -35,6 +35,19 @@ class Kind(IntEnum):
     OPENED = 8  # whoever reduces has read OPEN, at once
 
 
+# A frame is never larger, so that a length alone makes nobody allocate more.
+MAX_BYTES = {
+    Kind.HELLO: 1 << 10,
+    Kind.OPEN: 4 << 10,
+    Kind.CHUNK: MAX_RECORD_BYTES,
+    Kind.AVERAGED: MAX_RECORD_BYTES,
+    Kind.DONE: 4 << 10,
+    Kind.REFUSED: 16 << 10,
+    Kind.PROBE: 1 << 10,
+    Kind.OPENED: 0,
+}
+
+
 class FrameStream(ABC):
     """One bulk connection. One task may send while another receives.
 
@@ -84,6 +97,8 @@ class FrameStream(ABC):
             kind = Kind(number)
         except ValueError as error:
             raise BadMessageError(f"a frame of an unknown kind {number}") from error
+        if length > MAX_BYTES[kind]:
+            raise BadMessageError(f"a frame {kind.name} of {length} bytes")
         if kind is Kind.REFUSED:
             refused = await self.record(Refused, length)
             raise RefusedError(f"{self.peer[:8]} refused: {refused.sentence}", reason=refused.reason, sentence=refused.sentence)
@@ -91,8 +106,6 @@ class FrameStream(ABC):
 
     async def record(self, kind: type[T], length: int) -> T:
         """The record that the frame of `length` bytes holds."""
-        if length > MAX_RECORD_BYTES:
-            raise BadMessageError(f"a record of {length} bytes")
         data = bytearray(length)
         await self.receive_into(memoryview(data))
         return from_bytes(kind, bytes(data))

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from protocols.errors import RefusedError
+from protocols.host import command
 from protocols.host.command import run_app
 from protocols.host.readable_log import CleanFormatter
 
@@ -30,6 +31,20 @@ def test_an_error_with_another_machines_words_prints_no_control_characters(
     said = capsys.readouterr().err
     assert ended.value.code == 1 and "error: the peer refused: no" in said and "again." in said
     assert all(letter.isprintable() or letter == "\n" for letter in said)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such limit")
+def test_a_command_may_open_as_many_files_as_the_system_allows() -> None:
+    import resource
+
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), most))
+        command._allow_open_files()
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+    assert allowed == min(most if most != resource.RLIM_INFINITY else command.OPEN_FILES, command.OPEN_FILES)
 
 
 def test_logs_print_none_either() -> None:

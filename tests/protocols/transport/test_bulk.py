@@ -54,7 +54,13 @@ class Pair:
 async def echo(stream: FrameStream, kind: Kind, length: int) -> None:
     data = bytearray(length)
     await stream.receive_into(memoryview(data))
-    await stream.send(Kind.DONE, data)
+    await stream.send(Kind.CHUNK, data)
+
+
+async def flood(stream: FrameStream, size: int) -> None:
+    """A request, and `size` bytes behind it."""
+    await stream.send(Kind.CHUNK, b"x")
+    await stream.write(memoryview(bytes(size)))
 
 
 @contextlib.asynccontextmanager
@@ -98,11 +104,11 @@ def test_a_frame_arrives_as_it_went_and_both_sides_count_it(tmp_path: Path, size
 
     async def work() -> None:
         async with pair(tmp_path) as two, two.to() as stream:
-            await stream.send(Kind.PROBE, payload)
+            await stream.send(Kind.CHUNK, payload)
             kind, length = await stream.header()
             back = bytearray(length)
             await stream.receive_into(memoryview(back))
-            assert (kind, bytes(back)) == (Kind.DONE, payload)
+            assert (kind, bytes(back)) == (Kind.CHUNK, payload)
             assert two.here.up.moved_bytes == two.there.down.moved_bytes
             assert two.here.down.moved_bytes == two.there.up.moved_bytes == size + 5
 
@@ -113,15 +119,15 @@ def test_large_frames_both_ways_at_once_do_not_wait_for_each_other(tmp_path: Pat
     size = 8 << 20
 
     async def both(stream: FrameStream, kind: Kind, length: int) -> None:
-        await asyncio.gather(stream.send(Kind.DONE, bytes(size)), stream.receive_into(memoryview(bytearray(length))))
+        await asyncio.gather(stream.send(Kind.CHUNK, bytes(size)), stream.receive_into(memoryview(bytearray(length))))
 
     async def work() -> None:
         async with pair(tmp_path, both) as two, two.to() as stream:
-            sending = asyncio.create_task(stream.send(Kind.PROBE, bytes(size)))
+            sending = asyncio.create_task(stream.send(Kind.CHUNK, bytes(size)))
             kind, length = await stream.header()
             await stream.receive_into(memoryview(bytearray(length)))
             await sending
-            assert (kind, length) == (Kind.DONE, size)
+            assert (kind, length) == (Kind.CHUNK, size)
 
     run(work())
 
@@ -187,7 +193,7 @@ def test_a_refusal_reaches_a_caller_that_is_still_sending(tmp_path: Path) -> Non
         async with pair(tmp_path, refusing) as two:
             with pytest.raises(RefusedError, match="too late"):
                 async with two.to() as stream:
-                    sending = asyncio.create_task(stream.send(Kind.PROBE, bytes(32 << 20)))
+                    sending = asyncio.create_task(flood(stream, 32 << 20))
                     try:
                         await stream.header()
                     finally:
@@ -202,6 +208,7 @@ def test_a_refusal_reaches_a_caller_that_is_still_sending(tmp_path: Path) -> Non
     [
         pytest.param(struct.pack("<BI", 99, 0), id="an unknown kind"),
         pytest.param(struct.pack("<BI", Kind.AVERAGED, 1 << 30), id="a record too large to be one"),
+        pytest.param(struct.pack("<BI", Kind.HELLO, 8 << 20), id="a hello of 8 MiB"),
         pytest.param(struct.pack("<BI", Kind.AVERAGED, 3) + b"\xff\xff\xff", id="a record that is none"),
     ],
 )
@@ -263,6 +270,28 @@ def test_who_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.
             reader, writer = await asyncio.open_connection(host, int(port))
             assert await reader.read() == b"", "the server closes"
             writer.close()
+
+    run(work())
+
+
+def test_strangers_that_say_nothing_make_room_for_others_and_take_none_from_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "MAX_STRANGERS_OF_ADDRESS", 4)
+
+    async def work() -> None:
+        async with pair(tmp_path) as two, two.to() as known:
+            host, port = two.address.split(":")
+            idle = [await asyncio.open_connection(host, int(port)) for _ in range(12)]
+            await until(lambda: sum(reader.at_eof() for reader, _ in idle) == 8)
+            assert [reader.at_eof() for reader, _ in idle] == [True] * 8 + [False] * 4, "the oldest go"
+            async with two.to() as another:
+                for stream in (known, another):
+                    await stream.send(Kind.PROBE, b"x")
+                    _, length = await stream.header()
+                    await stream.receive_into(memoryview(bytearray(length)))
+            for _, writer in idle:
+                writer.close()
 
     run(work())
 
@@ -425,7 +454,7 @@ def test_a_write_that_was_cancelled_midway_ends_the_connection(tmp_path: Path) -
 
     async def work() -> None:
         async with pair(tmp_path, deaf) as two, two.to() as stream:
-            sending = asyncio.create_task(stream.send(Kind.PROBE, bytes(64 << 20)))
+            sending = asyncio.create_task(flood(stream, 64 << 20))
             await until(lambda: stream._writers)  # until no buffer takes any more
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
