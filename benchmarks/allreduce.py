@@ -25,7 +25,7 @@ from benchmarks.links import Link
 from benchmarks.splits import SPLITS
 from benchmarks.stage import Stage, add_peers, links_of, parser_of
 from benchmarks.vectors import write_noise
-from protocols.host.terminal import Screen
+from protocols.host.screen import Screen
 
 ENGINES = ("dugnad", "hivemind", "gloo")
 CODECS = ("fp32", "fp16", "bf16", "int8", "int4")

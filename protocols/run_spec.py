@@ -50,7 +50,7 @@ ScheduleName = Literal[
 StrategyName = Literal["accumulate"]
 """Implemented in peer/training/strategies."""
 
-RuleName = Literal["mean"]
+RuleName = Literal["mean", "norm-capped"]
 """Implemented in protocols/gradients/aggregation.py."""
 
 _NEEDS_TOTAL_STEPS = frozenset(
@@ -198,8 +198,9 @@ class AveragingSpec(Section):
         """The codec of epoch 1."""
         return "fp16" if self.codec == "auto" else self.codec
 
-    rule: RuleName = "mean"
-    """How reducers combine contributions. mean: weighted by samples, as if one machine had computed them all."""
+    rule: RuleName = "norm-capped"
+    """How reducers combine contributions. mean: weighted by samples, as if one machine had computed them all. norm-capped: the
+    same, of contributions that are scaled down to twice the median length if they are longer: nobody alone can spoil it."""
 
     overlap: bool = False
     """Train on while an epoch is averaged, with the parameters from before it. No round then makes a contributor wait, but each

@@ -17,7 +17,7 @@ CORPUS = Path(__file__).parent / "data" / "corpus"
 
 def contribution(peer: str = "ann", **change: Any) -> Contribution:
     """Eight samples, unless `change` says otherwise."""
-    options: dict[str, Any] = {"incarnation": 1, "first": 0, "end": 8, "base": PARENT, "loss": 1.0}
+    options: dict[str, Any] = {"incarnation": 1, "first": 0, "end": 8, "base": PARENT, "loss": 1.0, "norm": 1e6}
     return Contribution(peer, **{**options, **change})
 
 

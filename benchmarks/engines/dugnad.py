@@ -254,7 +254,7 @@ class Dugnad:
         contribution = None
         if frozen is not None:
             me = member.credentials.peer_id
-            contribution = Contribution(me, INCARNATION, frozen.first, frozen.end, frozen.base, frozen.loss)
+            contribution = Contribution(me, INCARNATION, frozen.first, frozen.end, frozen.base, frozen.loss, frozen.norm)
         averages = await engine.round_traffic.run(plan, contribution, frozen.encoded if frozen is not None else b"")
         averaged = engine.round_traffic.result(averages)[: member.replica.layout(1).averaged_bytes]
         await member.jobs.run(lambda: member.replica.decode(averaged, self._decoded))

@@ -508,7 +508,8 @@ class Engine:
         frozen = await self._training.jobs.run(self._training.freeze)
         contribution, end = None, self._replica.strategy.first
         if frozen is not None:
-            contribution = Contribution(self.me, self.hello.incarnation, frozen.first, frozen.end, frozen.base, frozen.loss)
+            given = (frozen.first, frozen.end, frozen.base, frozen.loss, frozen.norm)
+            contribution = Contribution(self.me, self.hello.incarnation, *given)
             self._encoded = frozen.encoded
         elif end > first and self.member.phase is not Phase.CATCHING_UP:
             self.events("given_up", reason=Reason.NOT_FINITE, samples=end - first)

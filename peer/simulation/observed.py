@@ -26,7 +26,8 @@ class ObservedReplica(Replica):
         codec, frozen = self.codec, super().freeze()
         if frozen is not None:
             process = self.process
-            contribution = Contribution(process.name, process.incarnation, frozen.first, frozen.end, frozen.base, frozen.loss)
+            given = (frozen.first, frozen.end, frozen.base, frozen.loss, frozen.norm)
+            contribution = Contribution(process.name, process.incarnation, *given)
             process.observer.froze(process, contribution, bytes(frozen.encoded), codec)
         return frozen
 

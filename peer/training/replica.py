@@ -20,7 +20,7 @@ from protocols.gradients.drift import SlicedState
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.gradients.slices import ResultLayout, Slices
 from protocols.round.plans import MemberPlan
-from protocols.round.records import Commit, SignedCommit, Tip
+from protocols.round.records import MAX_NORM, Commit, SignedCommit, Tip
 from protocols.snapshot.format import StateHeader, capture, parameters_sha256, read_header, restore
 from protocols.wire.convert import from_bytes, to_bytes
 
@@ -33,6 +33,7 @@ class Frozen:
     end: int
     base: str  # the lineage at whose parameters the samples were drawn
     loss: float
+    norm: float  # L2, of the whole vector as it decodes
     encoded: memoryview
 
 
@@ -97,9 +98,9 @@ class Replica:
         strategy, frozen = self.strategy, None
         if self.tip is not None and strategy.samples and math.isfinite(strategy.loss_sum):
             encoded = self._error_feedback.encode(self.codec, strategy)
-            if encoded is not None:
+            if encoded is not None and self._error_feedback.norm <= MAX_NORM:
                 loss = strategy.loss_sum / strategy.samples
-                frozen = Frozen(strategy.first, strategy.end, self.base, loss, encoded)
+                frozen = Frozen(strategy.first, strategy.end, self.base, loss, self._error_feedback.norm, encoded)
         strategy.restart()
         return frozen
 

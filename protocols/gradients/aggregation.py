@@ -1,16 +1,19 @@
 """Aggregation rules: how a reducer combines contributions. A run names one rule in its spec, so that all reducers use the same.
 
-A rule maps (parts, weights) to one vector. `parts` are (n,) float vectors, one a contributor, in the order of contributor ids;
-`weights` are their sample counts. The rule may write to `parts`, but keeps none of them. Each rule must be:
+A rule maps (parts, weights, norms) to one vector. `parts` are (n,) float vectors, one a contributor, in the order of contributor
+ids; `weights` are their sample counts; `norms` are the L2 norms of their whole vectors, of which a part is a piece. A contributor
+names its norm before it sends, and the reducer checks each part against it. The rule may write to `parts`, but keeps none of
+them. Each rule must be:
 
 - Pure. The result depends on the arguments alone, bit by bit.
-- Elementwise. Element i of the result depends on element i of the parts, and on the weights: a plan may cut the vector
+- Elementwise. Element i of the result depends on element i of the parts, and on weights and norms: a plan may cut the vector
   anywhere, and shards come in chunks.
 - Finite. Finite parts give a finite result.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -19,26 +22,51 @@ import numpy as np
 from protocols.gradients.codecs import FloatArray
 from protocols.sections import unknown_name
 
-Rule: TypeAlias = Callable[[Sequence[FloatArray], Sequence[int]], FloatArray]
+Rule: TypeAlias = Callable[[Sequence[FloatArray], Sequence[int], Sequence[float]], FloatArray]
+
+# A contribution counts as no longer than so many times the median.
+NORM_CAP = 2.0
 
 
-def weighted_mean(parts: Sequence[FloatArray], weights: Sequence[int]) -> FloatArray:
+def weighted_mean(parts: Sequence[FloatArray], weights: Sequence[int], norms: Sequence[float]) -> FloatArray:
     """sum_i(w_i * x_i) / sum_i(w_i), summed in the order given.
 
     Each part is a mean over `w_i` samples, so the result is the mean over all samples.
     """
+    return _combined(parts, weights, [1.0] * len(parts))
+
+
+def norm_capped_mean(parts: Sequence[FloatArray], weights: Sequence[int], norms: Sequence[float]) -> FloatArray:
+    """The weighted mean of contributions that are scaled down to at most NORM_CAP times the median norm.
+
+    So nobody moves the average further than NORM_CAP honest contributions of its weight would. The median is by samples. A
+    contribution of fewer samples than usual is noisier, and may be longer by the root of that ratio.
+    """
+    order = sorted(range(len(norms)), key=lambda index: norms[index])
+    half, reached = sum(weights) / 2, 0
+    for middle in order:
+        reached += weights[middle]
+        if reached >= half:
+            break
+    usual, samples = norms[middle], weights[middle]
+    caps = [NORM_CAP * usual * max(1.0, math.sqrt(samples / weight)) for weight in weights]
+    return _combined(parts, weights, [min(1.0, cap / norm) if norm else 1.0 for cap, norm in zip(caps, norms, strict=True)])
+
+
+def _combined(parts: Sequence[FloatArray], weights: Sequence[int], factors: Sequence[float]) -> FloatArray:
+    """sum_i(f_i * w_i * x_i) / sum_i(w_i)"""
     if not parts:
         raise ValueError("nothing to average")
     total = np.float64(sum(weights))
-    for part, weight in zip(parts, weights, strict=True):
-        part *= part.dtype.type(weight / total)
+    for part, weight, factor in zip(parts, weights, factors, strict=True):
+        part *= part.dtype.type(weight / total * factor)
     mean = parts[0]
     for part in parts[1:]:
         mean += part
     return mean
 
 
-RULES: dict[str, Rule] = {"mean": weighted_mean}
+RULES: dict[str, Rule] = {"mean": weighted_mean, "norm-capped": norm_capped_mean}
 """By name: `averaging.rule` of the run spec."""
 
 

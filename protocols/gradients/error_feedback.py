@@ -48,6 +48,8 @@ class ErrorFeedback:
         self._pending: torch.Tensor | None = None
         self._given: tuple[int, int] | None = None  # counter range of the contribution that `_pending` comes from
         self._encoded = np.empty(0, np.uint8)
+        self.norm = 0.0
+        """L2 norm of what was encoded last, as it decodes."""
 
     def encode(self, codec: Codec, sums: Sums) -> memoryview | None:
         """The mean plus the residual, as codec.encoded_bytes(elements) bytes; None when a value is not finite.
@@ -60,6 +62,7 @@ class ErrorFeedback:
         out = self._encoded.data
         samples = sums.end - sums.first
         self._given, self._pending = None, None
+        squares = 0.0
         lost = torch.empty(sums.elements, dtype=torch.bfloat16) if codec.error_feedback else None
         for at in range(0, sums.elements, PIECE_ELEMENTS):
             stop = min(at + PIECE_ELEMENTS, sums.elements)
@@ -72,7 +75,11 @@ class ErrorFeedback:
             codec.encode_into(mean.numpy(), encoded)
             if lost is not None:
                 decoded = torch.from_numpy(codec.decode(encoded, stop - at))
+                squares += float(decoded @ decoded)
                 lost[at:stop] = mean.sub_(decoded).mul_(samples)
+            else:
+                squares += float(mean @ mean)
+        self.norm = math.sqrt(squares)
         self._given = (sums.first, sums.end)
         if lost is not None:
             lowest, highest = (float(value) for value in lost.aminmax())

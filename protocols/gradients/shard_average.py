@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from blake3 import blake3
 
@@ -22,6 +23,8 @@ from protocols.round.records import Contribution, Shard, ShardResult
 MAX_CHUNK_ELEMENTS, MIN_CHUNK_ELEMENTS = 64 * GRID, 4 * GRID  # 256 KiB and 16 KiB of fp32
 # A contributor may be this many chunks ahead of the slowest: that is what a reducer holds for it, decoded.
 WINDOW_CHUNKS = 4
+# The square of a norm is summed in single precision, in another order than its contributor did.
+NORM_SLACK = 1.01
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class ShardAverage:
         self._contributions: dict[str, Contribution] = {}
         self._received = dict.fromkeys(plan.contributors, 0)  # elements
         self._pending: dict[str, deque[FloatArray]] = {peer: deque() for peer in plan.contributors}
+        self._squares = dict.fromkeys(plan.contributors, 0.0)  # what each has sent of its norm's square
         self._digest = blake3()
         self._sum_of_squares = 0.0
         self.averaged: list[bytes] = []
@@ -107,14 +111,21 @@ class ShardAverage:
         return len(self._pending[peer]) < WINDOW_CHUNKS
 
     def feed(self, peer: str, data: Bytes) -> None:
-        """The next bytes of `peer`'s shard: whole chunks only (the last may be shorter). They are not kept. Raises
-        BadMessageError on any gap or surplus, or a value that is not finite."""
+        """The next bytes of `peer`'s shard: whole chunks only (the last may be shorter). They are not kept.
+
+        Raises BadMessageError on any gap or surplus, on a value that is not finite, and once the vector is longer than its
+        contributor said.
+        """
         if peer not in self._contributions:
             raise BadMessageError(f"{peer} sends before it opened")
         if len(data) != self.expects(peer) or not data:
             raise BadMessageError(f"{peer} sent a chunk of {len(data)} bytes, not {self.expects(peer)}")
         elements = self._next_elements(peer)
-        self._pending[peer].append(self.codec.decode(data, elements))
+        part = self.codec.decode(data, elements)
+        self._squares[peer] += float(np.dot(part, part))
+        if self._squares[peer] > NORM_SLACK * self._contributions[peer].norm ** 2:
+            raise BadMessageError(f"{peer} sent a longer vector than it named")
+        self._pending[peer].append(part)
         self._received[peer] += elements
         while self.contributions is not None and all(self._pending.values()):
             self._average_next()
@@ -123,7 +134,7 @@ class ShardAverage:
         contributions = self.contributions
         assert contributions is not None
         parts = [self._pending[contribution.peer].popleft() for contribution in contributions]
-        average = self._rule(parts, [contribution.weight for contribution in contributions])
+        average = self._rule(parts, [it.weight for it in contributions], [it.norm for it in contributions])
         encoded = self.codec.encode(average)
         decoded = torch.from_numpy(self.codec.decode(encoded, len(average))).to(torch.float64)
         self._sum_of_squares += float(decoded @ decoded)

@@ -26,6 +26,7 @@ MAX_INCARNATION = (1 << 63) - 1
 MAX_ELEMENTS = 1 << 48
 MAX_PEERS = 4096  # that a record lists
 MAX_LOSS = 1e9
+MAX_NORM = 1e50
 MAX_SUM_OF_SQUARES = 1e100
 _DIGEST = re.compile("[0-9a-f]{64}")
 # The names in gradients/codecs.py. This package must not import that module, since it imports torch.
@@ -76,12 +77,15 @@ class Contribution:
     end: int
     base: str  # digest of the lineage whose parameters the gradients were computed at
     loss: float  # mean over the samples, for the log
+    norm: float = 0.0  # L2 norm of the whole vector, as it decodes; 0 for a vector of zeros
 
     def __post_init__(self) -> None:
         require(0 <= self.first < self.end <= MAX_COUNT, "a contribution covers at least one sample")
         require(self.weight <= MAX_SAMPLES, "a contribution is no more than a peer can draw")
         require(0 <= self.incarnation <= MAX_INCARNATION, "an incarnation is a number of 63 bits")
         require(abs(self.loss) <= MAX_LOSS, "a contribution's loss is finite")
+        require(0 <= self.norm <= MAX_NORM, "a contribution's norm is finite")
+        object.__setattr__(self, "norm", float(self.norm))
         require_digest(self.base, "a contribution's base")
 
     @property

@@ -27,20 +27,22 @@ class Candidate(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("peer", "incarnation", "first", "end", "base", "loss")
+    __slots__ = ("peer", "incarnation", "first", "end", "base", "loss", "norm")
     PEER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
     peer: str
     incarnation: int
     first: int
     end: int
     base: str
     loss: float
-    def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., first: _Optional[int] = ..., end: _Optional[int] = ..., base: _Optional[str] = ..., loss: _Optional[float] = ...) -> None: ...
+    norm: float
+    def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., first: _Optional[int] = ..., end: _Optional[int] = ..., base: _Optional[str] = ..., loss: _Optional[float] = ..., norm: _Optional[float] = ...) -> None: ...
 
 class Shard(_message.Message):
     __slots__ = ("reducer", "address", "start", "stop")

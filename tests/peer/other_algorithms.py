@@ -65,7 +65,7 @@ class LocalSteps(Strategy):
         self.schedule.set_epoch(commit.ballot.epoch)
 
 
-def largest(parts: Sequence[FloatArray], weights: Sequence[int]) -> FloatArray:
+def largest(parts: Sequence[FloatArray], weights: Sequence[int], norms: Sequence[float]) -> FloatArray:
     """Element by element, whatever the weights."""
     result: FloatArray = np.maximum.reduce(parts)
     return result

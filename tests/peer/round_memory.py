@@ -89,7 +89,8 @@ async def _averaged(peer: LocalPeer, plan: Plan) -> Averages:
     frozen = await peer.trainer.jobs.run(peer.trainer.freeze)
     assert frozen is not None
     me = peer.engine.me
-    contribution = Contribution(me, peer.engine.hello.incarnation, frozen.first, frozen.end, frozen.base, frozen.loss)
+    given = (frozen.first, frozen.end, frozen.base, frozen.loss, frozen.norm)
+    contribution = Contribution(me, peer.engine.hello.incarnation, *given)
     return await peer.engine.round_traffic.run(member_plan_of(plan, me), contribution, frozen.encoded)
 
 

@@ -47,7 +47,7 @@ def epoch(everybody: dict[str, Replica]) -> None:
         frozen = it.freeze()
         assert frozen is not None
         given[peer] = frozen.encoded
-        reduction.open(peer, Contribution(peer, 1, frozen.first, frozen.end, frozen.base, frozen.loss))
+        reduction.open(peer, Contribution(peer, 1, frozen.first, frozen.end, frozen.base, frozen.loss, frozen.norm))
     step = codec.encoded_bytes(chunk_elements)
     for at in range(0, codec.encoded_bytes(first.elements), step):
         for peer, encoded in given.items():

@@ -91,8 +91,8 @@ def difference(
     return (ends[0] - expected).abs().max().item()
 
 
-def equal_weights(parts: Sequence[FloatArray], weights: Sequence[int]) -> FloatArray:
-    return weighted_mean(parts, [1] * len(weights))
+def equal_weights(parts: Sequence[FloatArray], weights: Sequence[int], norms: Sequence[float]) -> FloatArray:
+    return weighted_mean(parts, [1] * len(weights), norms)
 
 
 CASES = [

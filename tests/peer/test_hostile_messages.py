@@ -94,7 +94,7 @@ class Mallory:
 
     def _answers(self, plan: MemberPlan) -> list[Any]:
         digest = plan.digest
-        mine = Contribution("mallory", 1, 0, 3, plan.ballot.parent, 2.0)
+        mine = Contribution("mallory", 1, 0, 3, plan.ballot.parent, 2.0, 1.0)
         shards = tuple(ShardResult(shard.start, shard.stop, DIGEST, 1.0) for shard in plan.shards)
         return [
             Accept(digest, mine),
@@ -124,7 +124,7 @@ class Mallory:
                 except RemoteError:
                     pass
             if self.plan is not None:
-                mine = Contribution("mallory", 1, 0, 3, self.plan.ballot.parent, 2.0)
+                mine = Contribution("mallory", 1, 0, 3, self.plan.ballot.parent, 2.0, 1.0)
                 try:
                     async with self.node.transport.bulk(peer, f"{peer}:2") as bulk:
                         await bulk.send_record(Kind.OPEN, self._lie(ReduceOpen(self.plan.digest, 0, mine)))

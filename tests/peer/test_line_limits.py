@@ -34,7 +34,7 @@ SNAPSHOT = b"".join(bytes([index]) * (8 << 10) for index in range(48))
 
 
 def signed_commit() -> SignedCommit:
-    given, shard = Contribution("ann", 1, 0, 4, "a" * 64, 1.0), ShardResult(0, ELEMENTS, blake3(RESULT).hexdigest(), 0.0)
+    given, shard = Contribution("ann", 1, 0, 4, "a" * 64, 1.0, 1e6), ShardResult(0, ELEMENTS, blake3(RESULT).hexdigest(), 0.0)
     leader = Candidate("ann", "h:1")
     commit = Commit(Ballot(1, "a" * 64, 1, "ann"), "b" * 64, (given,), ("ann",), (shard,), "fp32", 4, leader, (), "fp32")
     return SignedCommit(commit, b"", b"")

@@ -29,7 +29,7 @@ PARENT, ELEMENTS, EPOCH = "a" * 64, 8 * GRID, 2
 LAYOUT = ResultLayout(Slices.of(ELEMENTS), EPOCH, CODECS["fp32"], value_bytes=4)
 VALUES = bytes(LAYOUT.total_bytes - LAYOUT.averaged_bytes)  # canonical, of both, unless a test says otherwise
 OFF = b"\x01" * len(VALUES)
-GIVEN = {name: Contribution(name, 1, 0, 4, PARENT, 2.0) for name in ("ann", "bob")}
+GIVEN = {name: Contribution(name, 1, 0, 4, PARENT, 2.0, 1e6) for name in ("ann", "bob")}
 
 
 class Training:

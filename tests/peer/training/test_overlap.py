@@ -52,10 +52,10 @@ def draw(it: Replica, peer: str, count: int) -> None:
 def round_of(frozen: Sequence[Frozen], it: Replica) -> tuple[SignedCommit, bytes]:
     """The commit on `it`'s tip that averages these contributions, of PEERS in turn, and what it comes to."""
     assert it.tip is not None
-    given = tuple(Contribution(peer, 1, f.first, f.end, f.base, f.loss) for peer, f in zip(PEERS, frozen, strict=False))
+    given = tuple(Contribution(peer, 1, f.first, f.end, f.base, f.loss, f.norm) for peer, f in zip(PEERS, frozen, strict=False))
     combine = rule_named(it.settings.rule)
     parts = [it.codec.decode(f.encoded, it.elements) for f in frozen]
-    averaged = it.codec.encode(combine(parts, [c.weight for c in given]))
+    averaged = it.codec.encode(combine(parts, [c.weight for c in given], [c.norm for c in given]))
     values = it.codec.decode(averaged, it.elements).astype(np.float64)
     result = averaged + it.slice_values(it.tip.lineage)
     follows = commit(

@@ -169,9 +169,9 @@ class LocalStepsObserver(Recorder):
 def test_whole_peers_train_with_the_strategy_and_the_rule_that_their_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
     combined: list[int] = []
 
-    def counted(parts: Sequence[FloatArray], weights: Sequence[int]) -> FloatArray:
+    def counted(parts: Sequence[FloatArray], weights: Sequence[int], norms: Sequence[float]) -> FloatArray:
         combined.append(len(parts))
-        return largest(parts, weights)
+        return largest(parts, weights, norms)
 
     monkeypatch.setitem(RULES, "test-largest", counted)
     monkeypatch.setattr(Feedback, "check_mean", lambda *_: None)  # it is no mean

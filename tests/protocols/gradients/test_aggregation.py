@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import SpecError
-from protocols.gradients.aggregation import RULES, rule_named, weighted_mean
+from protocols.gradients.aggregation import RULES, norm_capped_mean, rule_named, weighted_mean
 from protocols.gradients.codecs import CODECS
 from protocols.run_spec import RuleName
 
@@ -37,8 +37,9 @@ def test_an_unknown_rule_is_refused_with_the_nearest_valid_name() -> None:
 @given(weights=WEIGHTS, seed=SEED, cut=st.integers(1, ELEMENTS - 1))
 def test_a_rule_gives_the_same_bits_wherever_the_vector_is_cut(name: str, weights: list[int], seed: int, cut: int) -> None:
     parts = parts_of(seed, len(weights))
-    whole = RULES[name]([part.copy() for part in parts], weights)
-    pieces = [RULES[name]([part[at:end].copy() for part in parts], weights) for at, end in ((0, cut), (cut, ELEMENTS))]
+    norms = [float(np.linalg.norm(part)) for part in parts]
+    whole = RULES[name]([part.copy() for part in parts], weights, norms)
+    pieces = [RULES[name]([part[at:end].copy() for part in parts], weights, norms) for at, end in ((0, cut), (cut, ELEMENTS))]
     assert whole.dtype == np.float32
     assert np.concatenate(pieces).tobytes() == whole.tobytes()
 
@@ -47,7 +48,9 @@ def test_a_rule_gives_the_same_bits_wherever_the_vector_is_cut(name: str, weight
 @given(weights=WEIGHTS, seed=SEED)
 def test_finite_parts_give_a_finite_result_even_at_the_end_of_the_floats(name: str, weights: list[int], seed: int) -> None:
     for scale in (1e-38, 1.0, 3.4e38):
-        assert bool(np.isfinite(RULES[name](list(parts_of(seed, len(weights), scale)), weights)).all())
+        parts = list(parts_of(seed, len(weights), scale))
+        norms = [float(np.linalg.norm(part.astype(np.float64))) for part in parts]
+        assert bool(np.isfinite(RULES[name](parts, weights, norms)).all())
 
 
 @given(
@@ -63,16 +66,41 @@ def test_a_weighted_mean_is_exact_to_rounding_and_never_leaves_the_range_of_its_
         codec = CODECS[name]
         parts = [codec.encode(vector.astype(codec.working)) for vector in vectors]
         exact = np.average([codec.decode(part, 9).astype(np.float64) for part in parts], axis=0, weights=weights)
-        mean = weighted_mean([codec.decode(part, 9) for part in parts], weights).astype(np.float64)
+        mean = weighted_mean([codec.decode(part, 9) for part in parts], weights, []).astype(np.float64)
         assert np.abs(mean - exact).max() <= (len(weights) + 3) * unit * scale
 
 
 def test_averaging_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing"):
-        weighted_mean([], [])
+        weighted_mean([], [], [])
 
 
 def test_one_contributor_alone_gets_back_what_it_gave() -> None:
     for name, codec in CODECS.items():
         part = codec.encode(np.linspace(-3, 3, 50).astype(codec.working))
-        assert codec.encode(weighted_mean([codec.decode(part, 50)], [13])) == part, name
+        assert codec.encode(weighted_mean([codec.decode(part, 50)], [13], [])) == part, name
+
+
+def capped(norms: list[float], weights: list[int] | None = None) -> list[float]:
+    """By what the norm-capped mean multiplies each of these contributions, weight aside."""
+    weights = weights or [8] * len(norms)
+    each = [np.eye(len(norms), dtype=np.float64)[index] for index in range(len(norms))]
+    total = norm_capped_mean([row.copy() for row in each], weights, norms)
+    return [float(value * sum(weights) / weight) for value, weight in zip(total, weights, strict=True)]
+
+
+def test_a_contribution_counts_as_no_longer_than_twice_the_median_of_all_samples() -> None:
+    assert capped([1.0, 1.1, 0.9, 1.0]) == pytest.approx([1, 1, 1, 1])
+    assert capped([1.0, 1.1, 0.9, 10.0]) == pytest.approx([1, 1, 1, 0.2])
+    assert capped([0.0, 0.0, 5.0]) == pytest.approx([1, 1, 0])
+    assert capped([3.0]) == [1.0]
+    assert capped([1.0, 50.0], [90, 10]) == pytest.approx([1, 2 * 3 / 50]), "few samples: noisier by the root of the ratio"
+
+
+def test_while_nobody_is_longer_the_norm_capped_mean_is_the_mean_bit_by_bit() -> None:
+    parts, weights = parts_of(3, 5), [1, 2, 3, 4, 5]
+    norms = [float(np.linalg.norm(part)) for part in parts]
+    assert (
+        norm_capped_mean([part.copy() for part in parts], weights, norms).tobytes()
+        == weighted_mean([part.copy() for part in parts], weights, norms).tobytes()
+    )

@@ -86,7 +86,7 @@ def test_the_average_is_off_by_its_own_encoding_and_the_chunks_do_not_matter(cod
     exact = sum(weight * sent[peer].astype(np.float64) for peer, weight in WEIGHTS.items()) / sum(WEIGHTS.values())
     averaged = b"".join(run(IN_TURN, codec.name).averaged)
     assert bool((np.abs(codec.decode(averaged, ELEMENTS) - exact) <= codec.max_error(exact) + 4e-7).all())
-    assert averaged == codec.encode(weighted_mean(list(sent.values()), list(WEIGHTS.values())))
+    assert averaged == codec.encode(weighted_mean(list(sent.values()), list(WEIGHTS.values()), []))
 
 
 @given(order=st.permutations(IN_TURN))
@@ -281,6 +281,21 @@ def test_averages_other_than_those_to_be_finished_are_refused_before_their_last_
         relay.feed("ann", pieces[-1])
     assert len(relay.averaged) == len(pieces) - 1
     assert relay.result is None
+
+
+def test_a_vector_longer_than_its_contributor_said_is_refused_while_it_comes() -> None:
+    codec, said = CODECS["fp32"], float(np.linalg.norm(values("ann")))
+    for factor, refused in ((1.0, False), (1.1, True), (-10.0, True)):
+        it = reduction()
+        it.open("ann", contribution("ann", norm=said))
+        sent = chunks(codec.encode(values("ann") * np.float32(factor)), codec)
+        if not refused:
+            for chunk in sent:
+                it.feed("ann", chunk)
+            continue
+        with pytest.raises(BadMessageError, match="longer vector than it named"):
+            for chunk in sent:
+                it.feed("ann", chunk)
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def test_a_commit_is_logged_with_every_counter_range() -> None:
     )
     fields = json.loads(json.dumps(commit_fields(commit)))
     assert fields["contributors"] == [
-        {"peer": "ann", "incarnation": 7, "first": 3, "end": 5, "base": "a" * 64, "loss": 2.0},
-        {"peer": "bob", "incarnation": 8, "first": 0, "end": 6, "base": "a" * 64, "loss": 4.0},
+        {"peer": "ann", "incarnation": 7, "first": 3, "end": 5, "base": "a" * 64, "loss": 2.0, "norm": 0.0},
+        {"peer": "bob", "incarnation": 8, "first": 0, "end": 6, "base": "a" * 64, "loss": 4.0, "norm": 0.0},
     ]
     assert (fields["epoch"], fields["attempt"], fields["parent"], fields["lineage"]) == (4, 2, "a" * 64, commit.digest)
     assert (fields["samples"], fields["total_samples"], fields["leader"], fields["codec"]) == (8, 108, "ann", "fp32")
