@@ -33,6 +33,7 @@ from protocols.round.plans import Plan
 from protocols.round.records import Averages, Ballot, Candidate, Commit, Contribution, Hello, ReadyFor, Report, Tip
 from protocols.round.roll_call import RollCall
 from protocols.round.stragglers import Stragglers
+from protocols.round.strikes import Strikes
 
 # No peer can have promised an attempt so far above those that this leader heard of: whoever says so is not believed.
 MAX_LEAP = 1024
@@ -78,6 +79,7 @@ class Leader:
         self._awake_at = 0.0
         self._failed_pairs: set[tuple[str, str]] = set()
         self._absences = Absences()
+        self._strikes = Strikes()
         self._disowned: set[Averages] = set()  # never to be finished: a contributor denies them, or states drifted apart
         self._counted: dict[tuple[str, int], int] = {}  # (peer, incarnation) -> end of its last committed range
 
@@ -219,6 +221,7 @@ class Leader:
             attempt.drifted[peer] = answer.reducers
         if attempt.majority_at is not None or isinstance(answer, Drifted):
             return self._maybe_commit(now)  # with a majority the epoch is decided; a member without the results catches up
+        self._strikes.strike(peer, now)
         if isinstance(answer, Refuse):
             self._promised(answer.promised_attempt)
             if answer.reason is Reason.RESULTS_DIFFER and attempt.plan.finishes is not None:
@@ -231,6 +234,8 @@ class Leader:
             pair = (peer, peer)  # it names a peer that is not in the plan
         self._failed_pairs.add(pair)
         culprit = pair[0] if answer.reason in (Reason.BAD_CHUNK, Reason.CONTRIBUTOR_LOST) else pair[1]
+        if culprit != peer:
+            self._strikes.strike(culprit, now)  # one of them lies, or has a bad line
         return [*self._fail(answer.reason, culprit), *self._consider(now)]
 
     def tick(self, now: float) -> list[LeaderAction]:
@@ -247,6 +252,7 @@ class Leader:
         if attempt is not None and attempt.majority_at is None and attempt.deadline.passed(now):
             late = attempt.late
             for peer in late:
+                self._strikes.strike(peer, now)
                 if peer in self.followers:
                     self.followers[peer].report = None
             idle = [] if late else attempt.idle
@@ -287,9 +293,11 @@ class Leader:
             self._highest_attempt = max(self._highest_attempt, attempt)
 
     def _at_tip(self) -> Iterable[tuple[str, Report]]:
-        """(peer, its report) of each follower that is caught up and at this leader's tip."""
+        """(peer, its report) of each follower that is caught up, at this leader's tip, and did not cost attempts lately."""
         for peer, follower in self.followers.items():
             report = follower.report
+            if peer != self.me.peer and self._strikes.rests(peer, self._awake_at):
+                continue
             if report is not None and report.caught_up and self.tip is not None and report.standing.lineage == self.tip.lineage:
                 yield peer, report
 
@@ -394,6 +402,7 @@ class Leader:
         follower = self.followers[peer]
         gives = peer in attempt.plan.contributors and attempt.plan.finishes is None
         if gives and (problem := self._problem_with(answer.contribution, peer, follower)) is not None:
+            self._strikes.strike(peer, now)
             follower.report = None
             return [*self._fail(problem, peer), *self._consider(now)]
         attempt.accepted[peer] = answer.contribution
@@ -482,6 +491,8 @@ class Leader:
             self._overrun = max(1.0, (attempt.majority_at - attempt.started_at) / attempt.plan.planned_s)
         self.attempt = None
         self._committed = True
+        for peer in attempt.agreed:
+            self._strikes.helped(peer)
         for follower in self.followers.values():
             follower.has_commit = True
         absent = self._absences.from_commit(commit, tip, self.followers)
