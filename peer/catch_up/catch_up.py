@@ -16,6 +16,7 @@ from peer.training.side import TrainingSide
 from protocols.errors import BadMessageError, DriftError, RefusedError, RemoteError, UnreachableError
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, SignedCommit, Standing, Tip
+from protocols.round.strikes import Strikes
 from protocols.round.vain_searches import VainSearches
 from protocols.snapshot.commits import fetch_commits
 from protocols.snapshot.fetch import SnapshotFetch
@@ -27,6 +28,8 @@ TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 20, 0.25, 8.0
 # After so many tries, half a minute, in which nobody at all has state, a peer takes back the state that it gave up. Whoever said
 # that it was off may have lied to everybody; and if it is off, the others' drift checks will say so again.
 TRIES_BEFORE_OWN = 8
+# With a state of its own a peer looks for a heavier one for so long, about ten seconds, and then goes on where it is.
+TRIES_WITH_STATE = 5
 REPLAYS_A_TRY = 3
 # A snapshot is fetched from at most so many donors at once.
 DONORS_A_TRY = 8
@@ -55,6 +58,7 @@ class CatchUp:
         self._sources = sources
         self._events = events
         self._vain_searches = VainSearches()
+        self._claims = Strikes(free=0)  # of peers that said they were further, and gave nothing
         self.stranded = False  # it looks for state, and nobody who can be dialled has any
         # Both are of this search: peers that gave data that does not fit together; peers whose state is sound. If no peer is
         # known to be sound, every peer may give its state.
@@ -63,9 +67,10 @@ class CatchUp:
         # Where a replay showed drift. From a snapshot of that state, or of an older one, it would show the same again.
         self._drifted_at: Standing | None = None
 
-    def worth(self, theirs: Standing) -> bool:
-        """Whether to look for this heavier lineage. A search in vain for its holders is not repeated at once."""
-        return self._vain_searches.worth(theirs, self._environment.clock())
+    def worth(self, theirs: Standing, peer: str) -> bool:
+        """Whether to look for this heavier lineage, of which `peer` speaks. A search in vain is not repeated at once."""
+        now = self._environment.clock()
+        return not self._claims.rests(peer, now) and self._vain_searches.worth(theirs, now)
 
     async def run(self, reason: Reason, advanced: Advanced, restored: Restored, sound: Iterable[str] = ()) -> Tip:
         """Bring the replica to the heaviest lineage among the peers known; its tip.
@@ -74,8 +79,9 @@ class CatchUp:
 
         If one of the `sound` peers gives its state, nobody else is asked for one.
 
-        If nobody is further than this replica, the tip is its own. Raises UnreachableError, which names the last problem, after
-        TRIES tries in a row that brought nothing: no commit, and no chunk of a snapshot that was begun before.
+        If nobody is further than this replica, or can show it in TRIES_WITH_STATE tries, the tip is its own. Without a state of
+        its own, this raises UnreachableError, which names the last problem, after TRIES tries in a row that brought nothing: no
+        commit, and no chunk of a snapshot that was begun before.
         """
         self._events("catching_up", reason=reason)
         if reason is Reason.DRIFT:
@@ -90,11 +96,16 @@ class CatchUp:
             found = await ask_all(self._transport, self._sources.reachable(), self._environment.random)
             self.stranded = not found
             before, target = self._replica.tip, (fetch.download.manifest, fetch.download.bytes_done)
-            ahead = [there for there in found if before is None or there.standing.heavier_than(before.standing)]
+            ahead = [there for there in found if before is None or self._is_ahead(there, before)]
             hidden = [
                 peer for peer, standing in self._sources.hidden() if before is None or standing.heavier_than(before.standing)
             ]
             if before is not None and not ahead and not hidden:
+                self._arrived(before)
+                return before
+            if before is not None and vain >= TRIES_WITH_STATE:  # nobody shows what was claimed: a claim ends no peer
+                for claimant in (*(there.peer.peer for there in ahead), *hidden):
+                    self._claims.strike(claimant, self._environment.clock())
                 self._arrived(before)
                 return before
             if self.stranded and not hidden and vain >= TRIES_BEFORE_OWN:
@@ -120,6 +131,10 @@ class CatchUp:
             f"this peer could not catch up with the run, after {TRIES} tries; the last problem: {problem}",
             remedy=problem.remedy or "Check this machine's connection, and that the coordinator runs; then join again.",
         )
+
+    def _is_ahead(self, there: Whereabouts, mine: Tip) -> bool:
+        rests = self._claims.rests(there.peer.peer, self._environment.clock())
+        return there.standing.heavier_than(mine.standing) and not rests
 
     def _got_on(self, before: Tip | None, target: tuple[Any, int], fetch: SnapshotFetch) -> bool:
         """A new target alone is no progress: a download that begins anew for ever must be given up some time."""
@@ -155,6 +170,7 @@ class CatchUp:
         for there in trusted[:REPLAYS_A_TRY]:
             try:
                 if self._replica.tip is not None and await self._replay(there.peer, advanced):
+                    self._claims.helped(there.peer.peer)
                     return
             except RemoteError as error:
                 problem = error

@@ -363,7 +363,7 @@ class Engine:
         match record:
             case Heartbeat():
                 self.beat = record
-                self.heard_standing(record.standing)
+                self.heard_standing(record.standing, leader.peer)
             case MemberPlan():
                 ours = (self.settings.run_digest, self._replica.elements)
                 if (record.run_digest, record.elements) != ours or record.codec not in self.settings.codecs:
@@ -392,9 +392,9 @@ class Engine:
             self.events("blamed", reason=reason, epoch=epoch, seconds=self.environment.clock() - self._planned_at)
             self.reachability.suspect()
 
-    def heard_standing(self, theirs: Standing) -> None:
-        """Somebody stands there: go there if that lineage is heavier and its holders were not sought in vain just now."""
-        if self.member.is_behind(theirs, self._leader_id) and self._catching_up.worth(theirs):
+    def heard_standing(self, theirs: Standing, peer: str) -> None:
+        """`peer` says so: go there if that lineage is heavier, and its holders were not sought in vain just now."""
+        if self.member.is_behind(theirs, self._leader_id) and self._catching_up.worth(theirs, peer):
             self.perform(self.member.catch_up(Reason.BEHIND))
 
     @property
@@ -498,7 +498,7 @@ class Engine:
         except RemoteError:
             self.perform(self.leader.unreachable(peer, self.environment.clock()))
         else:
-            self.heard_standing(answer.standing)
+            self.heard_standing(answer.standing, peer)
             self.perform(self.leader.answered(peer, answer.follows.peer, answer.followers))
 
     # -- a round ---------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Neighbours:
-    """Calls `found` with the other reachable peers at every look, and `heard` with the standing of a random one."""
+    """Calls `found` with the other reachable peers at every look, and `heard` with the standing of a random one and its id."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Neighbours:
         hello: Callable[[], Hello],
         *,
         found: Callable[[Iterable[Candidate]], None],
-        heard: Callable[[Standing], None],
+        heard: Callable[[Standing, str], None],
     ) -> None:
         self._environment = environment
         self._hello = hello
@@ -56,5 +56,6 @@ class Neighbours:
             if others:
                 # Now and then one of them knows of a heavier lineage that this peer's leader does not know.
                 with contextlib.suppress(RemoteError):
-                    self._heard((await ask(environment.transport, environment.random.choice(others))).standing)
+                    whom = environment.random.choice(others)
+                    self._heard((await ask(environment.transport, whom)).standing, whom.peer)
             await asyncio.sleep(LOOK_S if others else EAGER_LOOK_S)

@@ -124,7 +124,7 @@ class PeerService:
         engine, now = self._engine, self._clock()
         engine.leader.heard(peer, now)
         if isinstance(record, Report):
-            engine.heard_standing(record.standing)
+            engine.heard_standing(record.standing, peer)
             engine.perform(engine.leader.reported(peer, record, now))
         elif isinstance(record, Hello):
             engine.leader.introduced(peer, record)

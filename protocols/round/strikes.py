@@ -1,4 +1,4 @@
-"""Members that cost attempts: after a few in a row the leader plans without them for a while, each time for longer (pure)."""
+"""Peers that cost attempts or searches: after a few in a row they are left out for a while, each time for longer (pure)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ class _Record:
 class Strikes:
     """Times are on the clock of `now`."""
 
-    def __init__(self) -> None:
+    def __init__(self, free: int = FREE) -> None:
+        self._free = free
         self._records: dict[str, _Record] = {}
 
     def strike(self, peer: str, now: float) -> None:
         """Take note that an attempt failed, and that `peer` had its part in it."""
         record = self._records.pop(peer, None) or _Record()
         record.strikes += 1
-        if record.strikes > FREE:
-            record.rests_until = now + min(FIRST_REST_S * 2 ** min(record.strikes - FREE - 1, 32), LONGEST_REST_S)
+        if record.strikes > self._free:
+            record.rests_until = now + min(FIRST_REST_S * 2 ** min(record.strikes - self._free - 1, 32), LONGEST_REST_S)
         self._records[peer] = record
         if len(self._records) > MAX_REMEMBERED:
             del self._records[next(iter(self._records))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -31,6 +32,7 @@ from protocols.round.member import Accept, Drifted, Failed, Ready, Refuse
 from protocols.round.plans import MemberPlan
 from protocols.round.records import Candidate, Contribution, Hello, Report, Result, ShardResult, Standing
 from protocols.transport.frames import Kind
+from protocols.transport.interface import refusal
 from protocols.wire.convert import from_wire, to_wire
 from tests.peer.hostile import Liar
 from tests.peer.virtual import Answers, Node, SmallSwarm, ToldPeer
@@ -54,8 +56,6 @@ class Mallory:
         self.node.start(self._for_ever(self._call))
 
     async def _for_ever(self, work: Callable[[], Any]) -> None:
-        import asyncio
-
         while True:
             with contextlib.suppress(RemoteError):
                 await work()
@@ -191,3 +191,50 @@ def test_no_lie_of_a_leader_raises_anything_but_a_breach_of_the_protocol(seed: i
         assert not unforeseen(swarm.processes["p1"])
         began = swarm.epoch("p0")
         swarm.until(lambda: min(map(swarm.epoch, swarm.names)) >= began + 3)
+
+
+class Claimant:
+    """Says that it is further than everybody, and gives nothing."""
+
+    def __init__(self, swarm: SmallSwarm) -> None:
+        self.asked = 0
+        answers = Answers(AskRequest=self._asked, OfferRequest=self._refused, CommitsRequest=self._refused, Hello=self._refused)
+        self.node = swarm.node("mallory", answers)
+
+        self.node.start(self._follow())
+
+    async def _follow(self) -> None:
+        while True:
+            with contextlib.suppress(RemoteError):
+                hello = Hello(1, False, "mallory:1", "mallory:2", "mallory")
+                async with self.node.transport.open(Candidate("p0", "p0:1"), hello) as stream:
+                    while await stream.receive() is not None:
+                        stream.post(Report(self._standing, 0, 0.0, 0.0, 0, 0, caught_up=True, phase="training"))
+            await asyncio.sleep(0.1)
+
+    @property
+    def _standing(self) -> Standing:
+        return Standing(1000, f"{self.asked:064x}", 10**9)
+
+    async def _asked(self, stream: Any, request: Any) -> AsyncIterator[Any]:
+        self.asked += 1
+        yield AskReply(self._standing, True, NOBODY, 0, "mallory:2")
+
+    async def _refused(self, stream: Any, request: Any) -> AsyncIterator[Any]:
+        raise refusal(Reason.BUSY, "not now")
+        yield
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_claim_of_a_heavier_lineage_that_nobody_shows_ends_no_peer_and_stops_training_for_a_while_only(seed: int) -> None:
+    with SmallSwarm(3, seed=seed) as swarm:
+        swarm.start_all()
+        swarm.until(lambda: min(map(swarm.epoch, swarm.names)) >= 1)
+        mallory = Claimant(swarm)
+        for process in swarm.processes.values():
+            process.engine._bootstrap = (*process.engine._bootstrap, mallory.node.candidate)
+        began = swarm.epoch("p0")
+        swarm.for_s(600.0)
+        assert mallory.asked, "somebody believed it once"
+        assert all(process.alive for process in swarm.processes.values())
+        assert swarm.epoch("p0") > began + 100, "a new lineage at each claim does not make them believe it each time"

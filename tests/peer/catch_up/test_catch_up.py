@@ -324,14 +324,14 @@ def test_a_snapshot_from_before_a_commit_that_shows_drift_is_not_taken_again(net
 def test_a_heavier_lineage_whose_holders_do_not_answer_is_left_alone_for_a_while(net: Net, history: History) -> None:
     joiner = Joiner(net, stand=history.stand("joiner", 6))
     heard = Standing(9, "f" * 64, 90)
-    assert joiner.catch_up.worth(heard)
+    assert joiner.catch_up.worth(heard, "eve")
     assert joiner.run() == history.tips[6]
-    assert not joiner.catch_up.worth(heard)
-    assert joiner.catch_up.worth(Standing(10, "e" * 64, 100))
+    assert not joiner.catch_up.worth(heard, "eve")
+    assert joiner.catch_up.worth(Standing(10, "e" * 64, 100), "eve")
     (left,) = joiner.node.told_of("left_alone")
     assert left["reason"] == Reason.NO_HOLDER and left["samples"] == 90 and left["lineage"] == heard.lineage
     net.world.run_until(net.world.now + left["seconds"] + 1)
-    assert joiner.catch_up.worth(heard), "it may be there by then"
+    assert joiner.catch_up.worth(heard, "eve"), "it may be there by then"
 
 
 def test_it_is_stranded_only_while_nobody_who_can_be_dialled_has_any_state(net: Net, history: History) -> None:

@@ -54,7 +54,7 @@ class Me:
             self.node.environment(directory=self.directory),
             lambda: self.hello,
             found=lambda others: self.found.append([candidate.peer for candidate in others]),
-            heard=self.heard.append,
+            heard=lambda standing, peer: self.heard.append(standing),
         )
         self.running = self.node.start(neighbours.run())
 
