@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from peer.catch_up.catch_up import TRIES, CatchUp
+from peer.catch_up.catch_up import TRIES, TRIES_WITH_STATE, CatchUp
 from peer.catch_up.kept_state import KeptState
 from protocols.errors import UnreachableError
 from protocols.messages import NOBODY, AskReply, AskRequest, Chunk, CommitsRequest, OfferRequest, SnapshotRequest
@@ -344,3 +344,34 @@ def test_it_is_stranded_only_while_nobody_who_can_be_dialled_has_any_state(net: 
     joiner.others = [Donor(net, "ann", history, 7).candidate]
     net.world.run_until(60.0, searching.done)
     assert searching.result() == history.tips[7] and not joiner.catch_up.stranded
+
+
+# -- when nobody else has any ------------------------------------------------------------------------------------------------
+
+
+def test_a_state_that_was_called_damaged_is_taken_back_when_nobody_has_another(net: Net, history: History) -> None:
+    joiner = Joiner(net, stand=history.stand("joiner", 6))
+    began = net.world.now
+    assert joiner.run(Reason.DRIFT) == history.tips[6]
+    assert joiner.stand.weights == history.weights[6]
+    assert net.world.now - began > 20, "the others had their time"
+    assert [name for name, _ in joiner.node.events] == ["catching_up", "reinstated", "caught_up"]
+
+
+def test_while_somebody_has_a_state_that_one_is_taken(net: Net, history: History) -> None:
+    joiner = Joiner(net, Donor(net, "ann", history, 5), stand=history.stand("joiner", 6))
+    assert joiner.run(Reason.DRIFT) == history.tips[5]
+    assert not joiner.node.told_of("reinstated")
+
+
+def test_a_heavier_lineage_that_nobody_shows_is_given_up_and_its_claimant_rests(net: Net, history: History) -> None:
+    ann = Donor(net, "ann", history, 9)
+    ann.sends = lambda: b"no snapshot"
+    joiner = Joiner(net, ann, stand=history.stand("joiner", 6))
+    assert joiner.run(Reason.BEHIND) == history.tips[6]
+    asked = len(ann.asked_for(OfferRequest))
+    assert asked == TRIES_WITH_STATE
+    claimed = Standing(99, "e" * 64, 990)
+    assert not joiner.catch_up.worth(claimed, "ann") and joiner.catch_up.worth(claimed, "bob")
+    assert joiner.run(Reason.BEHIND) == history.tips[6], "nor is it asked for state meanwhile"
+    assert len(ann.asked_for(OfferRequest)) == asked
