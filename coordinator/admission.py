@@ -13,8 +13,8 @@ from protocols.observations import Evaluation
 from protocols.reasons import Reason
 from protocols.round.records import Candidate
 from protocols.tasks.assets import read_asset
+from protocols.transport.announcements import Announcement, read_announcement
 from protocols.transport.channels import PROTOCOL_VERSION, refuse
-from protocols.transport.discovery import Announcement, read_announcement
 from protocols.transport.enrolling import MAX_NAMED
 from protocols.wire import dugnad_pb2 as pb
 from protocols.wire.convert import to_wire

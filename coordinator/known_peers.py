@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from protocols.round.records import Candidate
-from protocols.transport.discovery import ANNOUNCEMENT_S, Announcement
+from protocols.transport.announcements import ANNOUNCEMENT_S, Announcement
 
 # How many peers' DHT addresses a newcomer gets besides the coordinator's own.
 DISCOVERY_PEERS = 8
+MAX_KNOWN = 4096  # peers of whom the last announcement is kept
 
 
 class KnownPeers:
-    """Peers by their newest announcement. It is forgotten at the age at which the DHT would drop it."""
+    """Peers by their newest announcement. It counts for as long as the DHT would keep it. After that it only tells an old one
+    that somebody plays again from a new one."""
 
-    def __init__(self) -> None:
-        self._announced: dict[str, tuple[float, Announcement]] = {}
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: seconds."""
+        self._clock = clock
+        self._announced: dict[str, tuple[float, Announcement]] = {}  # the one heard longest ago comes first
 
     def add(self, announcement: Announcement) -> None:
-        """Keep an announcement, unless a newer incarnation is known."""
+        """Keep an announcement, unless that one or a newer of its peer is known."""
         known = self._announced.get(announcement.peer)
-        if known is None or announcement.incarnation >= known[1].incarnation:
-            self._announced[announcement.peer] = (time.monotonic(), announcement)
+        if known is not None and announcement.order <= known[1].order:
+            return
+        self._announced.pop(announcement.peer, None)
+        self._announced[announcement.peer] = (self._clock(), announcement)
+        if len(self._announced) > MAX_KNOWN:
+            del self._announced[next(iter(self._announced))]
 
     def candidates(self) -> list[Candidate]:
         """Those that can be reached, auxiliary peers first: they have the time to answer."""
@@ -37,6 +46,6 @@ class KnownPeers:
         return [address for item in reachable[:DISCOVERY_PEERS] for address in item.discovery[:1]]
 
     def _fresh(self) -> list[Announcement]:
-        now = time.monotonic()
+        now = self._clock()
         fresh = [item for at, item in self._announced.values() if now - at < ANNOUNCEMENT_S]
         return sorted(fresh, key=lambda item: not item.auxiliary)

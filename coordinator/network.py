@@ -102,11 +102,11 @@ class Network:
         discovery = Discovery(
             DiscoveryConfig(
                 run_digest=folder.spec.digest,
-                authority=authority.pem.decode(),
                 initial_peers=(),  # the first node: peers of a swarm that went on without it announce themselves
                 listen=(addresses.multiaddress(config.host, config.port + 1 if config.port else 0),),
                 identity=str(folder.path / "identity" / "discovery.key"),
             ),
+            folder.credentials,
             folder.path / "discovery.log",
         )
         async with contextlib.AsyncExitStack() as stack:
@@ -134,9 +134,13 @@ class Network:
 
     async def _look_around(self, discovery: Discovery) -> None:
         while True:
-            with contextlib.suppress(RemoteError, LocalError, PortInUseError):
+            try:
                 for announcement in await discovery.peers():
                     self._known.add(announcement)
+            except (RemoteError, LocalError, PortInUseError) as error:
+                _log.warning("discovery: %s", error)
+            except Exception:  # noqa: BLE001  others may have caused it
+                _log.warning("discovery failed in a way that no check foresaw; it is tried again", exc_info=True)
             await asyncio.sleep(DISCOVERY_S if self._known.candidates() else EAGER_S)
 
     async def _fetch(self) -> bytes:

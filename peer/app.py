@@ -378,7 +378,6 @@ class _Session:
     def _discovery_config(self, listen_host: str) -> DiscoveryConfig:
         return DiscoveryConfig(
             run_digest=self._spec.digest,
-            authority=self._enrolment.credentials.authority.decode(),
             initial_peers=self._enrolment.discovery,
             listen=tuple(addresses.multiaddress(host, 0) for host in addresses.hosts_of(listen_host)),
             identity=str(self._home / "discovery.key"),

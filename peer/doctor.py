@@ -35,7 +35,7 @@ from peer.training.tuning import Choices, Trials, find_way
 from protocols.errors import DugnadError
 from protocols.host.home import default_home
 from protocols.host.terminal import plural
-from protocols.identity import Authority, Key, Ticket, new_incarnation
+from protocols.identity import Authority, Credentials, Key, Ticket, new_incarnation
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, Hello
 from protocols.signing import CertificateSigner
@@ -96,15 +96,15 @@ def examine(ticket: Ticket | None, wishes: Wishes, report: Report) -> bool:
         tell(check)
     with tempfile.TemporaryDirectory(prefix="dugnad-doctor-") as folder, NetworkThread() as network:
         if ticket is None:
-            tell(network.call(_discovery(Path(folder), (), Authority.load_or_create(Path(folder)).pem.decode(), "0" * 64)))
+            tell(network.call(_discovery(Path(folder), (), _own_credentials(Path(folder)), "0" * 64)))
         else:
             for check in network.call(_ways_to(ticket)):
                 tell(check)
             with _as_check("enrolment", tell):
                 enrolment = network.call(enrol(ticket, Key.generate()))
                 tell(Check("enrolment", "ok", f"admitted to run {enrolment.spec.run.name}"))
-                pem = enrolment.credentials.authority.decode()
-                tell(network.call(_discovery(Path(folder), enrolment.discovery, pem, enrolment.spec.digest)))
+                whole = (enrolment.discovery, enrolment.credentials, enrolment.spec.digest)
+                tell(network.call(_discovery(Path(folder), *whole)))
                 for check in network.call(_others(enrolment, wishes)):
                     tell(check)
                 with _as_check("model and data", tell):
@@ -166,11 +166,15 @@ def _free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-async def _discovery(folder: Path, initial: tuple[str, ...], authority: str, run_digest: str) -> Check:
+def _own_credentials(folder: Path) -> Credentials:
+    return Authority.load_or_create(folder).coordinator_credentials(Key.generate())
+
+
+async def _discovery(folder: Path, initial: tuple[str, ...], credentials: Credentials, run_digest: str) -> Check:
     """The DHT node starts, and joins the run's if there is one. It also notices a clock that is wrong."""
     listen = (addresses.multiaddress(addresses.LOOPBACK[socket.AF_INET], 0),)
-    config = DiscoveryConfig(run_digest, authority, initial, listen, str(folder / "discovery.key"))
-    discovery = Discovery(config, folder / "discovery.log")
+    config = DiscoveryConfig(run_digest, initial, listen, str(folder / "discovery.key"))
+    discovery = Discovery(config, credentials, folder / "discovery.log")
     began = time.monotonic()
     try:
         await discovery.start(client_mode=bool(initial))

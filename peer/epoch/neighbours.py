@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from peer.environment import Environment
 from protocols.errors import LocalError, PortInUseError, RemoteError
 from protocols.round.records import Candidate, Hello, Standing
-from protocols.transport.discovery import ANNOUNCEMENT_S
+from protocols.transport.announcements import ANNOUNCEMENT_S
 from protocols.transport.interface import News
 from protocols.transport.whereabouts import ask
 
@@ -53,6 +53,8 @@ class Neighbours:
                 self._found(others)
             except (RemoteError, LocalError, PortInUseError) as error:
                 _log.warning("discovery: %s", error)
+            except Exception:  # noqa: BLE001  others may have caused it: it must not end the peer
+                _log.warning("discovery failed in a way that no check foresaw; it is tried again", exc_info=True)
             if others:
                 # Now and then one of them knows of a heavier lineage that this peer's leader does not know.
                 with contextlib.suppress(RemoteError):

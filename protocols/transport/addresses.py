@@ -42,6 +42,14 @@ def is_everywhere(host: str) -> bool:
     return host in EVERYWHERE.values()
 
 
+def is_loopback(host: str) -> bool:
+    """A name counts as the address of another machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def host_to_listen_on(text: str) -> str:
     """What --host may be: an IP address, IPv6 with brackets or without. Raises UsageError."""
     host = text.removeprefix("[").removesuffix("]")

@@ -4,12 +4,14 @@
     `<run digest>.peers`   peer id   SignedAnnouncement    each reachable peer,     ANNOUNCEMENT_S, written again
                                                            for itself only          three times in that span
 
-A node stores an announcement only if it is signed with a certificate of this run and the subkey is its signer's id (see
-discovery_process.AnnouncementValidator), so nobody can write for somebody else. The DHT finds peers; it never decides anything.
+A node stores nothing else (see discovery_process.AnnouncementValidator): an announcement must be signed with a certificate of
+this run, by the peer that its subkey names, and ends when its signer said, at most MAX_AHEAD_S from now. So nobody can write
+for somebody else, or keep an old announcement alive. A node answers only nodes that show a certificate of the run. The DHT
+finds peers; it never decides anything.
 
-hivemind runs in a child process of its own (discovery_process.py): its event loop, its daemon and its logging stay out of
-the process that
-trains. One JSON object a line: requests go to the child's standard input, replies come from its standard output.
+hivemind runs in a child process of its own (discovery_process.py): its event loop, its daemon and its logging stay out of the
+process that trains. One JSON object a line, of at most MAX_LINE_BYTES: requests go to the child's standard input, replies come
+from its standard output.
 """
 
 from __future__ import annotations
@@ -28,44 +30,30 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import BadMessageError, LocalError, PortInUseError, UnreachableError
-from protocols.identity import Credentials, verify_signature
-from protocols.wire import dugnad_pb2 as pb
-from protocols.wire.convert import from_bytes, parsed, to_bytes
+from protocols.identity import Credentials
+from protocols.transport.announcements import (
+    MAX_ADDRESSES,
+    MAX_RECORD_BYTES,
+    Announcement,
+    read_announcement,
+    sign_announcement,
+    usable_addresses,
+)
 
-ANNOUNCEMENT_S = 30.0
 START_S = 60.0
 CALL_S = 15.0
 KNOWN = 8  # addresses of other nodes that are kept
+MAX_INITIAL = 32  # addresses of other nodes that are tried at a start
+MAX_RECORDS = 1024  # announcements that one node keeps, or hands out
+MAX_LINE_BYTES = 4 * MAX_RECORDS * MAX_RECORD_BYTES  # all announcements in hex are half of it
+NODE = b"dugnad DHT node "
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Announcement:
-    """How to reach a peer. `discovery`: its DHT multiaddresses; `address`: where its gRPC server listens."""
-
-    peer: str
-    incarnation: int
-    address: str
-    name: str
-    auxiliary: bool
-    discovery: tuple[str, ...]
-
-
-def sign_announcement(announcement: Announcement, credentials: Credentials) -> bytes:
-    body = to_bytes(announcement)
-    signature = credentials.key.sign(b"dugnad announcement " + body)
-    signed = pb.SignedAnnouncement(announcement=body, signature=signature, certificate=credentials.certificate)
-    return signed.SerializeToString()
-
-
-def read_announcement(data: bytes, authority: bytes) -> Announcement:
-    """Raises BadMessageError unless `data` is signed, under this run's authority, by the very peer that it announces."""
-    signed = parsed(pb.SignedAnnouncement, data)
-    announcement = from_bytes(Announcement, signed.announcement)
-    signer = verify_signature(b"dugnad announcement " + signed.announcement, signed.signature, signed.certificate, authority)
-    if signer != announcement.peer:
-        raise BadMessageError(f"{signer} announces in the name of {announcement.peer}")
-    return announcement
+def sign_node(node: str, credentials: Credentials) -> tuple[bytes, bytes]:
+    """(certificate, signature) with which the DHT node of the libp2p id `node` shows that it is of the run. libp2p's own
+    handshake proves the id on each connection, so that nobody else can use them."""
+    return credentials.certificate, credentials.key.sign(NODE + node.encode())
 
 
 async def launch(log_file: Path) -> Process:
@@ -81,7 +69,7 @@ async def launch(log_file: Path) -> Process:
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             env=environment,
-            limit=1 << 24,
+            limit=MAX_LINE_BYTES,
             # A Ctrl-C in the terminal is for the peer, which leaves in its own time; the child ends when the peer does.
             start_new_session=True,
         )
@@ -90,8 +78,7 @@ async def launch(log_file: Path) -> Process:
 @dataclass(frozen=True)
 class DiscoveryConfig:
     run_digest: str
-    authority: str  # PEM
-    initial_peers: Sequence[str]  # multiaddresses; empty for the first node
+    initial_peers: Sequence[str]  # multiaddresses, of which those that are none are passed over; empty for the first node
     listen: Sequence[str]  # multiaddresses
     identity: str  # file of the libp2p key; the multiaddress stays the same across restarts
     client_mode: bool = False
@@ -100,9 +87,13 @@ class DiscoveryConfig:
 class Discovery:
     """The DHT node of this process. start(), then announce() and peers(); aclose() ends the child and its daemon."""
 
-    def __init__(self, config: DiscoveryConfig, log_file: Path, launched: Process | None = None) -> None:
-        """`launched`: a child to start with, that imports already. Whoever launched it ends it if it was not needed."""
+    def __init__(
+        self, config: DiscoveryConfig, credentials: Credentials, log_file: Path, launched: Process | None = None
+    ) -> None:
+        """`credentials`: by which other nodes see that this one belongs to the run.
+        `launched`: a child to start with, that imports already. Whoever launched it ends it if it was not needed."""
         self._config = config
+        self._credentials = credentials
         self._log_file = log_file
         self._process: Process | None = None
         self._launched = launched
@@ -120,16 +111,23 @@ class Discovery:
         launched = self._launched
         is_waiting = launched is not None and launched.returncode is None
         self._process = launched if is_waiting else await launch(self._log_file)
+        initial = usable_addresses((*self._config.initial_peers, *self._known), MAX_INITIAL)
+        authority = self._credentials.authority.decode()
+        config = {**asdict(self._config), "initial_peers": initial, "client_mode": client_mode}
         try:
-            initial = (*self._config.initial_peers, *self._known)
-            reply = await self._call({**asdict(self._config), "initial_peers": initial, "client_mode": client_mode}, START_S)
+            reply = await self._call(
+                {"config": config, "authority": authority, "joins": bool(self._config.initial_peers)}, START_S
+            )
+            if "node" in reply:
+                certificate, signature = sign_node(str(reply["node"]), self._credentials)
+                reply = await self._call({"certificate": certificate.hex(), "signature": signature.hex()}, START_S)
         except BaseException:
             await self.aclose()
             raise
-        if "error" in reply:
+        if "addresses" not in reply:
             await self.aclose()
             self._raise(reply)
-        self.addresses = tuple(reply["addresses"])
+        self.addresses = usable_addresses(reply["addresses"], MAX_ADDRESSES)
         self._daemon_pid = reply["daemon_pid"]
 
     def moved(self) -> None:
@@ -143,10 +141,11 @@ class Discovery:
             await self.aclose()
             await self.start(client_mode=client_mode)
 
-    async def announce(self, peer: str, signed: bytes) -> None:
-        """Store this peer's announcement (see sign_announcement)."""
-        reply = await self._request({"do": "store", "subkey": peer, "value": signed.hex(), "lives_s": ANNOUNCEMENT_S})
-        if not reply.get("stored"):
+    async def announce(self, announcement: Announcement) -> None:
+        """Store this peer's announcement, until it expires."""
+        signed = sign_announcement(announcement, self._credentials)
+        request = {"do": "store", "subkey": announcement.peer, "value": signed.hex(), "expires": announcement.expires}
+        if not (await self._request(request)).get("stored"):
             _log.warning("the announcement was not stored on any DHT node")
 
     async def peers(self) -> list[Announcement]:
@@ -155,7 +154,7 @@ class Discovery:
         found = []
         for value in reply.get("values", []):
             with contextlib.suppress(BadMessageError):
-                found.append(read_announcement(bytes.fromhex(value), self._config.authority.encode()))
+                found.append(read_announcement(bytes.fromhex(value), self._credentials.authority))
         others = [address for item in found for address in item.discovery if address not in self.addresses]
         self._known = tuple(others[:KNOWN]) or self._known
         return found
@@ -175,17 +174,22 @@ class Discovery:
                 process.stdin.write(json.dumps(request).encode() + b"\n")
                 await process.stdin.drain()
                 line = await asyncio.wait_for(process.stdout.readline(), limit_s)
+                if not line:
+                    raise LocalError(f"the DHT process ended (see {self._log_file})")
+                reply = json.loads(line)
+                if not isinstance(reply, dict):
+                    raise ValueError("no object")
             except (asyncio.TimeoutError, ConnectionError) as error:
                 # The reply that may still come would be taken for the next one's: this child is of no use any more.
                 process.kill()
                 raise UnreachableError(f"the DHT process did not answer within {limit_s:.0f} s (see {self._log_file})") from error
-        if not line:
-            raise LocalError(f"the DHT process ended (see {self._log_file})")
-        reply: dict[str, Any] = json.loads(line)
+            except ValueError as error:  # too long a line, or no JSON: what follows cannot be told apart any more
+                process.kill()
+                raise LocalError(f"the DHT process answered with what cannot be read (see {self._log_file})") from error
         return reply
 
     def _raise(self, reply: dict[str, Any]) -> None:
-        text = str(reply["error"])
+        text = str(reply.get("error", "no answer"))
         if "address already in use" in text or "failed to listen" in text:
             raise PortInUseError(
                 f"the DHT cannot listen on {', '.join(self._config.listen)}: the port is in use", remedy="Choose another --port."
@@ -196,7 +200,7 @@ class Discovery:
                 remedy="Switch on automatic time (NTP), then join again.",
             )
         raise UnreachableError(
-            f"no DHT node answers at {', '.join(self._config.initial_peers) or 'all'}: {text}",
+            f"no DHT node answers at {', '.join(usable_addresses(self._config.initial_peers, MAX_INITIAL)) or 'all'}: {text}",
             remedy="Check that the coordinator runs and that a firewall lets its ports through.",
         )
 

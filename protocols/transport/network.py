@@ -16,10 +16,11 @@ from protocols.errors import LocalError, PortInUseError, RemoteError
 from protocols.identity import Credentials
 from protocols.round.records import Candidate, Hello
 from protocols.transport.addresses import is_own, split
+from protocols.transport.announcements import Announcement, expiry_ms, printable, sign_announcement
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.bulk import BulkConnections, BulkServer
 from protocols.transport.channels import Channels, peer_server
-from protocols.transport.discovery import Announcement, Discovery, DiscoveryConfig, sign_announcement
+from protocols.transport.discovery import Discovery, DiscoveryConfig
 from protocols.transport.enrolling import announce_to
 from protocols.transport.frames import FrameStream
 from protocols.transport.grpc_streams import answers, opened
@@ -93,7 +94,8 @@ class SwarmDirectory:
         launched: asyncio.subprocess.Process | None = None,
     ) -> None:
         """`coordinator`: host:port of its enrolment endpoint. `launched`: as for `Discovery`."""
-        self._discovery = Discovery(config, log_file, launched)
+        self._discovery = Discovery(config, credentials, log_file, launched)
+        self._announced = 0
         self._credentials = credentials
         self._coordinator = coordinator
 
@@ -112,10 +114,20 @@ class SwarmDirectory:
         """Tell the coordinator where this peer is, and the DHT if it can be reached; what the coordinator says."""
         me = self._credentials.peer_id
         await _tried(self._discovery.be(client_mode=await _in_client_mode(hello)))
-        announcement = Announcement(me, hello.incarnation, hello.address, hello.name, hello.auxiliary, self._discovery.addresses)
-        signed = sign_announcement(announcement, self._credentials)
+        self._announced += 1
+        announcement = Announcement(
+            me,
+            hello.incarnation,
+            hello.address,
+            printable(hello.name),
+            hello.auxiliary,
+            self._discovery.addresses,
+            self._announced,
+            expiry_ms(),
+        )
         if hello.reachable:
-            await _tried(self._discovery.announce(me, signed))
+            await _tried(self._discovery.announce(announcement))
+        signed = sign_announcement(announcement, self._credentials)
         with contextlib.suppress(RemoteError):  # the coordinator is away; training does not need it
             return await announce_to(self._coordinator, self._credentials.authority, signed)
         return News()
@@ -130,6 +142,8 @@ async def _tried(work: Coroutine[Any, Any, None]) -> None:
         await work
     except (RemoteError, LocalError, PortInUseError) as error:
         _log.warning("discovery: %s", error)
+    except Exception:  # noqa: BLE001  others may have caused it
+        _log.warning("discovery failed in a way that no check foresaw; it is tried again", exc_info=True)
 
 
 async def _in_client_mode(hello: Hello) -> bool:

@@ -625,20 +625,24 @@ class AssetPart(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class Announcement(_message.Message):
-    __slots__ = ("peer", "incarnation", "address", "name", "auxiliary", "discovery")
+    __slots__ = ("peer", "incarnation", "address", "name", "auxiliary", "discovery", "number", "expires_ms")
     PEER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     AUXILIARY_FIELD_NUMBER: _ClassVar[int]
     DISCOVERY_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_MS_FIELD_NUMBER: _ClassVar[int]
     peer: str
     incarnation: int
     address: str
     name: str
     auxiliary: bool
     discovery: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., auxiliary: _Optional[bool] = ..., discovery: _Optional[_Iterable[str]] = ...) -> None: ...
+    number: int
+    expires_ms: int
+    def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., auxiliary: _Optional[bool] = ..., discovery: _Optional[_Iterable[str]] = ..., number: _Optional[int] = ..., expires_ms: _Optional[int] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
     __slots__ = ("peers", "held_out", "names")

@@ -20,7 +20,7 @@ from protocols.errors import BadMessageError, DugnadError, TicketError
 from protocols.identity import Authority, Key, Ticket, verify_signature
 from protocols.run_spec import RunSpec
 from protocols.snapshot.format import StateHeader, capture, read_header, read_parameters
-from protocols.transport.discovery import Announcement, read_announcement, sign_announcement
+from protocols.transport.announcements import Announcement, read_announcement, sign_announcement
 from protocols.transport.frames import Kind
 from protocols.wire.convert import from_bytes, to_bytes
 from tests import factories
@@ -75,7 +75,7 @@ def snapshot() -> bytes:
 def decoders(authority: Authority) -> dict[str, tuple[Callable[[bytes], Any], list[bytes], type[Exception]]]:
     """Name -> (decoder, true inputs, the error that callers expect)."""
     mine = factories.admitted(authority)
-    announced = sign_announcement(Announcement(mine.peer_id, 1, "a:1", "name", False, ("/ip4/127.0.0.1/tcp/1",)), mine)
+    announced = sign_announcement(Announcement(mine.peer_id, 1, "a:1", "name", False, (NODE_ADDRESS,)), mine)
     signature = mine.key.sign(b"text")
     found: dict[str, tuple[Callable[[bytes], Any], list[bytes], type[Exception]]] = {
         f"record {kind.__name__}": (lambda data, kind=kind: from_bytes(kind, data), samples_of(kind), BadMessageError)
@@ -102,6 +102,7 @@ def decoders(authority: Authority) -> dict[str, tuple[Callable[[bytes], Any], li
     return found
 
 
+NODE_ADDRESS = "/ip4/127.0.0.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 SPEC = factories.run_spec().to_toml()
 TICKET = Ticket(("127.0.0.1", "example.org"), 4000, bytes(range(32)), bytes(16))
 

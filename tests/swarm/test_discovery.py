@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from protocols.transport.discovery import Announcement, Discovery, DiscoveryConfig, sign_announcement
+from protocols.transport.announcements import Announcement, expiry_ms
+from protocols.transport.discovery import Discovery, DiscoveryConfig
 from tests.protocols.transport.test_bulk import RUN, credentials
 
 pytestmark = [pytest.mark.swarm, pytest.mark.slow]
@@ -19,12 +20,12 @@ def test_a_node_that_becomes_reachable_takes_connections_and_outlives_the_one_it
 
     def node(name: str, *initial: str) -> Discovery:
         listen = ("/ip4/127.0.0.1/tcp/0",)
-        config = DiscoveryConfig(RUN, ours.authority.decode(), initial, listen, str(tmp_path / f"{name}.key"))
-        return Discovery(config, tmp_path / f"{name}.log")
+        config = DiscoveryConfig(RUN, initial, listen, str(tmp_path / f"{name}.key"))
+        return Discovery(config, ours, tmp_path / f"{name}.log")
 
     async def announce(discovery: Discovery, incarnation: int) -> None:
-        announcement = Announcement(ours.peer_id, incarnation, "127.0.0.1:1", "me", False, discovery.addresses)
-        await discovery.announce(ours.peer_id, sign_announcement(announcement, ours))
+        where = ("127.0.0.1:1", "me", False, discovery.addresses)
+        await discovery.announce(Announcement(ours.peer_id, incarnation, *where, 1, expiry_ms()))
 
     async def incarnations(discovery: Discovery) -> list[int]:
         return [found.incarnation for found in await discovery.peers()]
