@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import random
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -34,9 +35,11 @@ from protocols.transport.discovery import MAX_LINE_BYTES, MAX_RECORDS, NODE, STA
 
 CONNECT_S = 10.0  # for one of the initial peers
 OTHERS_S = 2.0  # for the rest of them once one has answered
-FIND_S = 8.0  # for a look-up: what is found by then is the answer
+FIND_S = 8.0  # for a look-up or a store: what others have said by then is the answer
 MAX_ITEMS = 16  # keys of one request; honest nodes send one
 MAX_NEIGHBOURS = 20  # that a node may name per key: hivemind's bucket
+MAX_WAYS = 16  # addresses that are tried for one node
+MAX_MET, MEET_S = 8, 1.0  # nodes that a look-up greets for the first time
 MAX_ERROR = 1000  # characters
 KEPT_CHECKS = 2 * MAX_RECORDS  # signatures that need not be checked again
 _OVERHEAD_BYTES = 8  # of a value as msgpack writes it
@@ -55,7 +58,7 @@ class AnnouncementValidator(RecordValidatorBase):  # type: ignore[misc]  # hivem
         def read(data: bytes) -> Announcement:
             return read_announcement(data, authority)
 
-        self._read = read
+        self.read = read
 
     def validate(self, record: DHTRecord) -> bool:
         if record.key != self._key or len(record.value) > MAX_RECORD_BYTES + _OVERHEAD_BYTES:
@@ -64,7 +67,7 @@ class AnnouncementValidator(RecordValidatorBase):  # type: ignore[misc]  # hivem
             return False
         try:
             value, subkey = msgpack.unpackb(record.value), msgpack.unpackb(record.subkey)
-            announcement = self._read(value)
+            announcement = self.read(value)
         except Exception:  # noqa: BLE001  besides BadMessageError whatever msgpack raises, and TypeError for what is not bytes
             return False
         return bool(announcement.peer == subkey and record.expiration_time <= announcement.expires)
@@ -90,12 +93,37 @@ class AdmittedP2P(P2P):  # type: ignore[misc]
         """Called before any handler is there. `passport`: this node's own."""
         self._validator = validator
         self._passport = passport
+        self._ways: dict[str, dict[Multiaddr, None]] = {}  # libp2p id -> where that node is said to be
 
         @functools.lru_cache(maxsize=KEPT_CHECKS)
         def check(node: str, certificate: bytes, signature: bytes) -> None:
             verify_signature(NODE + node.encode(), signature, certificate, authority)
 
         self._check = check
+
+    def learn(self, addresses: Iterable[str]) -> list[PeerID]:
+        """Remember where nodes are. Gives the ids of those nodes. libp2p's own directory would tell outsiders, too, so that it
+        is not used."""
+        nodes: dict[str, None] = {}
+        for address in addresses:
+            way, _, node = address.rpartition("/p2p/")
+            known = self._ways.get(node, {})
+            if not known and len(self._ways) >= MAX_RECORDS:
+                continue
+            try:
+                known.pop(Multiaddr(way), None)
+                known[Multiaddr(way)] = None
+            except Exception as error:  # noqa: BLE001  its parsers raise a dozen kinds
+                log(f"{address} is passed over: {error}")
+                continue
+            self._ways[node] = dict(list(known.items())[-MAX_WAYS:])
+            nodes[node] = None
+        return [PeerID.from_base58(node) for node in nodes]
+
+    async def dial(self, node: PeerID) -> None:
+        """At once if there is a connection. Raises hivemind's ControlFailure."""
+        if ways := self._ways.get(node.to_base58()):
+            await self._client.connect(node, list(ways))
 
     async def add_protobuf_handler(self, name: str, handler: Any, input_type: Any, **options: Any) -> None:
         async def guarded(request: Any, context: Any) -> Any:
@@ -111,6 +139,7 @@ class AdmittedP2P(P2P):  # type: ignore[misc]
         await super().add_protobuf_handler(name, guarded, input_type, **options)
 
     async def call_protobuf_handler(self, peer_id: PeerID, name: str, input: Any, output_protobuf_type: Any) -> Any:
+        await self.dial(peer_id)
         input.auth.client_access_token.CopyFrom(self._passport)
         response = await super().call_protobuf_handler(peer_id, name, input, output_protobuf_type)
         self._admitted(peer_id, response.auth.service_access_token)
@@ -161,6 +190,11 @@ def read_dictionary(data: bytes) -> list[tuple[str, bytes, float]]:
     return [item for item in found if isinstance(item[0], str) and isinstance(item[1], bytes)]
 
 
+def log(line: str) -> None:
+    """Standard error is the parent's log file."""
+    print(ascii(line)[1 : 1 + MAX_ERROR], file=sys.stderr, flush=True)
+
+
 def key_of(run_digest: str) -> str:
     return f"{run_digest}.peers"
 
@@ -169,7 +203,7 @@ async def _start(config: DiscoveryConfig, authority: bytes, sign: Callable[[str]
     p2p = await AdmittedP2P.create(
         host_maddrs=None if config.client_mode else config.listen,
         no_listen=config.client_mode,
-        dht_mode="client" if config.client_mode else "server",
+        dht_mode="client",  # libp2p's own, which would give the addresses of all nodes to everybody
         identity_path=config.identity,
         check_if_identity_free=False,
         auto_nat=False,
@@ -193,11 +227,7 @@ async def _start(config: DiscoveryConfig, authority: bytes, sign: Callable[[str]
 
 async def _join(node: DHTNode, addresses: Iterable[str]) -> None:
     """Greet every initial peer on its own terms: one that answers suffices. Raises what the last of them raised."""
-    by_node: dict[str, list[Multiaddr]] = {}
-    for address in addresses:
-        way, _, name = address.rpartition("/p2p/")
-        by_node.setdefault(name, []).append(Multiaddr(way))
-    greeting = {asyncio.create_task(_greet(node, PeerID.from_base58(name), them)) for name, them in by_node.items()}
+    greeting = {asyncio.create_task(_greet(node, peer)) for peer in node.p2p.learn(addresses)}
     problem: BaseException | None = LocalError("none of its addresses can be used")
     while greeting:
         done, greeting = await asyncio.wait(greeting, return_when=asyncio.FIRST_COMPLETED)
@@ -214,13 +244,13 @@ async def _join(node: DHTNode, addresses: Iterable[str]) -> None:
         await asyncio.wait_for(node.find_nearest_nodes([node.node_id]), OTHERS_S)
 
 
-async def _greet(node: DHTNode, peer: PeerID, addresses: list[Multiaddr]) -> None:
+async def _greet(node: DHTNode, peer: PeerID) -> None:
     """Raises UnreachableError, or hivemind's error on a clock that is wrong."""
     try:
-        await asyncio.wait_for(node.p2p._client.connect(peer, addresses), CONNECT_S)
+        await asyncio.wait_for(node.p2p.dial(peer), CONNECT_S)
         answer = await node.protocol.call_ping(peer, validate=True, strict=True)
     except Exception as error:
-        print(f"{peer.to_base58()}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        log(f"{peer.to_base58()}: {type(error).__name__}: {error}")
         raise
     if answer is None:
         raise UnreachableError("no answer from any of the initial nodes")
@@ -228,8 +258,10 @@ async def _greet(node: DHTNode, peer: PeerID, addresses: list[Multiaddr]) -> Non
 
 async def _answer(node: DHTNode, key: str, request: dict[str, Any]) -> dict[str, Any]:
     if request["do"] == "store":
-        stored = await node.store(key, bytes.fromhex(request["value"]), request["expires"], subkey=request["subkey"])
-        return {"stored": bool(stored)}
+        value, expires = bytes.fromhex(request["value"]), request["expires"]
+        storing = asyncio.ensure_future(node.store(key, value, expires, subkey=request["subkey"]))
+        done, _ = await asyncio.wait([storing], timeout=FIND_S)
+        return {"stored": bool(done) and storing.result()}
     looking = asyncio.ensure_future(node.get(key, latest=True))
     if not (await asyncio.wait([looking], timeout=FIND_S))[0]:
         # Nodes that do not answer are among those asked: what the others said has to do.
@@ -237,8 +269,20 @@ async def _answer(node: DHTNode, key: str, request: dict[str, Any]) -> dict[str,
             search.finish_search()
     found = await looking
     entries = found.value if found is not None and isinstance(found.value, dict) else {}
-    values = [entry.value.hex() for entry in entries.values() if isinstance(entry.value, bytes)]
-    return {"values": values[:MAX_RECORDS]}
+    values = [entry.value for entry in entries.values() if isinstance(entry.value, bytes)][:MAX_RECORDS]
+    announced = [node.protocol.record_validator.read(value) for value in values]
+    await _meet(node, node.p2p.learn(address for announcement in announced for address in announcement.discovery))
+    return {"values": [value.hex() for value in values]}
+
+
+async def _meet(node: DHTNode, peers: list[PeerID]) -> None:
+    """Have some of those in the routing table that are not yet: hivemind hears of nodes before it can know where they are."""
+    known = node.protocol.routing_table
+    strangers = [peer for peer in peers if peer != node.peer_id and known.get(peer_id=peer) is None]
+    if strangers:
+        some = random.sample(strangers, min(len(strangers), MAX_MET))
+        # One that does not answer is waited for no longer: the ping goes on, and ends by hivemind's own limit.
+        await asyncio.wait([asyncio.create_task(node.protocol.call_ping(peer)) for peer in some], timeout=MEET_S)
 
 
 class Parent:
@@ -297,7 +341,7 @@ async def _serve() -> None:
                     break
                 parent.tell(await _answer(node, key_of(config.run_digest), request))
             except Exception as error:  # noqa: BLE001  one failed look-up must not end the node
-                print(f"{type(error).__name__}: {error}"[:MAX_ERROR], file=sys.stderr, flush=True)
+                log(f"{type(error).__name__}: {error}")
                 parent.tell({})
     finally:
         await _end(node)
