@@ -174,18 +174,19 @@ class Discovery:
                 process.stdin.write(json.dumps(request).encode() + b"\n")
                 await process.stdin.drain()
                 line = await asyncio.wait_for(process.stdout.readline(), limit_s)
-                if not line:
-                    raise LocalError(f"the DHT process ended (see {self._log_file})")
-                reply = json.loads(line)
+                reply = json.loads(line) if line else {}
                 if not isinstance(reply, dict):
                     raise ValueError("no object")
             except (asyncio.TimeoutError, ConnectionError) as error:
                 # The reply that may still come would be taken for the next one's: this child is of no use any more.
-                process.kill()
+                await _end(process)
                 raise UnreachableError(f"the DHT process did not answer within {limit_s:.0f} s (see {self._log_file})") from error
-            except ValueError as error:  # too long a line, or no JSON: what follows cannot be told apart any more
-                process.kill()
-                raise LocalError(f"the DHT process answered with what cannot be read (see {self._log_file})") from error
+            except ValueError as error:  # too long a line, or no JSON: where the next one begins is not known
+                await _end(process)
+                raise LocalError(f"the DHT process gave an answer that cannot be read (see {self._log_file})") from error
+            if not line:
+                await _end(process)
+                raise LocalError(f"the DHT process ended (see {self._log_file})")
         return reply
 
     def _raise(self, reply: dict[str, Any]) -> None:
@@ -212,9 +213,14 @@ class Discovery:
             try:
                 await asyncio.wait_for(process.wait(), 5)
             except asyncio.TimeoutError:
-                process.kill()
-                await process.wait()
+                await _end(process)
         if self._daemon_pid:
             with contextlib.suppress(ProcessLookupError):  # it is there only if the child was killed before it could end it
                 os.kill(self._daemon_pid, signal.SIGKILL)
             self._daemon_pid = 0
+
+
+async def _end(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()

@@ -117,7 +117,10 @@ def test_those_that_the_coordinator_names_are_found_without_the_directory_of_all
     assert len(me.found) > 2 and all(others == ["bob"] for others in me.found)
 
 
-@pytest.mark.parametrize("problem", [UnreachableError("no node answers"), LocalError("the discovery process has ended")])
+@pytest.mark.parametrize(
+    "problem",
+    [UnreachableError("no node answers"), LocalError("the discovery process has ended"), ValueError("what no check foresaw")],
+)
 def test_a_directory_that_fails_is_logged_and_asked_again(
     net: Net, me: Me, problem: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
