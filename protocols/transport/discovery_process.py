@@ -36,10 +36,11 @@ from protocols.transport.discovery import MAX_LINE_BYTES, MAX_RECORDS, NODE, STA
 CONNECT_S = 10.0  # for one of the initial peers
 OTHERS_S = 2.0  # for the rest of them once one has answered
 FIND_S = 8.0  # for a look-up or a store: what others have said by then is the answer
-MAX_ITEMS = 16  # keys of one request; honest nodes send one
+MAX_KEYS = 1  # of one request: the run has one
 MAX_NEIGHBOURS = 20  # that a node may name per key: hivemind's bucket
 MAX_WAYS = 16  # addresses that are tried for one node
 MAX_MET, MEET_S = 8, 1.0  # nodes that a look-up greets for the first time
+COMPLAIN_S = 10.0  # between two lines about refused requests
 MAX_ERROR = 1000  # characters
 KEPT_CHECKS = 2 * MAX_RECORDS  # signatures that need not be checked again
 _OVERHEAD_BYTES = 8  # of a value as msgpack writes it
@@ -93,6 +94,7 @@ class AdmittedP2P(P2P):  # type: ignore[misc]
         """Called before any handler is there. `passport`: this node's own."""
         self._validator = validator
         self._passport = passport
+        self._complained_at = float("-inf")
         self._ways: dict[str, dict[Multiaddr, None]] = {}  # libp2p id -> where that node is said to be
 
         @functools.lru_cache(maxsize=KEPT_CHECKS)
@@ -127,12 +129,12 @@ class AdmittedP2P(P2P):  # type: ignore[misc]
 
     async def add_protobuf_handler(self, name: str, handler: Any, input_type: Any, **options: Any) -> None:
         async def guarded(request: Any, context: Any) -> Any:
-            self._admitted(context.remote_id, request.auth.client_access_token)
-            if len(getattr(request, "keys", ())) > MAX_ITEMS:
-                raise BadMessageError("too many keys")
-            if isinstance(request, dht_pb2.StoreRequest):
-                self._sift_store(request)
-            response = await handler(request, context)
+            try:
+                self._check_request(request, context.remote_id)
+                response = await handler(request, context)
+            except Exception as error:  # noqa: BLE001  a message must not end this process, and hivemind would log each at length
+                self._refused(context.remote_id, error)
+                return dht_pb2.PingResponse()  # nothing: no bytes, which are no answer to any request
             response.auth.service_access_token.CopyFrom(self._passport)
             return response
 
@@ -147,6 +149,20 @@ class AdmittedP2P(P2P):  # type: ignore[misc]
             for key, result in zip(input.keys, response.results, strict=True):
                 self._sift_found(key, result)
         return response
+
+    def _check_request(self, request: Any, node: PeerID) -> None:
+        """Raises BadMessageError; what is stored is sifted."""
+        self._admitted(node, request.auth.client_access_token)
+        if len(getattr(request, "keys", ())) > MAX_KEYS or len(request.peer.node_id) > DHTID.HASH_NBYTES:
+            raise BadMessageError("too many keys, or too long an id")
+        if isinstance(request, dht_pb2.StoreRequest):
+            self._sift_store(request)
+
+    def _refused(self, node: PeerID, error: Exception) -> None:
+        """One line now and then, so that nobody fills the disk."""
+        if time.monotonic() - self._complained_at >= COMPLAIN_S:
+            self._complained_at = time.monotonic()
+            log(f"refused {node.to_base58()}: {type(error).__name__}: {error}")
 
     def _admitted(self, node: PeerID, shown: AccessToken) -> None:
         """Raises BadMessageError for a node without a certificate of the run."""
@@ -192,7 +208,7 @@ def read_dictionary(data: bytes) -> list[tuple[str, bytes, float]]:
 
 def log(line: str) -> None:
     """Standard error is the parent's log file."""
-    print(ascii(line)[1 : 1 + MAX_ERROR], file=sys.stderr, flush=True)
+    print(ascii(line)[1:-1][:MAX_ERROR], file=sys.stderr, flush=True)
 
 
 def key_of(run_digest: str) -> str:
@@ -316,6 +332,7 @@ class Parent:
 async def _serve() -> None:
     reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, what: log(f"{what['message']}: {what.get('exception')!r}"))
     parent = Parent(reader)
     node = None
     try:

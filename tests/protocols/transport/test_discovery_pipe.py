@@ -70,6 +70,7 @@ def test_a_child_that_answers_nonsense_is_replaced(
     asyncio.run(asyncio.wait_for(work(), 30))
 
 
-def test_all_announcements_that_a_node_keeps_fit_into_one_line() -> None:
+def test_all_announcements_that_a_node_keeps_fit_into_one_line_and_into_one_of_hiveminds_messages() -> None:
+    assert MAX_RECORDS * (MAX_RECORD_BYTES + 64) < 4 << 20
     line = json.dumps({"values": [bytes(MAX_RECORD_BYTES).hex()] * MAX_RECORDS})
     assert len(line) < MAX_LINE_BYTES

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -224,13 +224,11 @@ def test_who_shows_no_certificate_of_the_run_gets_no_answer(
 ) -> None:
     stranger = factories.admitted(Authority.load_or_create(tmp_path_factory.mktemp("other")))
     bob = factories.admitted(authority)
-    with pytest.raises(BadMessageError):
-        answered(door, line, dht.FindRequest(keys=[key()]))
+    assert not answered(door, line, dht.FindRequest(keys=[key()])).ByteSize()
     for shown in (passport(NODE, stranger), passport(NODE[:-1] + "M", bob)):  # of another run; copied from another node
         request = dht.FindRequest(keys=[key()])
         request.auth.client_access_token.CopyFrom(shown)
-        with pytest.raises(BadMessageError):
-            answered(door, line, request)
+        assert not answered(door, line, request).ByteSize()
     request = dht.FindRequest(keys=[key()])
     request.auth.client_access_token.CopyFrom(passport(NODE, bob))
     assert answered(door, line, request).auth.service_access_token.public_key
@@ -243,11 +241,26 @@ def test_answers_of_a_stranger_are_not_believed(door: AdmittedP2P, line: Line, a
     assert found(door, line, bob, dht.FindResult(type=dht.NOT_FOUND)).results
 
 
-def test_a_request_for_thousands_of_keys_is_refused(door: AdmittedP2P, line: Line, authority: Authority) -> None:
-    request = dht.FindRequest(keys=[key()] * 8000)
-    request.auth.client_access_token.CopyFrom(passport(NODE, factories.admitted(authority)))
-    with pytest.raises(BadMessageError, match="too many"):
-        answered(door, line, request)
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda: dht.FindRequest(keys=[key()] * 8000),
+        lambda: dht.FindRequest(keys=[key()], peer=dht.NodeInfo(node_id=b"x" * 1000)),
+        lambda: dht.StoreRequest(keys=[key()], subkeys=[b"", b""], values=[b"x"], expiration_time=[NOW], in_cache=[False]),
+    ],
+)
+def test_requests_that_no_honest_node_makes_get_nothing_and_end_nothing(
+    door: AdmittedP2P,
+    line: Line,
+    authority: Authority,
+    request_of: Callable[[], Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for _ in range(100):
+        request = request_of()
+        request.auth.client_access_token.CopyFrom(passport(NODE, factories.admitted(authority)))
+        assert not answered(door, line, request).ByteSize()
+    assert len(capsys.readouterr().err.splitlines()) == 1, "nobody fills the disk with what is said about it"
 
 
 def test_one_bad_record_does_not_hide_the_good_ones_of_the_same_node(
