@@ -46,6 +46,7 @@ KNOWN = 8  # addresses of other nodes that are kept
 MAX_INITIAL = 32  # addresses of other nodes that are tried at a start
 MAX_RECORDS = 900  # announcements that one node keeps: hivemind hands them out in one message of at most 4 MiB
 MAX_LINE_BYTES = 4 * MAX_RECORDS * MAX_RECORD_BYTES  # all announcements in hex are half of it
+CLOCK_IS_OFF = "local time must be within"  # in hivemind's words
 NODE = b"dugnad DHT node "
 _log = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ class Discovery:
             raise PortInUseError(
                 f"the DHT cannot listen on {', '.join(self._config.listen)}: the port is in use", remedy="Choose another --port."
             )
-        if "local time must be within" in text:
+        if CLOCK_IS_OFF in text:
             raise LocalError(
                 "this computer's clock is off by more than 3 seconds, which the DHT refuses",
                 remedy="Switch on automatic time (NTP), then join again.",

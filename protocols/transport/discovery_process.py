@@ -31,7 +31,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from protocols.errors import BadMessageError, LocalError, UnreachableError
 from protocols.identity import verify_signature
 from protocols.transport.announcements import MAX_AHEAD_S, MAX_RECORD_BYTES, Announcement, read_announcement
-from protocols.transport.discovery import MAX_LINE_BYTES, MAX_RECORDS, NODE, START_S, DiscoveryConfig
+from protocols.transport.discovery import CLOCK_IS_OFF, MAX_LINE_BYTES, MAX_RECORDS, NODE, START_S, DiscoveryConfig
 
 CONNECT_S = 10.0  # for one of the initial peers
 OTHERS_S = 2.0  # for the rest of them once one has answered
@@ -242,18 +242,17 @@ async def _start(config: DiscoveryConfig, authority: bytes, sign: Callable[[str]
 
 
 async def _join(node: DHTNode, addresses: Iterable[str]) -> None:
-    """Greet every initial peer on its own terms: one that answers suffices. Raises what the last of them raised."""
+    """Greet every initial peer on its own terms: one that answers suffices. Raises UnreachableError."""
     greeting = {asyncio.create_task(_greet(node, peer)) for peer in node.p2p.learn(addresses)}
-    problem: BaseException | None = LocalError("none of its addresses can be used")
+    problems = ["none of the addresses can be used"]
     while greeting:
         done, greeting = await asyncio.wait(greeting, return_when=asyncio.FIRST_COMPLETED)
-        problems = [task.exception() for task in done]
-        if None in problems:
+        errors = [task.exception() for task in done]
+        if None in errors:
             break
-        problem = problems[0]
+        problems = [f"{type(error).__name__}: {error}" for error in errors] + problems
     else:
-        assert problem is not None
-        raise problem
+        raise UnreachableError(max(problems, key=lambda text: CLOCK_IS_OFF in text))  # what its user can do something about
     if greeting:
         await asyncio.wait(greeting, timeout=OTHERS_S)  # whoever is slower joins us later
     with contextlib.suppress(asyncio.TimeoutError):
