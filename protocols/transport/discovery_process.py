@@ -38,6 +38,7 @@ OTHERS_S = 2.0  # for the rest of them once one has answered
 FIND_S = 8.0  # for a look-up or a store: what others have said by then is the answer
 MAX_KEYS = 1  # of one request: the run has one
 MAX_NEIGHBOURS = 20  # that a node may name per key: hivemind's bucket
+ID_BYTES = 34  # of a libp2p id: a digest and its kind
 MAX_WAYS = 16  # addresses that are tried for one node
 MAX_MET, MEET_S = 8, 1.0  # nodes that a look-up greets for the first time
 COMPLAIN_S = 10.0  # between two lines about refused requests
@@ -177,12 +178,19 @@ class AdmittedP2P(P2P):  # type: ignore[misc]
 
     def _sift_found(self, key: bytes, result: Any) -> None:
         """hivemind would drop an honest node's whole dictionary for one bad record, and believe the end that it claims."""
-        del result.nearest_node_ids[MAX_NEIGHBOURS:], result.nearest_peer_ids[MAX_NEIGHBOURS:]
+        near = list(zip(result.nearest_node_ids, result.nearest_peer_ids, strict=True))[:MAX_NEIGHBOURS]
+        near = [(node_id, peer_id) for node_id, peer_id in near if self._is_known(peer_id)]  # made-up ones cost time
+        del result.nearest_node_ids[:], result.nearest_peer_ids[:]
+        result.nearest_node_ids.extend(node_id for node_id, _ in near)
+        result.nearest_peer_ids.extend(peer_id for _, peer_id in near)
         if result.type == dht_pb2.FOUND_DICTIONARY:
             sifted = self._sifted(key, result.value)
             result.value, result.expiration_time = MSGPackSerializer.dumps(sifted), sifted.latest_expiration_time
             if not sifted:
                 result.type = dht_pb2.NOT_FOUND
+
+    def _is_known(self, peer_id: bytes) -> bool:
+        return len(peer_id) == ID_BYTES and PeerID(peer_id).to_base58() in self._ways
 
     def _sifted(self, key: bytes, dictionary: bytes) -> DictionaryDHTValue:
         sifted = DictionaryDHTValue()

@@ -157,7 +157,17 @@ def test_what_is_no_dictionary_is_refused(data: bytes) -> None:
 # -- at the door -----------------------------------------------------------------------------------------------------------------
 
 
+class Connected:
+    """libp2p, with every connection there already."""
+
+    async def connect(self, peer: Any, ways: Any) -> None: ...
+
+
 class Door(AdmittedP2P):
+    def __init__(self) -> None:
+        super().__init__()
+        self._client = Connected()
+
     def __del__(self) -> None:
         """hivemind's would end a daemon, and there is none."""
 
@@ -290,14 +300,19 @@ def test_an_empty_dictionary_that_never_ends_is_nothing_found(door: AdmittedP2P,
     assert sifted.type == dht.NOT_FOUND
 
 
-def test_a_node_is_told_of_few_neighbours_and_of_bounded_ways_to_each(
-    door: AdmittedP2P, line: Line, authority: Authority
-) -> None:
-    crowd = dht.FindResult(type=dht.NOT_FOUND, nearest_node_ids=[b"1"] * 5000, nearest_peer_ids=[b"2"] * 5000)
+def test_neighbours_are_those_whose_announcement_was_read(door: AdmittedP2P, line: Line, authority: Authority) -> None:
+    assert door.learn([f"/ip4/192.0.2.1/tcp/1/p2p/{NODE}"]) == [PEER]
+    ids = [PEER.to_bytes(), bytes(34), b"2", bytes(1_000_000), *[PEER.to_bytes()] * 5000]
+    crowd = dht.FindResult(type=dht.NOT_FOUND, nearest_node_ids=[b"1"] * len(ids), nearest_peer_ids=ids)
     (result,) = found(door, line, factories.admitted(authority), crowd).results
-    assert len(result.nearest_node_ids) == len(result.nearest_peer_ids) == discovery_process.MAX_NEIGHBOURS
+    assert set(result.nearest_peer_ids) == {PEER.to_bytes()}
+    assert len(result.nearest_node_ids) == len(result.nearest_peer_ids) == discovery_process.MAX_NEIGHBOURS - 3
+
+
+def test_few_ways_to_one_node_are_remembered_and_those_that_cannot_be_used_are_passed_over(door: AdmittedP2P) -> None:
     for port in range(1, 100):
-        assert door.learn([f"/ip4/192.0.2.1/tcp/{port}/p2p/{NODE}", f"/dns4/{'ü' * 63}/tcp/1/p2p/{NODE}", "nonsense"]) == [PEER]
+        ways = [f"/ip4/192.0.2.1/tcp/{port}/p2p/{NODE}", f"/dns4/{'ü' * 63}/tcp/1/p2p/{NODE}", "nonsense"]
+        assert door.learn(ways) == [PEER]
     assert len(door._ways[NODE]) == discovery_process.MAX_WAYS
 
 
