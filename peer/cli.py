@@ -109,7 +109,6 @@ def peer(
         from peer.training.local_group import run_rank
 
         run_rank(number)
-        return
     if config.device not in ("auto", "cpu"):  # these are there; a wrong one is to be told before anything is made
         from peer.training.devices import pick_device
 

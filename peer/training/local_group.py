@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import enum
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import distributed
@@ -96,14 +99,18 @@ def dismiss() -> None:
     distributed.destroy_process_group()
 
 
-def run_rank(number: int) -> None:
-    """Take rank 0's orders until it dismisses this process. Ctrl-C is for rank 0."""
+def run_rank(number: int) -> NoReturn:
+    """Take rank 0's orders until it dismisses this process, and end it. Ctrl-C is for rank 0."""
     for interrupt in (signal.SIGINT, signal.SIGTERM):
         signal.signal(interrupt, signal.SIG_IGN)
     _join()
     while (setup := _told()) is not None:
         _serve(setup, number)
     distributed.destroy_process_group()
+    # A thread of gloo may still hold a tensor. It would abort the process if it let go of it while Python shuts down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _serve(setup: Setup, number: int) -> None:
