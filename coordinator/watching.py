@@ -12,7 +12,7 @@ from protocols.committed_rate import RECENT_EPOCHS
 from protocols.errors import BadMessageError, RemoteError, UnreachableError
 from protocols.messages import ObserveRequest
 from protocols.observations import Committed, Observation, Swarm
-from protocols.round.records import Candidate
+from protocols.round.records import Candidate, Commit
 from protocols.run_spec import RunSpec
 from protocols.transport.interface import Stream, Transport, call
 
@@ -39,17 +39,39 @@ async def look_once(transport: Transport, peers: Iterable[Candidate], spec: RunS
 
 async def _recent_commits(transport: Transport, peer: Candidate, swarm: Swarm) -> list[Committed]:
     """The commits up to where `swarm` stands, oldest first, as far as `peer` tells them."""
-    epoch, found = swarm.standing.epoch if swarm.standing is not None else 0, list[Committed]()
-    if not epoch:
-        return found
+    epoch = swarm.standing.epoch if swarm.standing is not None else 0
+    return await _on_record(transport, peer, max(0, epoch - RECENT_EPOCHS - 1), epoch) if epoch else []
+
+
+async def _on_record(transport: Transport, peer: Candidate, after: int, until: int) -> list[Committed]:
+    """The commits of epochs after `after`, up to `until`, that `peer` has on record, oldest first."""
+    found = list[Committed]()
     with contextlib.suppress(RemoteError, asyncio.TimeoutError):
-        async with transport.open(peer, ObserveRequest(max(0, epoch - RECENT_EPOCHS - 1), once=False)) as stream:
+        async with transport.open(peer, ObserveRequest(after, once=False)) as stream:
             await asyncio.wait_for(_next(stream), SILENCE_S)  # how the swarm stands; then come the commits on record
             while isinstance(told := await asyncio.wait_for(_next(stream), SILENCE_S), Committed):
-                found.append(told)
-                if told.signed_commit.commit.ballot.epoch >= epoch:
+                if told.signed_commit.commit.ballot.epoch <= until:
+                    found.append(told)
+                if told.signed_commit.commit.ballot.epoch >= until:
                     break
     return found
+
+
+async def _past_of(transport: Transport, peers: Iterable[Candidate], commit: Commit, known: set[str]) -> list[Committed]:
+    """The commits that lead from a known one to `commit`, oldest first, as far as any of `peers` has them on record.
+
+    One peer may not have them all: who fetched a snapshot has no record of the commits before it.
+    """
+    record, past, parent = dict[str, Committed](), list[Committed](), commit.ballot.parent
+    for peer in peers:
+        for told in await _on_record(transport, peer, 0, commit.ballot.epoch - 1):
+            record.setdefault(told.signed_commit.commit.digest, told)
+        while (before := record.get(parent)) is not None and parent not in known:
+            past.insert(0, before)
+            parent = before.signed_commit.commit.ballot.parent
+        if parent in known:
+            break
+    return past
 
 
 async def watch(
@@ -58,16 +80,16 @@ async def watch(
     """What the swarm's leader says, without end. When the leader is gone or another one leads, that one is found among `peers()`.
 
     Each leader first tells the commits after `epoch()`. `lineage` is the one that we know at the beginning. A commit that
-    builds on an unknown parent means that another lineage has won: we ask again, for every commit on the leader's record.
+    builds on an unknown parent means that another lineage has won, or that the leader has a gap in its record: the leader, then
+    the others are asked for the commits in between.
     """
     leader: Candidate | None = None
     known = {lineage}
-    stranger = ""  # a commit whose parent is unknown: we asked for its past, and take it as it is when it comes again
     while True:
         for peer in [leader] if leader is not None else peers():
             leader = None
             try:
-                async with transport.open(peer, ObserveRequest(0 if stranger else epoch(), once=False)) as stream:
+                async with transport.open(peer, ObserveRequest(epoch(), once=False)) as stream:
                     while (observation := await asyncio.wait_for(_next(stream), SILENCE_S)) is not None:
                         if isinstance(observation, Swarm):
                             if observation.follows is None or observation.follows.peer != peer.peer:
@@ -75,10 +97,11 @@ async def watch(
                                 break
                         elif isinstance(observation, Committed):
                             commit = observation.signed_commit.commit
-                            if commit.ballot.parent not in known and not stranger:
-                                leader, stranger = peer, commit.digest
-                                break
-                            stranger = "" if commit.digest == stranger else stranger
+                            others = [other for other in peers() if other.peer != peer.peer]
+                            if commit.ballot.parent not in known:
+                                for earlier in await _past_of(transport, [peer, *others], commit, known):
+                                    known.add(earlier.signed_commit.commit.digest)
+                                    yield earlier
                             known.add(commit.digest)
                         yield observation
             except (RemoteError, asyncio.TimeoutError):

@@ -17,7 +17,7 @@ from protocols.round.records import Ballot, Candidate, Commit, Contribution, Sha
 from protocols.transport.bandwidth import Bandwidth
 
 START = "0" * 64
-LEADER = Candidate("1" * 32, "lead:1")
+LEADER = Candidate("1" * 32, "lead")
 
 
 def chain(seed: str, epochs: range, parent: str) -> list[SignedCommit]:
@@ -40,24 +40,24 @@ def chain(seed: str, epochs: range, parent: str) -> list[SignedCommit]:
     return found
 
 
-class Leader:
-    """Tells `records`, as they are when it is asked, and then what is in `present`. It is the whole transport."""
+class Peers:
+    """Each tells its records and what is present, as they are when it is asked. They are the whole transport."""
 
     bandwidth = Bandwidth()
 
-    def __init__(self) -> None:
-        self.records: list[SignedCommit] = []
+    def __init__(self, **records: list[SignedCommit]) -> None:
+        self.records = records
         self.present: list[SignedCommit] = []
-        self.asked: list[int] = []
+        self.asked: list[tuple[str, int]] = []
 
     @contextlib.asynccontextmanager
     async def open(self, peer: Candidate, opening: Any) -> AsyncIterator[Stream]:
-        assert peer == LEADER and isinstance(opening, ObserveRequest) and not opening.once
-        yield self.told(opening.after_epoch)
+        assert isinstance(opening, ObserveRequest) and not opening.once
+        yield self.told(peer.address, opening.after_epoch)
 
-    def told(self, after_epoch: int) -> Stream:
-        self.asked.append(after_epoch)
-        records = [signed for signed in self.records if signed.commit.ballot.epoch > after_epoch]
+    def told(self, by: str, after_epoch: int) -> Stream:
+        self.asked.append((by, after_epoch))
+        records = [signed for signed in self.records[by] if signed.commit.ballot.epoch > after_epoch]
         return Stream([*records, *self.present])
 
     def bulk(self, peer: str, address: str) -> Any:
@@ -85,12 +85,13 @@ class Stream:
         return record
 
 
-def watched(leader: Leader, most: int, epoch: int) -> list[str]:
+def watched(peers: Peers, most: int, epoch: int) -> list[str]:
     """Which commits are told, as chain and epoch, until there are so many."""
+    everybody = [LEADER, *(Candidate(f"{number}" * 32, name) for number, name in enumerate(peers.records, 2) if name != "lead")]
 
     async def watching() -> list[str]:
         told: list[str] = []
-        async for observation in watch(leader, lambda: [LEADER], lambda: epoch, START):
+        async for observation in watch(peers, lambda: everybody, lambda: epoch, START):
             if isinstance(observation, Committed):
                 commit = observation.signed_commit.commit
                 told.append(f"{commit.plan_digest[0]}{commit.ballot.epoch}")
@@ -104,28 +105,33 @@ def watched(leader: Leader, most: int, epoch: int) -> list[str]:
 def test_when_another_lineage_has_won_its_commits_are_told_from_the_beginning() -> None:
     ours, theirs = chain("a", range(1, 4), START), chain("b", range(1, 6), START)
 
-    class Moving(Leader):
-        def told(self, after_epoch: int) -> Stream:
-            stream = super().told(after_epoch)
-            self.records, self.present = theirs[:4], [theirs[4]]
+    class Moving(Peers):
+        def told(self, by: str, after_epoch: int) -> Stream:
+            stream = super().told(by, after_epoch)
+            self.records["lead"] = theirs[:4]
             return stream
 
-    moving = Moving()
-    moving.records, moving.present = ours, [theirs[3]]  # it loses a fork: its next commit follows none that is known
+    moving = Moving(lead=ours)
+    moving.present = theirs[3:]  # it loses a fork: its next commit follows none that is known
     assert watched(moving, 8, 0) == ["a1", "a2", "a3", "b1", "b2", "b3", "b4", "b5"]
-    assert moving.asked == [0, 0]
+    assert moving.asked == [("lead", 0), ("lead", 0)]
+
+
+def test_commits_that_the_leader_skipped_are_told_by_those_who_applied_them() -> None:
+    theirs = chain("b", range(1, 6), START)
+    peers = Peers(lead=theirs[4:], south=theirs[2:4], east=theirs[:2])
+    assert watched(peers, 5, 0) == ["b1", "b2", "b3", "b4", "b5"]
+    assert peers.asked == [("lead", 0), ("lead", 0), ("south", 0), ("east", 0)]
 
 
 def test_a_commit_whose_past_nobody_has_on_record_is_told_after_one_look_back() -> None:
-    leader = Leader()
-    leader.records = chain("b", range(1, 6), "f" * 64)[3:]
-    assert watched(leader, 2, 3) == ["b4", "b5"]
-    assert leader.asked == [3, 0]
+    peers = Peers(lead=chain("b", range(1, 6), "f" * 64)[3:])
+    assert watched(peers, 2, 3) == ["b4", "b5"]
+    assert peers.asked == [("lead", 3), ("lead", 0)]
 
 
 def test_a_damaged_observation_is_dropped_with_a_warning_and_the_stream_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    leader = Leader()
-    leader.records = chain("a", range(1, 3), START)
-    assert watched(leader, 2, 0) == ["a1", "a2"]
-    assert leader.asked == [0]
+    peers = Peers(lead=chain("a", range(1, 3), START))
+    assert watched(peers, 2, 0) == ["a1", "a2"]
+    assert peers.asked == [("lead", 0)]
     assert "an observation by peer 11111111 was dropped" in caplog.text
