@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from peer.training.gradient_norm import gradient_norm
 from protocols.gradients.codecs import Codec
 from protocols.gradients.slices import ResultLayout, Slices
 from protocols.optimization import build_optimizer, build_scheduler
@@ -148,8 +149,9 @@ def _joined(tensors: Iterable[torch.Tensor]) -> Vector:
 def stepped(state: State, commit: Commit, averaged: bytes, codec: Codec) -> State:
     """The regression's state after this commit, whose encoded averages are these."""
     gradient = codec.decode(averaged, ELEMENTS).astype(np.float64)
-    if commit.gradient_norm > MAX_NORM:
-        gradient = gradient * (MAX_NORM / commit.gradient_norm)
+    norm = gradient_norm(torch.from_numpy(gradient))
+    if norm > MAX_NORM:
+        gradient = gradient * (MAX_NORM / norm)
     momentum = state.slots * MOMENTUM + gradient if state.slots.size else gradient
     return State(state.weights - LEARNING_RATE * momentum, momentum)
 

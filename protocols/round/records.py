@@ -114,7 +114,7 @@ class ShardResult:
     start: int
     stop: int
     digest: str  # BLAKE3 (hex) of its encoded bytes and the canonical values behind them (gradients/slices.py)
-    sum_of_squares: float  # of its decoded values, in float64, for clipping
+    sum_of_squares: float  # of its decoded values, in float64, as the reducer says: for people alone
 
     def __post_init__(self) -> None:
         require(0 <= self.start < self.stop <= MAX_ELEMENTS, "a shard is not empty")
@@ -227,7 +227,7 @@ class Commit:
 
     @property
     def gradient_norm(self) -> float:
-        """L2 norm of the averaged gradient. It comes from the shards' sums of squares alone, so all peers get the same number."""
+        """L2 norm of the averaged gradient, as the reducers say. It is for people; who clips works it out."""
         return math.sqrt(sum(shard.sum_of_squares for shard in self.shards))
 
     @cached_property

@@ -10,6 +10,7 @@ import torch
 from peer.settings import RunSettings
 from peer.training.base_parameters import BaseParameters
 from peer.training.gradient_buffer import GradientBuffer
+from peer.training.gradient_norm import gradient_norm
 from peer.training.strategies.base import Strategy
 from protocols.optimization import Schedule
 from protocols.round.records import Commit
@@ -53,8 +54,8 @@ class Accumulate(Strategy):
             yield average
 
     def step(self, average: torch.Tensor, commit: Commit) -> None:
-        norm, most = commit.gradient_norm, self.settings.max_grad_norm
-        if most and norm > most:
+        most = self.settings.max_grad_norm
+        if most and (norm := gradient_norm(average)) > most:
             average *= most / norm
         self.schedule.set_epoch(commit.ballot.epoch - 1)
         self.optimizer.step()  # the parameters' gradients are views of `average`

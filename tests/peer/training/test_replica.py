@@ -11,6 +11,7 @@ import torch
 from blake3 import blake3
 from torch import nn
 
+from peer.training.gradient_norm import gradient_norm
 from peer.training.replica import Replica
 from protocols.errors import BadMessageError, DriftError
 from protocols.gradients.codecs import CODECS, Codec
@@ -156,15 +157,17 @@ def test_peers_that_apply_the_same_commits_are_bit_identical(leader: Credentials
     assert b.strategy.first == 3, "its counter goes on"
 
 
-@pytest.mark.parametrize(("said", "factor"), [(25.0, 0.5), (100.0, 0.25), (6.0, 1.0), (6.25, 1.0)])
-def test_clipping_goes_by_the_commits_sums_of_squares_alone(leader: Credentials, said: float, factor: float) -> None:
-    """max_grad_norm is 2.5; the commit's word counts, not this machine's own sum: everybody must clip by the same number."""
-    clipped, plain = replica(leader, max_grad_norm=2.5), replica(leader, max_grad_norm=0.0)
+@pytest.mark.parametrize("said", [0.0, 1.0, 1e100])
+@pytest.mark.parametrize("share", [0.25, 1.0, 2.0])
+def test_clipping_goes_by_the_averages_whatever_reducers_say_of_them(leader: Credentials, said: float, share: float) -> None:
+    clipped, plain = replica(leader), replica(leader, max_grad_norm=0.0)
     averaged = averaged_of(clipped, 1)
-    half = clipped.elements // 2
+    half, values = clipped.elements // 2, CODECS["fp32"].decode(averaged, clipped.elements)
+    norm = gradient_norm(torch.from_numpy(values))
+    clipped, factor = replica(leader, max_grad_norm=norm * share), min(1.0, share)
     shards = (ShardResult(0, half, "c" * 64, said / 2), ShardResult(half, clipped.elements, "d" * 64, said / 2))
     clipped.apply(commit_for(clipped, averaged, leader, shards=shards), averaged)
-    scaled = (CODECS["fp32"].decode(averaged, clipped.elements) * np.float32(factor)).astype("<f4").tobytes()
+    scaled = (values * np.float32(factor)).astype("<f4").tobytes()
     plain.apply(commit_for(plain, averaged, leader), scaled)
     for mine, theirs in zip(clipped.strategy.optimizer.state.values(), plain.strategy.optimizer.state.values(), strict=True):
         assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
