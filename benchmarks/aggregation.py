@@ -17,11 +17,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import tables
 from benchmarks.stage import parser_of
-from protocols.gradients.aggregation import RULES
+from protocols.gradients.aggregation import RULES, capped_weights
+from protocols.run_spec import AveragingSpec
 from tests.factories import CORPUS
 
 CONTRIBUTORS, SAMPLES, LENGTH, STEPS, RATE, CLIP = 8, 4, 64, 150, 0.5, 1.0
 SEEDS = (1, 2, 3)
+MAX_SHARE = AveragingSpec().max_share
 Vectors = list[np.ndarray]
 """One a contributor, (n,) float32. The hostile ones come last."""
 
@@ -52,7 +54,10 @@ ATTACKS: dict[str, Callable[[Vectors, np.random.Generator], None]] = {
     "1 of 8: noise, 10 times as long": noise,
     "2 of 8: sign flipped": flipped,
     "2 of 8: a little is enough": little,
+    "1 of 8: x(-10), names 10^9 samples": opposite,
 }
+CLAIMS = {"1 of 8: x(-10), names 10^9 samples": 10**9}
+"""How many samples the last contributor names."""
 
 
 def tokens() -> torch.Tensor:
@@ -95,7 +100,8 @@ def trained(rule: str, attack: str, seed: int, data: torch.Tensor) -> float:
         vectors = [gradient() for _ in range(CONTRIBUTORS)]
         ATTACKS[attack](vectors, draw)
         norms = [float(np.linalg.norm(vector)) for vector in vectors]
-        combined = torch.from_numpy(RULES[rule](vectors, [SAMPLES] * CONTRIBUTORS, norms))
+        samples = [SAMPLES] * (CONTRIBUTORS - 1) + [CLAIMS.get(attack, SAMPLES)]
+        combined = torch.from_numpy(RULES[rule](vectors, capped_weights(samples, MAX_SHARE), norms))
         at = 0
         for parameter in parameters:
             parameter.grad = combined[at : at + parameter.numel()].view_as(parameter)

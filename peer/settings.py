@@ -38,6 +38,9 @@ class RunSettings:
     rule: str = "mean"
     """A name of `protocols.gradients.aggregation.RULES`."""
 
+    max_share: float = 1.0
+    """Of one contributor in an average."""
+
     @classmethod
     def of(cls, spec: RunSpec, genesis: Genesis) -> RunSettings:
         """From the resolved spec, as the coordinator serves it."""
@@ -52,4 +55,5 @@ class RunSettings:
             max_grad_norm=spec.training.max_grad_norm,
             strategy=spec.training.strategy,
             rule=spec.averaging.rule,
+            max_share=spec.averaging.max_share,
         )

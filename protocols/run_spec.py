@@ -202,6 +202,10 @@ class AveragingSpec(Section):
     """How reducers combine contributions. mean: weighted by samples, as if one machine had computed them all. norm-capped: the
     same, of contributions that are scaled down to twice the median length if they are longer: nobody alone can spoil it."""
 
+    max_share: float = Field(default=0.25, gt=0.0, le=1.0)
+    """No contributor counts for more of an average than this, whatever samples it names, unless they are so few that two equal
+    parts are more. Among friends, 1 lets each sample count the same."""
+
     overlap: bool = False
     """Train on while an epoch is averaged, with the parameters from before it. No round then makes a contributor wait, but each
     gradient is one step stale, which calls for a lower learning rate. A contributor needs memory for two more vectors of the

@@ -45,7 +45,7 @@ class RoundTraffic:
         self._me = environment.me
         self._replica = training.replica
         self._jobs = training.jobs
-        self._rule = rule_named(settings.rule)
+        self._rule, self._max_share = rule_named(settings.rule), settings.max_share
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._served: dict[tuple[str, int], ServedShard] = {}
         self._failed: list[ServedShard] = []  # of the attempt that ended last: some members may still be told
@@ -109,7 +109,8 @@ class RoundTraffic:
             if shard.reducer == self._me:
                 at = layout.parts(shard.start, shard.stop)[1]
                 canonical = values[at.start - layout.averaged_bytes : at.stop - layout.averaged_bytes]
-                average = shard_average_of(plan, index, layout.codec, self._rule, chunking.elements(shard), canonical)
+                sizes = (layout.codec, self._rule, chunking.elements(shard), canonical)
+                average = shard_average_of(plan, index, *sizes, max_share=self._max_share)
                 own[index] = ServedShard(plan, average)
         return own
 

@@ -1,9 +1,9 @@
 """Aggregation rules: how a reducer combines contributions. A run names one rule in its spec, so that all reducers use the same.
 
 A rule maps (parts, weights, norms) to one vector. `parts` are (n,) float vectors, one a contributor, in the order of contributor
-ids; `weights` are their sample counts; `norms` are the L2 norms of their whole vectors, of which a part is a piece. A contributor
-names its norm before it sends, and the reducer checks each part against it. The rule may write to `parts`, but keeps none of
-them. Each rule must be:
+ids; `weights` are their sample counts, capped (`capped_weights`); `norms` are the L2 norms of their whole vectors, of which a
+part is a piece. A contributor names its norm before it sends, and the reducer checks each part against it. The rule may write to
+`parts`, but keeps none of them. Each rule must be:
 
 - Pure. The result depends on the arguments alone, bit by bit.
 - Elementwise. Element i of the result depends on element i of the parts, and on weights and norms: a plan may cut the vector
@@ -22,38 +22,54 @@ import numpy as np
 from protocols.gradients.codecs import FloatArray
 from protocols.sections import unknown_name
 
-Rule: TypeAlias = Callable[[Sequence[FloatArray], Sequence[int], Sequence[float]], FloatArray]
+Rule: TypeAlias = Callable[[Sequence[FloatArray], Sequence[float], Sequence[float]], FloatArray]
 
 # A contribution counts as no longer than so many times the median.
 NORM_CAP = 2.0
 
 
-def weighted_mean(parts: Sequence[FloatArray], weights: Sequence[int], norms: Sequence[float]) -> FloatArray:
+def weighted_mean(parts: Sequence[FloatArray], weights: Sequence[float], norms: Sequence[float]) -> FloatArray:
     """sum_i(w_i * x_i) / sum_i(w_i), summed in the order given.
 
-    Each part is a mean over `w_i` samples, so the result is the mean over all samples.
+    Each part is a mean over its samples. So the result is the mean over all samples, if the weights are their counts.
     """
     return _combined(parts, weights, [1.0] * len(parts))
 
 
-def norm_capped_mean(parts: Sequence[FloatArray], weights: Sequence[int], norms: Sequence[float]) -> FloatArray:
+def norm_capped_mean(parts: Sequence[FloatArray], weights: Sequence[float], norms: Sequence[float]) -> FloatArray:
     """The weighted mean of contributions that are scaled down to at most NORM_CAP times the median norm.
 
-    So nobody moves the average further than NORM_CAP honest contributions of its weight would. The median is by samples. A
-    contribution of fewer samples than usual is noisier, and may be longer by the root of that ratio.
+    So nobody moves the average further than NORM_CAP honest contributions of its weight would. The median is by weight. A
+    contribution of fewer samples than usual is noisier, and may be longer by the root of that ratio. One of more samples must be
+    shorter by that root, down to the median: so claimed samples buy little.
     """
     order = sorted(range(len(norms)), key=lambda index: norms[index])
-    half, reached = sum(weights) / 2, 0
+    half, reached = sum(weights) / 2, 0.0
     for middle in order:
         reached += weights[middle]
         if reached >= half:
             break
     usual, samples = norms[middle], weights[middle]
-    caps = [NORM_CAP * usual * max(1.0, math.sqrt(samples / weight)) for weight in weights]
+    caps = [usual * max(1.0, NORM_CAP * math.sqrt(samples / weight)) for weight in weights]
     return _combined(parts, weights, [min(1.0, cap / norm) if norm else 1.0 for cap, norm in zip(caps, norms, strict=True)])
 
 
-def _combined(parts: Sequence[FloatArray], weights: Sequence[int], factors: Sequence[float]) -> FloatArray:
+def capped_weights(samples: Sequence[int], max_share: float) -> Sequence[float]:
+    """What contributions of so many samples weigh, so that none has more than `max_share` of the sum, or 2/n if that is more.
+
+    The samples themselves where no cap is needed. Two contributors are never capped: either could be the liar.
+    """
+    share = max(max_share, 2 / len(samples))
+    ordered = sorted(samples, reverse=True)
+    # If the `count` largest weigh as much as is allowed, that is `most`. The right count is the first that leaves nobody above.
+    for count in range(len(ordered)):
+        most = share * sum(ordered[count:]) / (1 - count * share)
+        if ordered[count] <= most * (1 + 1e-12):
+            break
+    return [min(each, most) for each in samples] if count else samples
+
+
+def _combined(parts: Sequence[FloatArray], weights: Sequence[float], factors: Sequence[float]) -> FloatArray:
     """sum_i(f_i * w_i * x_i) / sum_i(w_i)"""
     if not parts:
         raise ValueError("nothing to average")

@@ -7,6 +7,7 @@ contributor ids. So the bytes do not depend on who was faster. The average is en
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from blake3 import blake3
 
 from protocols.errors import BadMessageError
-from protocols.gradients.aggregation import Rule
+from protocols.gradients.aggregation import Rule, capped_weights
 from protocols.gradients.codecs import Bytes, Codec, FloatArray
 from protocols.round.planner import GRID
 from protocols.round.plans import MemberPlan
@@ -56,9 +57,14 @@ class ShardAverage:
         rule: Rule,
         chunk_elements: int,
         canonical: bytes = b"",
+        *,
+        max_share: float = 1.0,
     ) -> None:
-        """`canonical`: this reducer's values of the shard's part of the epoch's slice, sent behind the averages."""
+        """`canonical`: this reducer's values of the shard's part of the epoch's slice, sent behind the averages. `max_share`: of
+        one contributor in the average."""
         self._rule = rule
+        self._max_share = max_share
+        self._weights: Sequence[float] = ()
         shard = plan.shards[shard_index]
         self._canonical = canonical
         self.plan = plan
@@ -134,7 +140,8 @@ class ShardAverage:
         contributions = self.contributions
         assert contributions is not None
         parts = [self._pending[contribution.peer].popleft() for contribution in contributions]
-        average = self._rule(parts, [it.weight for it in contributions], [it.norm for it in contributions])
+        self._weights = self._weights or capped_weights([it.weight for it in contributions], self._max_share)
+        average = self._rule(parts, self._weights, [it.norm for it in contributions])
         encoded = self.codec.encode(average)
         decoded = torch.from_numpy(self.codec.decode(encoded, len(average))).to(torch.float64)
         self._sum_of_squares += float(decoded @ decoded)
@@ -198,9 +205,16 @@ class ShardRelay:
 
 
 def shard_average_of(
-    plan: MemberPlan, shard_index: int, codec: Codec, rule: Rule, chunk_elements: int, canonical: bytes = b""
+    plan: MemberPlan,
+    shard_index: int,
+    codec: Codec,
+    rule: Rule,
+    chunk_elements: int,
+    canonical: bytes = b"",
+    *,
+    max_share: float = 1.0,
 ) -> ShardAverage | ShardRelay:
     """The reducer's part in this plan: to average the shard, or to pass on averages that there are already."""
     if plan.finishes is not None:
         return ShardRelay(plan, shard_index, codec, chunk_elements, canonical)
-    return ShardAverage(plan, shard_index, codec, rule, chunk_elements, canonical)
+    return ShardAverage(plan, shard_index, codec, rule, chunk_elements, canonical, max_share=max_share)

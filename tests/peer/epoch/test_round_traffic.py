@@ -53,7 +53,7 @@ class Peer:
         self.name, self.training = name, Training()
         self.node = net.node(name, self)
         training: Any = self.training
-        settings: Any = SimpleNamespace(rule="mean")
+        settings: Any = SimpleNamespace(rule="mean", max_share=1.0)
         self.traffic = RoundTraffic(self.node.environment(), training, settings)
 
     async def serve(self, stream: Any, opening: Any) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import SpecError
-from protocols.gradients.aggregation import RULES, norm_capped_mean, rule_named, weighted_mean
+from protocols.gradients.aggregation import RULES, capped_weights, norm_capped_mean, rule_named, weighted_mean
 from protocols.gradients.codecs import CODECS
 from protocols.run_spec import RuleName
 
@@ -95,6 +95,24 @@ def test_a_contribution_counts_as_no_longer_than_twice_the_median_of_all_samples
     assert capped([0.0, 0.0, 5.0]) == pytest.approx([1, 1, 0])
     assert capped([3.0]) == [1.0]
     assert capped([1.0, 50.0], [90, 10]) == pytest.approx([1, 2 * 3 / 50]), "few samples: noisier by the root of the ratio"
+
+
+@given(samples=st.lists(st.integers(1, 2**32), min_size=1, max_size=40), share=st.floats(0.01, 1.0))
+def test_nobody_weighs_more_than_the_largest_share_and_who_weighs_less_keeps_its_samples(
+    samples: list[int], share: float
+) -> None:
+    weights, most = capped_weights(samples, share), max(share, 2 / len(samples))
+    assert max(weights) <= most * sum(weights) * (1 + 1e-9)
+    limit = max(weights)
+    assert all(weight == count or (weight == limit and count > limit) for weight, count in zip(weights, samples, strict=True))
+    assert weights is samples or limit == pytest.approx(most * sum(weights)), "no lower than it must be"
+
+
+def test_a_claim_of_any_number_of_samples_is_worth_a_quarter_and_two_contributors_are_not_capped() -> None:
+    assert capped_weights([8, 8, 8, 8, 8, 8, 8, 10**9], 0.25) == pytest.approx([8] * 7 + [56 / 3])
+    assert capped_weights([1, 1, 10], 1 / 3) == pytest.approx([1, 1, 4]), "of three, two thirds"
+    assert capped_weights([1, 10**9], 1 / 3) == [1, 10**9]
+    assert capped_weights([8, 8, 8, 8, 100, 200], 1.0) == [8, 8, 8, 8, 100, 200]
 
 
 def test_while_nobody_is_longer_the_norm_capped_mean_is_the_mean_bit_by_bit() -> None:
