@@ -36,6 +36,7 @@ class Attempt:
     accepted: dict[str, Contribution | None] = field(default_factory=dict)
     ready: dict[str, Result] = field(default_factory=dict)
     drifted: dict[str, tuple[str, ...]] = field(default_factory=dict)  # member -> reducers whose canonical values it refuses
+    accepted_at: float | None = None  # when the last member accepted
     majority_at: float | None = None  # when more than half of the members were ready
 
     @property

@@ -18,6 +18,8 @@ Every reachable peer holds a Leader. It sleeps until the driver finds that this 
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -28,15 +30,34 @@ from protocols.round.codec_choice import codec_after
 from protocols.round.deadline import Deadline, doubled
 from protocols.round.leader_actions import Announce, Ask, LeaderAction, NoteFailure, Reannounce, SendAbort, SendPlan, Yield
 from protocols.round.member import Accept, Answer, Drifted, Ready, Refuse
-from protocols.round.planner import Layout, Present, Round, finishing, fresh, min_rates, planned_seconds
+from protocols.round.planner import (
+    Layout,
+    Present,
+    Round,
+    finishing,
+    fresh,
+    min_rates,
+    planned_bytes,
+    planned_fractions,
+    planned_seconds,
+)
 from protocols.round.plans import Plan
 from protocols.round.records import Averages, Ballot, Candidate, Commit, Contribution, Hello, ReadyFor, Report, Tip
+from protocols.round.reducer_shares import ReducerShares
 from protocols.round.roll_call import RollCall
 from protocols.round.stragglers import Stragglers
 from protocols.round.strikes import Strikes
 
 # No peer can have promised an attempt so far above those that this leader heard of: whoever says so is not believed.
 MAX_LEAP = 1024
+# A member's bytes keep an attempt alive as long as they are at most so many times what it has to move, and some for framing.
+MOST_BYTES, SPARE_BYTES = 2.0, 1 << 20
+# An attempt ends after so many times its planned time, or so many seconds if that is unknown, whatever moves.
+LONGEST, LONGEST_S = 4.0, 3600.0
+# A plan waits for a micro-batch of so many seconds, or so many times the median if that is more.
+LONGEST_STEP_S, SLOWEST_STEP = 60.0, 4.0
+# So often in an epoch the leader waits for peers that one follower names. Each time may take the detection time.
+MAX_NAMINGS = 3
 # A connection without a byte for this long counts as dead. Heartbeats come every 0.5 s. The driver's tick makes it 2 s at most.
 DETECTION_S = 1.75
 
@@ -71,6 +92,7 @@ class Leader:
         self._parent = ""  # the lineage that this leader's tip builds on; '' if the tip came from a donor
         self._roll_call = RollCall(DETECTION_S)
         self._asked: set[str] = set()  # peers asked at this tip because a reported plan names them
+        self._named = Counter[str]()  # follower -> how often it named peers that were not asked yet, at this tip
         self._highest_attempt = 0
         self._planned_at = 0.0  # this leader's first attempt at the epoch; 0 before it
         self._overrun = 1.0  # real / planned duration of the last commit, at least 1: a round is more than its transfers
@@ -80,6 +102,7 @@ class Leader:
         self._failed_pairs: set[tuple[str, str]] = set()
         self._absences = Absences()
         self._strikes = Strikes()
+        self._shares = ReducerShares()
         self._disowned: set[Averages] = set()  # never to be finished: a contributor denies them, or states drifted apart
         self._counted: dict[tuple[str, int], int] = {}  # (peer, incarnation) -> end of its last committed range
 
@@ -114,6 +137,7 @@ class Leader:
             self._disowned.clear()
             self._absences.next_epoch(tip.members, self.followers)
             self._asked.clear()
+            self._named.clear()
             for follower in self.followers.values():
                 follower.ready_for = None
                 follower.has_commit = follower.has_commit and commit is not None and commit.ballot.leader == self.me.peer
@@ -152,7 +176,9 @@ class Leader:
         if self.tip is not None and report.standing.lineage == self.tip.lineage:
             self._promised(report.promised_attempt)
             follower.ready_for = report.ready_for or follower.ready_for
-            if self.active and (unasked := set(report.planned_with) - self.followers.keys() - self._asked):
+            unasked = set(report.planned_with) - self.followers.keys() - self._asked
+            if self.active and unasked and self._named[peer] < MAX_NAMINGS:
+                self._named[peer] += 1
                 self._asked |= unasked
                 actions += self._hear(unasked, now)
         elif self.active and report.standing.lineage == self._parent and not follower.has_commit:
@@ -230,8 +256,9 @@ class Leader:
                 self.followers[peer].report = None  # it is in no plan until it reports again
             return [*self._fail(answer.reason, peer), *self._consider(now)]
         pair = (answer.member, answer.reducer)
-        if pair[0] not in attempt.plan.members or pair[1] not in {shard.reducer for shard in attempt.plan.shards}:
-            pair = (peer, peer)  # it names a peer that is not in the plan
+        reducers = {shard.reducer for shard in attempt.plan.shards}
+        if peer not in pair or pair[0] not in attempt.plan.members or pair[1] not in reducers:
+            pair = (peer, peer)  # it names a peer that is not in the plan, or speaks for two others
         self._failed_pairs.add(pair)
         culprit = pair[0] if answer.reason in (Reason.BAD_CHUNK, Reason.CONTRIBUTOR_LOST) else pair[1]
         if culprit != peer:
@@ -250,14 +277,14 @@ class Leader:
                 actions += self.left(peer, Reason.SILENT, now)
         attempt = self.attempt
         if attempt is not None and attempt.majority_at is None and attempt.deadline.passed(now):
-            late = attempt.late
-            for peer in late:
+            late, boasting = attempt.late, sorted(attempt.deadline.exaggerators)
+            for peer in {*late, *boasting}:
                 self._strikes.strike(peer, now)
                 if peer in self.followers:
                     self.followers[peer].report = None
             idle = [] if late else attempt.idle
             self._failed_pairs |= {(peer, shard.reducer) for peer in idle for shard in attempt.plan.shards}
-            actions += self._fail(Reason.STALLED, (late or idle or [""])[0])
+            actions += self._fail(Reason.STALLED, (late or boasting or idle or [""])[0])
         actions += self._maybe_commit(now)
         return [*actions, *self._consider(now)]
 
@@ -337,12 +364,19 @@ class Leader:
             return []
         plan = self._plan(tip, layout)
         plan = replace(plan, planned_s=planned_seconds(plan, present, self.vector_bytes))
-        attempt = self._highest_attempt = plan.ballot.attempt
-        slowest = min_rates(plan, present, self.vector_bytes, plan.planned_s * self._overrun * doubled(attempt))
-        deadline = Deadline(plan.members, now, plan.patience_s, slowest)
+        self._highest_attempt = plan.ballot.attempt
+        deadline = self._deadline(plan, present, now)
         self._planned_at = self._planned_at or now
         self.attempt = Attempt(plan, now, deadline, codec_after(plan, present, self.codecs, self.target_batch_size))
         return [SendPlan(plan.members, plan, self._absences.from_plan(plan, layout.too_slow, tip, self.followers))]
+
+    def _deadline(self, plan: Plan, present: dict[str, Present], now: float) -> Deadline:
+        planned_s = plan.planned_s * self._overrun * doubled(plan.ballot.attempt)
+        slowest = min_rates(plan, present, self.vector_bytes, planned_s)
+        moved = planned_bytes(plan, present, self.vector_bytes)
+        most = {peer: MOST_BYTES * size + SPARE_BYTES for peer, size in moved.items()}
+        longest_s = plan.patience_s + (LONGEST * planned_s or LONGEST_S * doubled(plan.ballot.attempt))
+        return Deadline(plan.members, now, plan.patience_s, slowest, most, longest_s)
 
     def _layout(self, tip: Tip, present: dict[str, Present]) -> Layout | None:
         me = self.me.peer
@@ -354,7 +388,8 @@ class Leader:
 
     def _plan(self, tip: Tip, layout: Layout) -> Plan:
         attempt = self._highest_attempt + 1
-        slowest_s = max(report.step_s for peer, report in self._at_tip() if peer in layout.members)
+        steps_s = [report.step_s for peer, report in self._at_tip() if peer in layout.members]
+        slowest_s = min(max(steps_s), max(LONGEST_STEP_S, SLOWEST_STEP * statistics.median(steps_s)))
         return Plan(
             run_digest=self.run_digest,
             ballot=Ballot(tip.epoch + 1, tip.lineage, attempt, self.me.peer),
@@ -368,6 +403,7 @@ class Leader:
         )
 
     def _present(self, tip: Tip) -> dict[str, Present]:
+        reducers = len(self._reachable())
         return {
             peer: Present(
                 self.followers[peer].hello.bulk_address,
@@ -377,6 +413,7 @@ class Leader:
                 self._sound(self.followers[peer].ready_for, tip),
                 report.samples_per_second,
                 self.followers[peer].hello.memory_bytes,
+                self._shares.most(peer, reducers),
             )
             for peer, report in self._at_tip()
         }
@@ -406,6 +443,8 @@ class Leader:
             follower.report = None
             return [*self._fail(problem, peer), *self._consider(now)]
         attempt.accepted[peer] = answer.contribution
+        if len(attempt.accepted) == len(attempt.plan.members):
+            attempt.accepted_at = now
         return self._maybe_commit(now)
 
     def _problem_with(self, contribution: Contribution | None, peer: str, follower: Follower) -> Reason | None:
@@ -487,8 +526,12 @@ class Leader:
             succession=tip.succession_of(self.me, self._reachable()),
             next_codec=attempt.next_codec,
         )
+        took_s = attempt.majority_at - attempt.started_at
         if attempt.plan.planned_s:
-            self._overrun = max(1.0, (attempt.majority_at - attempt.started_at) / attempt.plan.planned_s)
+            self._overrun = max(1.0, took_s / attempt.plan.planned_s)
+        if attempt.plan.finishes is None:
+            moving_s = attempt.majority_at - (attempt.accepted_at or attempt.majority_at)
+            self._shares.reduced(planned_fractions(attempt.plan), moving_s, attempt.plan.planned_s)
         self.attempt = None
         self._committed = True
         for peer in attempt.agreed:

@@ -37,6 +37,7 @@ class Present:
     ready_for: ReadyFor | None = None
     samples_per_second: float = 0.0
     memory_bytes: int = 0  # that it may use for reducing; 0: unknown, and taken for enough
+    most_share: float = 1.0  # of the vector that it is trusted to reduce
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,11 @@ def fresh(present: Mapping[str, Present], me: str, due: Round, failed: Pairs = (
 
 
 def _room(reducer: Present, senders: Collection[str], vector_bytes: float) -> float:
-    """The fraction of the vector that the reducer has the memory for, in one shard."""
+    """The fraction of the vector that the reducer is trusted with, and has the memory for, in one shard."""
     if not reducer.memory_bytes:
-        return 1.0
+        return reducer.most_share
     rest_bytes = reducer.memory_bytes - WINDOW_BYTES * len(senders)
-    return min(1.0, max(0.0, rest_bytes / (EPOCHS_HELD * vector_bytes)))
+    return min(reducer.most_share, max(0.0, rest_bytes / (EPOCHS_HELD * vector_bytes)))
 
 
 def _max_shards(reducer: Present, senders: Collection[str], own_bytes: float) -> int:
@@ -226,7 +227,7 @@ def planned_seconds(plan: Plan, present: Mapping[str, Present], vector_bytes: in
     if not all(present[member].upload_bytes_s and present[member].download_bytes_s for member in needed):
         return 0.0
     links = {peer: _planned_link(plan, peer, present[peer]) for peer in needed}
-    seconds = round_seconds(links, _planned_fractions(plan), vector_bytes, members=len(plan.members))
+    seconds = round_seconds(links, planned_fractions(plan), vector_bytes, members=len(plan.members))
     return max(seconds, MIN_PLANNED_S) if seconds <= LONGEST_PLANNED_S else 0.0
 
 
@@ -237,21 +238,25 @@ def min_rates(plan: Plan, present: Mapping[str, Present], vector_bytes: int, sec
     """
     if not seconds:
         return {}
-    fractions = _planned_fractions(plan)
-    paces = {}
+    moved = planned_bytes(plan, present, vector_bytes)
+    return {peer: size / seconds / 2 for peer, size in moved.items() if size}
+
+
+def planned_bytes(plan: Plan, present: Mapping[str, Present], vector_bytes: int) -> dict[str, float]:
+    """Member -> bytes that it moves in this plan, both directions together."""
+    fractions, moved = planned_fractions(plan), {}
     for peer in plan.members:
         link = _planned_link(plan, peer, present[peer])
-        moved = sum(link.load(fractions.get(peer, 0.0), len(plan.members), len(plan.contributors)))
-        if moved:
-            paces[peer] = moved * vector_bytes / seconds / 2
-    return paces
+        moved[peer] = vector_bytes * sum(link.load(fractions.get(peer, 0.0), len(plan.members), len(plan.contributors)))
+    return moved
 
 
 def _planned_link(plan: Plan, peer: str, there: Present) -> Link:
     return Link(there.upload_bytes_s, there.download_bytes_s, sends=peer in plan.contributors, reduces=True)
 
 
-def _planned_fractions(plan: Plan) -> dict[str, float]:
+def planned_fractions(plan: Plan) -> dict[str, float]:
+    """Reducer -> the part of the vector that it reduces in this plan; sum 1."""
     fractions: dict[str, float] = {}
     for shard in plan.shards:
         fractions[shard.reducer] = fractions.get(shard.reducer, 0.0) + (shard.stop - shard.start) / plan.elements

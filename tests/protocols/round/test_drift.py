@@ -50,7 +50,7 @@ def averages_of(plan: Plan) -> Averages:
 
 
 def off(members: str, refused: dict[str, str], *, leader: str = "ann") -> tuple[str, ...]:
-    attempt = Attempt(plan_of(members, leader), 0.0, Deadline((), 0.0, 1.0, {}), "fp32")
+    attempt = Attempt(plan_of(members, leader), 0.0, Deadline((), 0.0, 1.0, {}, {}, 60.0), "fp32")
     attempt.drifted = {member: tuple(reducers.split()) for member, reducers in refused.items()}
     return attempt.off()
 
@@ -88,7 +88,7 @@ def test_the_outvoted_are_off(members: str, refused: dict[str, str], expected: t
 
 def test_who_took_the_values_that_most_refuse_is_off_as_their_reducer_is() -> None:
     plan = replace(plan_of("ann bob cid dag eve", "ann"), shards=(Shard("bob", "bob:1", 0, 1024),))
-    attempt = Attempt(plan, 0.0, Deadline((), 0.0, 1.0, {}), "fp32")
+    attempt = Attempt(plan, 0.0, Deadline((), 0.0, 1.0, {}, {}, 60.0), "fp32")
     attempt.drifted = dict.fromkeys(("ann", "dag", "eve"), ("bob",))
     assert attempt.off() == ("bob", "cid")
 

@@ -1,0 +1,66 @@
+"""What a leader makes of members that lie about the round: each lie costs the others a bounded time."""
+
+from __future__ import annotations
+
+from protocols.reasons import Reason
+from protocols.round.leader import DETECTION_S, LONGEST_STEP_S, MAX_NAMINGS
+from protocols.round.leader_actions import Ask, NoteFailure, SendPlan
+from protocols.round.member import Failed
+from tests.protocols.round.table import TICK_S, Table, of, the_plan
+
+
+def test_peers_that_a_follower_invents_are_waited_for_a_few_times_an_epoch() -> None:
+    it, asked = Table("bob", "eve"), set[str]()
+    it.report("lea", 0)
+    for number in range(20):
+        actions = it.report("eve", 1, planned_with=(f"nobody {number}",))
+        asked |= {peer for action in of(Ask, actions) for peer in action.peers}
+        it.wait(DETECTION_S + TICK_S)
+    assert len(asked) == MAX_NAMINGS
+    it.report("eve", 1, planned_with=("nobody more",))
+    planned = the_plan(it.report("bob", 20))
+    assert set(planned.members) >= {"bob", "lea"}
+
+
+def test_a_member_that_says_that_two_others_failed_is_the_one_that_failed() -> None:
+    it = Table("bob", "cid", "eve")
+    planned = the_plan(it.reports(lea=5, cid=5, eve=5, bob=20))
+    reducer = next(shard.reducer for shard in planned.shards if shard.reducer not in ("cid", "eve"))
+    actions = it.leader.answer("eve", Failed(planned.digest, Reason.REDUCER_LOST, "cid", reducer), it.now)
+    (failed,) = of(NoteFailure, actions)
+    assert failed.peer == "eve"
+    (again,) = of(SendPlan, actions)
+    assert {"bob", "cid", reducer} <= set(again.plan.members), "the two that it named are as they were"
+
+
+def test_a_claim_of_an_hour_for_a_micro_batch_is_waited_for_a_minute() -> None:
+    it = Table("bob", "eve")
+    it.report("eve", 1, step_s=3599.0)
+    planned = the_plan(it.reports(lea=0, bob=20))
+    assert "eve" in planned.members
+    assert planned.patience_s <= 2 * (DETECTION_S + LONGEST_STEP_S)
+
+
+def test_slow_computers_among_slow_ones_are_waited_for() -> None:
+    it = Table("bob", "cid")
+    for peer, step_s in (("lea", 100.0), ("cid", 300.0)):
+        it.report(peer, 1, step_s=step_s)
+    planned = the_plan(it.report("bob", 20, step_s=90.0))
+    assert planned.patience_s >= 2 * 300.0
+
+
+def test_who_says_to_move_bytes_without_end_does_not_keep_an_attempt_alive() -> None:
+    it = Table("bob", "eve")
+    planned = the_plan(it.reports(lea=5, eve=5, bob=20))
+    for member in planned.members:
+        it.accept(planned, member, 20 if member == "bob" else 5)
+    actions, moved = list[object](), 0
+    while not of(NoteFailure, actions) and it.now < 1000:
+        moved += 1 << 20
+        it.report("bob", 20)
+        it.report("lea", 5)
+        it.report("eve", 5, moved=moved)
+        actions = it.wait(TICK_S)
+    (failed,) = of(NoteFailure, actions)
+    assert (failed.reason, failed.peer) == (Reason.STALLED, "eve")
+    assert it.now - 100.0 < 3 * planned.patience_s
