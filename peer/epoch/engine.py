@@ -43,6 +43,7 @@ from protocols.observations import PeerView, Role, Swarm
 from protocols.reasons import Reason
 from protocols.round import leader_actions
 from protocols.round import member as member_actions
+from protocols.round.idle_leaders import IdleLeaders
 from protocols.round.leader import Leader
 from protocols.round.member import Member, Phase
 from protocols.round.plans import MemberPlan, member_plan_of
@@ -108,6 +109,7 @@ class Engine:
         self.pushed_snapshots = PushedSnapshots(max_snapshot_bytes(replica.elements), environment)
         self.observers = Observers(self.swarm, self.commits)
         self.unreached = Unreached()
+        self._idle_leaders = IdleLeaders()
         self._training = training
         self._replica = replica
         self._bootstrap = bootstrap
@@ -234,6 +236,7 @@ class Engine:
             now = clock()
             self.perform(self.leader.tick(now))
             self.perform(self.member.tick(self.bandwidth.moved_bytes, now))
+            self._watch_leader(now)
             for reducer in self.unreached.due(now):
                 self._spawn(self._asking(reducer, self._dial_again(reducer)))
             if now >= heartbeat_at:
@@ -355,6 +358,20 @@ class Engine:
             self.perform(self.leader.step_down())
         self.followers.close_all()
 
+    def _watch_leader(self, now: float) -> None:
+        """Leave a leader that does not plan, and pass it over while it rests: a commit may name it again."""
+        leader = self._leader_id
+        if leader in ("", self.me):
+            return
+        gathered = max(self.samples, self.beat.samples if self.beat is not None else 0)
+        if self.member.phase is not Phase.TRAINING or not gathered or self.leaves:
+            self._idle_leaders.planned(now)
+        idle_s = self._idle_leaders.idle(leader, is_full=gathered >= self.settings.target_batch_size, now=now)
+        if idle_s:
+            self.events("leader_idle", peer=leader, seconds=idle_s)
+        if self._idle_leaders.rests(leader, now):
+            self.succession.silent(leader)
+
     def told(self, leader: Candidate, record: Any) -> None:
         with self.guarded(leader.peer):
             self._told(leader, record)
@@ -369,6 +386,7 @@ class Engine:
                 if (record.run_digest, record.elements) != ours or record.codec not in self.settings.codecs:
                     raise BadMessageError("a plan of another run")
                 self._planned_at = self.environment.clock()
+                self._idle_leaders.planned(self._planned_at)
                 self.perform(self.member.on_plan(record))
             case Abort(plan_digest, reason, sound, peer):
                 self._blamed(peer, reason)
@@ -499,7 +517,11 @@ class Engine:
             self.perform(self.leader.unreachable(peer, self.environment.clock()))
         else:
             self.heard_standing(answer.standing, peer)
-            self.perform(self.leader.answered(peer, answer.follows.peer, answer.followers))
+            now, follows = self.environment.clock(), answer.follows.peer
+            if self._idle_leaders.rests(follows, now):  # this peer does not yield to a leader that it left
+                self.perform(self.leader.unreachable(peer, now))
+            else:
+                self.perform(self.leader.answered(peer, follows, answer.followers))
 
     # -- a round ---------------------------------------------------------------------------------------------------------------
 
@@ -575,6 +597,7 @@ class Engine:
         self.round_traffic.committed(commit.plan_digest)
         self.kept_state.keep(signed, result)
         self.commits.append(signed)
+        self._idle_leaders.committed(commit.leader.peer, self.environment.clock())
         self.perform(self.leader.follow(tip, commit))
         self.succession.follow(tip)
         self._reached(tip)

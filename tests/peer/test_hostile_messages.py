@@ -28,6 +28,9 @@ from protocols.messages import (
     SnapshotRequest,
 )
 from protocols.reasons import Reason
+from protocols.round.idle_leaders import ANY_S
+from protocols.round.leader import Leader
+from protocols.round.leader_actions import LeaderAction
 from protocols.round.member import Accept, Drifted, Failed, Ready, Refuse
 from protocols.round.plans import MemberPlan
 from protocols.round.records import Candidate, Contribution, Hello, Report, Result, ShardResult, Standing
@@ -238,3 +241,37 @@ def test_a_claim_of_a_heavier_lineage_that_nobody_shows_ends_no_peer_and_stops_t
         assert mallory.asked, "somebody believed it once"
         assert all(process.alive for process in swarm.processes.values())
         assert swarm.epoch("p0") > began + 100, "a new lineage at each claim does not make them believe it each time"
+
+
+class Idle(Leader):
+    """Leads, and never plans."""
+
+    def _consider(self, now: float) -> list[LeaderAction]:
+        return []
+
+
+class Counting(Idle):
+    """Tells its followers besides that they have next to nothing."""
+
+    @property
+    def gathered_samples(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("seed", SEEDS[:3])
+def test_a_leader_that_never_plans_is_left_and_the_others_commit(seed: int, counts: bool) -> None:
+    """It sends heartbeats, which tell the truth about the samples (`counts`) or say that there are none."""
+    with SmallSwarm(4, seed=seed) as swarm:
+        swarm.start_all()
+        swarm.until(lambda: min(map(swarm.epoch, swarm.names)) >= 3)
+        engine = swarm.processes["p0"].engine
+        assert engine.leader.active
+        engine.leader.__class__ = Idle if counts else Counting
+        others = [name for name in swarm.names if name != "p0"]
+        began, at = max(map(swarm.epoch, others)), swarm.world.now
+        swarm.until(lambda: min(map(swarm.epoch, others)) >= began + 3)
+        waited = swarm.world.now - at
+        print(f"seed {seed}: three epochs after {waited:.0f} s")
+        assert waited < 3 * (ANY_S + 10)
+        assert any(process.told_of("leader_idle") for process in swarm.processes.values())

@@ -1,0 +1,57 @@
+"""Leaders that let their followers wait: they are passed over for a while, each time for longer (pure).
+
+Times are on the clock of `now`. A leader may have good reasons to wait: its roll call, stragglers, peers that left. So each
+limit is far above what these take. It is short only where the batch is full for all that this peer knows.
+"""
+
+from __future__ import annotations
+
+from protocols.round.strikes import Strikes
+
+# A full batch waits for a plan no longer than so many epochs, and any batch no longer than so many; at least so many seconds.
+FULL_EPOCHS, FULL_S = 3.0, 20.0
+ANY_EPOCHS, ANY_S = 10.0, 60.0
+NEWEST_SHARE = 0.3  # of the newest epoch in the moving mean
+
+
+class IdleLeaders:
+    """One follower's view of the leader that it follows, and of those that it left."""
+
+    def __init__(self) -> None:
+        self._leader = ""
+        self._committed_at = self._since = self._full_since = 0.0
+        self._epoch_s = 0.0  # moving mean; 0 before the second commit
+        self._strikes = Strikes(free=0)
+
+    def committed(self, leader: str, now: float) -> None:
+        """Take note of a commit, by `leader`."""
+        if self._committed_at:
+            newest = now - self._committed_at
+            self._epoch_s = (1 - NEWEST_SHARE) * self._epoch_s + NEWEST_SHARE * newest if self._epoch_s else newest
+        self._committed_at = now
+        self._strikes.helped(leader)
+        self.planned(now)
+
+    def planned(self, now: float) -> None:
+        """Take note that there is a plan, or that this peer was away: the time counts anew."""
+        self._since = self._full_since = now
+
+    def idle(self, leader: str, *, is_full: bool, now: float) -> float:
+        """Seconds after which `leader` is to be left now; 0 while it is not. `is_full`: there are samples for a whole batch."""
+        if leader != self._leader:
+            self._leader = leader
+            self.planned(now)
+        if not is_full:
+            self._full_since = now
+        full_s, any_s = now - self._full_since, now - self._since
+        too_long = full_s > max(FULL_S, FULL_EPOCHS * self._epoch_s)
+        too_long = too_long or (self._epoch_s > 0 and any_s > max(ANY_S, ANY_EPOCHS * self._epoch_s))
+        if not too_long:
+            return 0.0
+        self._strikes.strike(leader, now)
+        self.planned(now)
+        return any_s
+
+    def rests(self, leader: str, now: float) -> bool:
+        """Whether to pass `leader` over."""
+        return self._strikes.rests(leader, now)
