@@ -17,7 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import tables
 from benchmarks.stage import parser_of
-from protocols.gradients.aggregation import RULES, capped_weights
+from protocols.gradients.aggregation import RULES
+from protocols.round.weights import capped_weights
 from protocols.run_spec import AveragingSpec
 from tests.factories import CORPUS
 

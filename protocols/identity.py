@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -85,6 +86,11 @@ class Key:
     @property
     def peer_id(self) -> str:
         return peer_id_of(self.private.public_key())
+
+    @property
+    def public(self) -> bytes:
+        """The public key as a compressed point: 33 bytes."""
+        return self.private.public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
 
     def sign(self, message: bytes) -> bytes:
         return self.private.sign(message, _ECDSA)
@@ -215,6 +221,16 @@ def verify_signature(message: bytes, signature: bytes, certificate: bytes, autho
         raise
     except Exception as error:  # the parser of certificates raises errors of a dozen kinds
         raise BadMessageError("the signature does not hold under this run's authority") from error
+    return peer_id_of(public)
+
+
+def signer_of(message: bytes, signature: bytes, key: bytes) -> str:
+    """The peer id of the public `key` (compressed), with which `message` was signed. Raises BadMessageError if it was not."""
+    try:
+        public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), key)
+        public.verify(signature, message, _ECDSA)
+    except (ValueError, InvalidSignature) as error:
+        raise BadMessageError("the signature does not hold under this key") from error
     return peer_id_of(public)
 
 

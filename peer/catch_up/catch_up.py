@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from peer.catch_up.claims import Claims
 from peer.catch_up.kept_state import KeptState
 from peer.catch_up.pushed_snapshots import max_snapshot_bytes
 from peer.catch_up.sources import Sources
@@ -48,8 +49,12 @@ class CatchUp:
         training: TrainingSide,
         kept_state: KeptState,
         sources: Sources,
+        claims: Claims,
+        follows: Callable[[], str],
         events: Callable[..., None],
     ) -> None:
+        """`follows`: this peer's leader, '' if there is none."""
+        self._follows = follows
         self._environment = environment
         self._transport = environment.transport
         self._replica = training.replica
@@ -58,7 +63,8 @@ class CatchUp:
         self._sources = sources
         self._events = events
         self._vain_searches = VainSearches()
-        self._claims = Strikes(free=0)  # of peers that said they were further, and gave nothing
+        self._claims = claims
+        self._claimants = Strikes(free=0)  # peers that said they were further, and gave nothing, or were outvoted
         self.stranded = False  # it looks for state, and nobody who can be dialled has any
         # Both are of this search: peers that gave data that does not fit together; peers whose state is sound. If no peer is
         # known to be sound, every peer may give its state.
@@ -70,7 +76,7 @@ class CatchUp:
     def worth(self, theirs: Standing, peer: str) -> bool:
         """Whether to look for this heavier lineage, of which `peer` speaks. A search in vain is not repeated at once."""
         now = self._environment.clock()
-        return not self._claims.rests(peer, now) and self._vain_searches.worth(theirs, now)
+        return not self._claimants.rests(peer, now) and self._vain_searches.worth(theirs, now)
 
     async def run(self, reason: Reason, advanced: Advanced, restored: Restored, sound: Iterable[str] = ()) -> Tip:
         """Bring the replica to the heaviest lineage among the peers known; its tip.
@@ -96,16 +102,13 @@ class CatchUp:
             found = await ask_all(self._transport, self._sources.reachable(), self._environment.random)
             self.stranded = not found
             before, target = self._replica.tip, (fetch.download.manifest, fetch.download.bytes_done)
-            ahead = [there for there in found if before is None or self._is_ahead(there, before)]
-            hidden = [
-                peer for peer, standing in self._sources.hidden() if before is None or standing.heavier_than(before.standing)
-            ]
+            ahead, hidden = await self._ahead(found, before)
             if before is not None and not ahead and not hidden:
                 self._arrived(before)
                 return before
             if before is not None and vain >= TRIES_WITH_STATE:  # nobody shows what was claimed: a claim ends no peer
                 for claimant in (*(there.peer.peer for there in ahead), *hidden):
-                    self._claims.strike(claimant, self._environment.clock())
+                    self.doubt(claimant)
                 self._arrived(before)
                 return before
             if self.stranded and not hidden and vain >= TRIES_BEFORE_OWN:
@@ -132,14 +135,34 @@ class CatchUp:
             remedy=problem.remedy or "Check this machine's connection, and that the coordinator runs; then join again.",
         )
 
-    def _is_ahead(self, there: Whereabouts, mine: Tip) -> bool:
-        rests = self._claims.rests(there.peer.peer, self._environment.clock())
-        return there.standing.heavier_than(mine.standing) and not rests
+    def doubt(self, claimant: str) -> None:
+        """What it says to be heavier is left alone for a while, each time for longer."""
+        self._claimants.strike(claimant, self._environment.clock())
+
+    async def _ahead(self, found: list[Whereabouts], mine: Tip | None) -> tuple[list[Whereabouts], list[str]]:
+        """Who stands on a lineage that is to take the place of `mine`: those that can be asked, and those that cannot."""
+        if mine is None:
+            return found, [peer for peer, _ in self._sources.hidden()]
+        stand = {**dict(self._sources.followers()), **{there.peer.peer: there.standing for there in found}}
+        held: dict[str, bool] = {}  # by lineage
+
+        async def is_ahead(peer: str, standing: Standing) -> bool:
+            rests = self._claimants.rests(peer, self._environment.clock())
+            if rests or standing.lineage == mine.lineage:
+                return False
+            if not standing.heavier_than(mine.standing) and not self._claims.may_lose(mine):
+                return False
+            if not held.get(standing.lineage):
+                held[standing.lineage] = await self._claims.wins(peer, standing, self._follows(), stand)
+            return held[standing.lineage]
+
+        ahead = [there for there in found if await is_ahead(there.peer.peer, there.standing)]
+        return ahead, [peer for peer, standing in self._sources.hidden() if await is_ahead(peer, standing)]
 
     def _got_on(self, before: Tip | None, target: tuple[Any, int], fetch: SnapshotFetch) -> bool:
         """A new target alone is no progress: a download that begins anew for ever must be given up some time."""
         mine, (manifest, bytes_done) = self._replica.tip, target
-        if mine is not None and (before is None or mine.standing.heavier_than(before.standing)):
+        if mine is not None and (before is None or mine.lineage != before.lineage):
             return True
         return manifest is not None and fetch.download.manifest == manifest and fetch.download.bytes_done > bytes_done
 
@@ -164,13 +187,14 @@ class CatchUp:
     ) -> None:
         """By replay, else from a snapshot, else from one that is pushed. Raises RemoteError when nothing of it works."""
         problem: RemoteError = UnreachableError("nobody who is further gives its state")
+        mine = self._replica.tip
         if not any(map(self._trusts, (*(there.peer.peer for there in ahead), *hidden))):  # whoever is left, then
             self._distrusted, self._sound = set(), set()
         trusted = [there for there in ahead if self._trusts(there.peer.peer)]
         for there in trusted[:REPLAYS_A_TRY]:
             try:
                 if self._replica.tip is not None and await self._replay(there.peer, advanced):
-                    self._claims.helped(there.peer.peer)
+                    self._claimants.helped(there.peer.peer)
                     return
             except RemoteError as error:
                 problem = error
@@ -183,7 +207,7 @@ class CatchUp:
                 problem = error
         for peer in filter(self._trusts, hidden):
             try:
-                restored(await self._restore(await self._sources.pushed_by(peer)))
+                restored(await self._restore(await self._sources.pushed_by(peer), mine.standing if mine is not None else None))
                 return
             except RemoteError as error:
                 problem = error
@@ -198,21 +222,22 @@ class CatchUp:
         mine = self._replica.tip
         began = self._environment.clock()
         at_least = mine.standing if mine is not None else self._drifted_at
+        if at_least is not None and not donors[0].standing.heavier_than(at_least):
+            at_least = None  # more votes were given for their lineage
         snapshot = await fetch.run([there.peer for there in donors], best=furthest, at_least=at_least, strictly=True)
         shares = dict(fetch.download.verified_by)
         self._events("fetched", bytes=len(snapshot), chunks=shares, seconds=self._environment.clock() - began)
         fetch.download.forget()
         try:
-            restored(await self._restore(snapshot))
+            restored(await self._restore(snapshot, at_least))
         except BadMessageError as error:  # every chunk is what the manifest promised: so the peers that promised it are at fault
             for peer in shares:
                 self._failed(peer, error)
             raise
 
-    async def _restore(self, snapshot: bytes) -> Tip:
-        mine = self._replica.tip
+    async def _restore(self, snapshot: bytes, at_least: Standing | None) -> Tip:
         header = read_header(snapshot)
-        if mine is not None and mine.standing.heavier_than(Standing(header.epoch, header.lineage, header.samples)):
+        if at_least is not None and at_least.heavier_than(Standing(header.epoch, header.lineage, header.samples)):
             raise BadMessageError("the snapshot is of a state that is less far than this peer's own")
         tip: Tip = await self._jobs.run(functools.partial(self._replica.restore, snapshot))
         self._kept_state.forget()

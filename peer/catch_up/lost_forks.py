@@ -12,7 +12,7 @@ from peer.environment import Environment
 from protocols.errors import RemoteError
 from protocols.reasons import Reason
 from protocols.round.records import SignedCommit, Tip
-from protocols.snapshot.commits import fetch_records
+from protocols.snapshot.commits import chain_to, fetch_records
 
 # Forks are short: the whole record is asked for only when this many epochs do not reach back to where it began.
 FIRST_EPOCHS = 64
@@ -33,24 +33,13 @@ def lost_commits(own: Iterable[SignedCommit], theirs: Iterable[SignedCommit], ti
     return [signed for signed in own if is_lost(signed)]
 
 
-def chain_to(tip: Tip, records: Iterable[SignedCommit]) -> list[SignedCommit]:
-    """The unbroken chain among `records` that ends at `tip`, oldest first."""
-    by_digest = {signed.commit.digest: signed for signed in records}
-    chain: list[SignedCommit] = []
-    at = by_digest.get(tip.lineage)
-    while at is not None:
-        chain.append(at)
-        at = by_digest.get(at.commit.ballot.parent)
-    return chain[::-1]
-
-
 def forks_in(lost: Iterable[SignedCommit]) -> list[list[SignedCommit]]:
     """`lost` as unbroken chains, each oldest first. There are several if this peer left a second lineage meanwhile."""
     rest = {signed.commit.digest: signed for signed in lost}
     forks = []
     while rest:
         end = max(rest.values(), key=lambda signed: signed.commit.ballot.epoch)
-        forks.append(chain_to(Tip.after(end.commit), rest.values()))
+        forks.append(chain_to(end.commit.digest, rest.values()))
         for signed in forks[-1]:
             del rest[signed.commit.digest]
     return forks
@@ -80,7 +69,7 @@ class LostForks:
         When this peer moves again while others are asked, nothing is said yet.
         """
         move = self._moves
-        replayed = chain_to(tip, self._commits)  # after a snapshot, or all of it
+        replayed = chain_to(tip.lineage, self._commits)  # after a snapshot, or all of it
         since = {signed.commit.digest for signed in replayed}
         self._doubtful |= {signed.commit.digest: signed for signed in self._commits if signed.commit.digest not in since}
         own = sorted(self._doubtful.values(), key=lambda signed: signed.commit.ballot.epoch)
@@ -124,7 +113,7 @@ class LostForks:
                 except RemoteError as error:
                     _log.info("no records from %s: %s", peer.peer[:8], error)
                     continue
-                chain = chain_to(tip, records)
+                chain = chain_to(tip.lineage, records)
                 longest = max(longest, chain, key=len)
                 if chain and chain[0].commit.ballot.parent in known:
                     return chain

@@ -42,6 +42,15 @@ class Sources:
         peers = {candidate.peer: candidate for candidate in (*self._bootstrap, *self._peer.succession.order)}
         return [candidate for peer, candidate in peers.items() if peer != self._peer.me]
 
+    def candidate(self, peer: str) -> Candidate | None:
+        """Where `peer` can be asked; None if it cannot."""
+        return next((candidate for candidate in self.reachable() if candidate.peer == peer and candidate.address), None)
+
+    def followers(self) -> list[tuple[str, Standing]]:
+        """Where the followers of this peer, if it leads, say that they stand."""
+        followers = self._peer.leader.followers.items()
+        return [(peer, follower.report.standing) for peer, follower in followers if follower.report is not None]
+
     def hidden(self) -> list[tuple[str, Standing]]:
         """Client-mode followers, and where they say that they stand, the furthest first."""
         followers = self._peer.leader.followers.items()

@@ -21,6 +21,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 from peer.catch_up.catch_up import CatchUp
+from peer.catch_up.claims import Claims
 from peer.catch_up.kept_state import KeptState
 from peer.catch_up.lost_forks import LostForks
 from peer.catch_up.pushed_snapshots import PushedSnapshots, max_snapshot_bytes, push_state
@@ -59,6 +60,7 @@ HEARTBEAT_S = 0.5
 LEAVE_S = 30.0  # a round under way is waited for at most so long
 AGAIN_S = 0.5  # after an error that nobody foresaw
 KEPT_RECORDS = 4096
+CONSIDERS_S = 15.0  # at most, where another lineage comes from
 _IN_WORDS = {
     Phase.TRAINING: "training",
     Phase.FROZEN: "waiting to average",
@@ -117,7 +119,10 @@ class Engine:
             self.succession.know(bootstrap)
         self._sources = Sources(self, bootstrap)
         self._probe = BandwidthProbe(environment, self._sources.reachable)
-        self._catching_up = CatchUp(environment, training, self.kept_state, self._sources, self.events)
+        self._claims = Claims(environment, settings.genesis, self._sources, lambda: replica.tip, self._record)
+        self._considered: dict[str, float] = {}  # lineage that is looked into -> until when it is left alone then
+        follows = lambda: self._leader_id  # noqa: E731
+        self._catching_up = CatchUp(environment, training, self.kept_state, self._sources, self._claims, follows, self.events)
         self._lost_forks = LostForks(environment, self.commits, self._sources, self.events)
         introduction: Callable[[], Hello] = lambda: self.hello  # noqa: E731
         self._following = Following(me, self, self.succession, transport, introduction, environment.clock)
@@ -411,9 +416,41 @@ class Engine:
             self.reachability.suspect()
 
     def heard_standing(self, theirs: Standing, peer: str) -> None:
-        """`peer` says so: go there if that lineage is heavier, and its holders were not sought in vain just now."""
-        if self.member.is_behind(theirs, self._leader_id) and self._catching_up.worth(theirs, peer):
+        """`peer` says so: go there if that lineage is to take the place of this one, and its holders were not sought in vain just
+        now."""
+        now = self.environment.clock()
+        if now < self._considered.get(theirs.lineage, 0.0) or not self._is_other(theirs):
+            return
+        if self._catching_up.worth(theirs, peer):
+            self._considered = {lineage: until for lineage, until in self._considered.items() if now < until}
+            self._considered[theirs.lineage] = now + CONSIDERS_S
+            self._spawn(self._asking(peer, self._consider(theirs, peer)))
+
+    async def _consider(self, theirs: Standing, peer: str) -> None:
+        wins, tip = await self._claims.wins(peer, theirs, self._leader_id), self.member.tip
+        if tip is None or not self._is_other(theirs):
+            return
+        if wins:
+            self._considered.pop(theirs.lineage, None)
             self.perform(self.member.catch_up(Reason.BEHIND))
+        elif theirs.heavier_than(tip.standing):
+            self._catching_up.doubt(peer)
+            self.events("outvoted", peer=peer, lineage=theirs.lineage, samples=theirs.total_samples)
+
+    def _is_other(self, theirs: Standing) -> bool:
+        """Whether it may be right to leave for `theirs`: it is heavier, or has more votes."""
+        tip = self.member.tip
+        if tip is None or theirs.lineage == tip.lineage:
+            return False
+        if theirs.heavier_than(tip.standing):
+            return self.member.is_behind(theirs, self._leader_id)
+        known = (signed.commit.digest == theirs.lineage for signed in self.commits)
+        rests = self.member.phase is not Phase.TRAINING or theirs.lineage == tip.parent
+        return not rests and self._claims.may_lose(tip) and not any(known)
+
+    def _record(self) -> Iterable[SignedCommit]:
+        """The commits that this peer knows: those that it applied, and the one of the snapshot that it began with."""
+        return (self._replica.commit, *self.commits) if self._replica.commit is not None else self.commits
 
     @property
     def _leader_id(self) -> str:
@@ -477,8 +514,8 @@ class Engine:
                 self._to_members(to, Abort(plan_digest, reason, sound, peer), here)
                 if self.me in to:
                     self._blamed(peer, reason)
-            case leader_actions.Announce(commit, seconds, attempts, absent):
-                signed = self.environment.signer.sign(commit)
+            case leader_actions.Announce(commit, seconds, attempts, votes, absent):
+                signed = self.environment.signer.sign(commit, votes)
                 self.events("announced", signed=signed, seconds=seconds, attempts=attempts, absent=absent)
                 self._to_members((*self.followers.peers, self.me), signed, lambda: self.member.on_commit(signed))
             case leader_actions.Reannounce(to):
@@ -501,6 +538,8 @@ class Engine:
     def _answer(self, to: str, answer: member_actions.Answer) -> None:
         if isinstance(answer, member_actions.Accept):
             self.report()  # the leader checks the contribution's weight against it
+        elif isinstance(answer, member_actions.Ready):
+            answer = dataclasses.replace(answer, vote=self.environment.signer.vote(answer.result))
         if to == self.me:
             self.perform(self.leader.answer(self.me, answer, self.environment.clock()))
         else:
@@ -598,6 +637,7 @@ class Engine:
         self.kept_state.keep(signed, result)
         self.commits.append(signed)
         self._idle_leaders.committed(commit.leader.peer, self.environment.clock())
+        self._claims.advanced(signed, self.environment.clock())
         self.perform(self.leader.follow(tip, commit))
         self.succession.follow(tip)
         self._reached(tip)
@@ -614,6 +654,7 @@ class Engine:
         if reason is Reason.JOINED:
             self._spawn(self._asking("somebody", self._probe.measure()))  # nobody waits: the peers that are asked may be gone
         self._spawn(self._asking("somebody", self._lost_forks.settle(tip)))
+        self._spawn(self._asking("somebody", self._claims.recall(tip)))
         self.perform(self.leader.follow(tip))
         self.succession.follow(tip)
         self._finish_at(tip)

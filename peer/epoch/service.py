@@ -29,7 +29,7 @@ from protocols.messages import (
     SnapshotRequest,
 )
 from protocols.reasons import Reason
-from protocols.round.member import Phase
+from protocols.round.member import Phase, Ready
 from protocols.round.records import Hello, Report
 from protocols.transport.frames import FrameStream, Kind, refuse
 from protocols.transport.interface import Stream, refusal
@@ -129,6 +129,10 @@ class PeerService:
         elif isinstance(record, Hello):
             engine.leader.introduced(peer, record)
         else:
+            if isinstance(record, Ready):
+                if record.vote is None or record.vote.peer != peer:
+                    raise BadMessageError("a member that is ready signs its result")
+                engine.environment.signer.check_vote(record.vote, record.result)
             engine.perform(engine.leader.answer(peer, record, now))
 
     # -- bulk ------------------------------------------------------------------------------------------------------------------

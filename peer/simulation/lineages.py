@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -39,9 +40,13 @@ class Lineages:
 
     def is_ancestor(self, digest: str, of: str) -> bool:
         """Whether `digest` is on the lineage `of`, or is it."""
-        while of in self.known and of != digest:
-            of = self.known[of].parent
-        return of == digest
+        return digest == of or digest in self.back_from(of)
+
+    def back_from(self, digest: str) -> Iterator[str]:
+        """The lineage `digest` and those that it came by, the newest first."""
+        while digest in self.known:
+            yield digest
+            digest = self.known[digest].parent
 
     def applied(self, who: str, commit: Commit, result: bytes, held: State | None) -> None:
         """Somebody stepped by these bytes: the first time the lineage is worked out from them, later they must be the same.

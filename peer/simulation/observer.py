@@ -18,6 +18,7 @@ from peer.simulation.problem import Device, Problem, State
 from peer.simulation.world import World
 from protocols.gradients.codecs import Codec
 from protocols.reasons import Reason
+from protocols.round.history import FEWEST_VOTERS, electorate, has_majority, share_of
 from protocols.round.leader_actions import NoteFailure
 from protocols.round.member import Accept, Answer, Failed, Ready
 from protocols.round.plans import Plan
@@ -73,6 +74,7 @@ class Observer:
         self.moves = 0  # how often anybody started, ended, or came to stand elsewhere
         self._seen: dict[Source, _Seen] = {}
         self._tainted: set[str] = set()  # lineages of which snapshots of a drifted state may be about
+        self._votes: dict[str, set[str]] = {}  # lineage -> who voted for its last commit
         self._ready: dict[str, set[str]] = {}  # plan digest -> who said that it is ready
         self._plans: dict[str, Plan] = {}
         self._planned_at: dict[str, float] = {}  # plan digest -> when
@@ -266,6 +268,7 @@ class Observer:
         held = process.state if self._problem.stepped is None or self._drift_decides(commit) else None
         self.lineages.applied(process.name, commit, averaged, held)
         self.feedback.applied(process.name, process.incarnation, commit)
+        self._votes[commit.digest] = {vote.peer for vote in signed.votes}
         self.members[commit.digest] = commit.members
         self._stands_at(process, seen, commit.digest)
 
@@ -338,7 +341,8 @@ class Observer:
             self._tainted.add(digest)
         if seen.heaviest is not None and digest != seen.heaviest[1]:
             weight, tip = seen.heaviest
-            if (lineage.weight, tip) < (weight, digest):  # at equal weights the smaller digest wins
+            lighter = (lineage.weight, tip) < (weight, digest)  # at equal weights the smaller digest wins
+            if lighter and not self._has_more_votes(digest, tip):
                 self._violated("4 heavier", f"{process.name} moves from weight {weight} to {lineage.weight}")
         if digest != seen.lineage:
             seen.unasked.clear()  # the question was about the lineage that was left
@@ -346,6 +350,15 @@ class Observer:
             seen.pending = None
         seen.lineage, seen.heaviest = digest, (lineage.weight, digest)
         self.moves += 1
+
+    def _has_more_votes(self, new: str, old: str) -> bool:
+        """Whether a majority voted for commits of lineage `new`, and none for those of `old`, since the two went apart."""
+        ways = [list(self.lineages.back_from(digest)) for digest in (new, old)]
+        shared = [digest for digest in ways[0] if digest in set(ways[1])]
+        votes = electorate([self.commits[digest] for digest in reversed(shared) if digest in self.commits], "")
+        sides = [{voter for digest in way if digest not in shared for voter in self._votes.get(digest, ())} for way in ways]
+        carried, other = (has_majority(share_of(side, votes)) for side in sides)
+        return len(votes) >= FEWEST_VOTERS and carried and not other
 
     def _drift_decides(self, commit: Commit) -> bool:
         """Most members of this commit have drifted, so what they hold becomes its state.

@@ -16,7 +16,8 @@ from protocols.errors import BadMessageError, RefusedError, RemoteError, Unreach
 from protocols.messages import AskRequest, Chunk
 from protocols.reasons import Reason
 from protocols.round.plans import MemberPlan
-from protocols.round.records import Candidate, Commit, SignedCommit
+from protocols.round.records import Candidate, Commit, Result, SignedCommit, Vote, digest_of
+from protocols.signing import voted_result
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.frames import FrameStream
 from protocols.transport.interface import DIAL_S, Service
@@ -268,15 +269,25 @@ class SimulatedSigner:
     def __init__(self, me: str) -> None:
         self._me = me
 
-    def sign(self, commit: Commit) -> SignedCommit:
-        return SignedCommit(commit, _signature(self._me, commit), self._me.encode())
+    def sign(self, commit: Commit, votes: tuple[Vote, ...] = ()) -> SignedCommit:
+        return SignedCommit(commit, _signature(self._me, commit.digest), self._me.encode(), votes)
+
+    def vote(self, result: Result) -> Vote:
+        return Vote(self._me, b"", _signature(self._me, digest_of(result)))
+
+    def check_vote(self, vote: Vote, result: Result) -> None:
+        if vote.signature != _signature(vote.peer, digest_of(result)):
+            raise BadMessageError(f"a vote of {vote.peer} is not signed by it")
 
     def verify(self, signed: SignedCommit) -> SignedCommit:
         signer = signed.certificate.decode(errors="replace")
-        if signer != signed.commit.leader.peer or signed.signature != _signature(signer, signed.commit):
+        if signer != signed.commit.leader.peer or signed.signature != _signature(signer, signed.commit.digest):
             raise BadMessageError(f"a commit of leader {signed.commit.leader.peer} is not signed by it")
+        result = voted_result(signed)
+        for vote in signed.votes:
+            self.check_vote(vote, result)
         return signed
 
 
-def _signature(peer: str, commit: Commit) -> bytes:
-    return hashlib.blake2b(commit.digest.encode(), digest_size=16, key=f"secret of {peer}".encode()).digest()
+def _signature(peer: str, digest: str) -> bytes:
+    return hashlib.blake2b(digest.encode(), digest_size=16, key=f"secret of {peer}".encode()).digest()

@@ -1,9 +1,9 @@
 """Aggregation rules: how a reducer combines contributions. A run names one rule in its spec, so that all reducers use the same.
 
-A rule maps (parts, weights, norms) to one vector. `parts` are (n,) float vectors, one a contributor, in the order of contributor
-ids; `weights` are their sample counts, capped (`capped_weights`); `norms` are the L2 norms of their whole vectors, of which a
-part is a piece. A contributor names its norm before it sends, and the reducer checks each part against it. The rule may write to
-`parts`, but keeps none of them. Each rule must be:
+A rule maps (parts, weights, norms) to one vector. `parts` are (n,) float vectors, one a contributor, in the order of
+contributor ids; `weights` are their sample counts, capped (`protocols.round.weights`); `norms` are the L2 norms of their whole
+vectors, of which a part is a piece. A contributor names its norm before it sends, and the reducer checks each part against it.
+The rule may write to `parts`, but keeps none of them. Each rule must be:
 
 - Pure. The result depends on the arguments alone, bit by bit.
 - Elementwise. Element i of the result depends on element i of the parts, and on weights and norms: a plan may cut the vector
@@ -52,21 +52,6 @@ def norm_capped_mean(parts: Sequence[FloatArray], weights: Sequence[float], norm
     usual, samples = norms[middle], weights[middle]
     caps = [usual * max(1.0, NORM_CAP * math.sqrt(samples / weight)) for weight in weights]
     return _combined(parts, weights, [min(1.0, cap / norm) if norm else 1.0 for cap, norm in zip(caps, norms, strict=True)])
-
-
-def capped_weights(samples: Sequence[int], max_share: float) -> Sequence[float]:
-    """What contributions of so many samples weigh, so that none has more than `max_share` of the sum, or 2/n if that is more.
-
-    The samples themselves where no cap is needed. Two contributors are never capped: either could be the liar.
-    """
-    share = max(max_share, 2 / len(samples))
-    ordered = sorted(samples, reverse=True)
-    # If the `count` largest weigh as much as is allowed, that is `most`. The right count is the first that leaves nobody above.
-    for count in range(len(ordered)):
-        most = share * sum(ordered[count:]) / (1 - count * share)
-        if ordered[count] <= most * (1 + 1e-12):
-            break
-    return [min(each, most) for each in samples] if count else samples
 
 
 def _combined(parts: Sequence[FloatArray], weights: Sequence[float], factors: Sequence[float]) -> FloatArray:

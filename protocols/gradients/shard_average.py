@@ -15,11 +15,12 @@ import torch
 from blake3 import blake3
 
 from protocols.errors import BadMessageError
-from protocols.gradients.aggregation import Rule, capped_weights
+from protocols.gradients.aggregation import Rule
 from protocols.gradients.codecs import Bytes, Codec, FloatArray
 from protocols.round.planner import GRID
 from protocols.round.plans import MemberPlan
 from protocols.round.records import Contribution, Shard, ShardResult
+from protocols.round.weights import capped_weights
 
 MAX_CHUNK_ELEMENTS, MIN_CHUNK_ELEMENTS = 64 * GRID, 4 * GRID  # 256 KiB and 16 KiB of fp32
 # A contributor may be this many chunks ahead of the slowest: that is what a reducer holds for it, decoded.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from protocols.round.deadline import Deadline
 from protocols.round.plans import Plan
-from protocols.round.records import Averages, Contribution, Hello, ReadyFor, Report, Result, contributions_digest
+from protocols.round.records import Averages, Contribution, Hello, ReadyFor, Report, Result, Vote, contributions_digest
 
 # Once more than half of the members are ready, the others get a grace: this share of the attempt's time so far, and at least
 # this many seconds.
@@ -35,6 +35,7 @@ class Attempt:
     next_codec: str  # that its commit names
     accepted: dict[str, Contribution | None] = field(default_factory=dict)
     ready: dict[str, Result] = field(default_factory=dict)
+    votes: dict[str, Vote] = field(default_factory=dict)
     drifted: dict[str, tuple[str, ...]] = field(default_factory=dict)  # member -> reducers whose canonical values it refuses
     accepted_at: float | None = None  # when the last member accepted
     majority_at: float | None = None  # when more than half of the members were ready

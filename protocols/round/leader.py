@@ -242,6 +242,8 @@ class Leader:
             return self._accepted(attempt, peer, answer, now)
         if isinstance(answer, Ready):
             attempt.ready[peer] = answer.result
+            if answer.vote is not None:
+                attempt.votes[peer] = answer.vote
             return self._maybe_commit(now)
         if isinstance(answer, Drifted):
             attempt.drifted[peer] = answer.reducers
@@ -539,7 +541,8 @@ class Leader:
         for follower in self.followers.values():
             follower.has_commit = True
         absent = self._absences.from_commit(commit, tip, self.followers)
-        return [Announce(commit, now - (self._planned_at or attempt.started_at), attempt.plan.ballot.attempt, absent)]
+        votes = tuple(attempt.votes[peer] for peer in sorted(attempt.agreed) if peer in attempt.votes)
+        return [Announce(commit, now - (self._planned_at or attempt.started_at), attempt.plan.ballot.attempt, votes, absent)]
 
     def _reachable(self) -> list[Candidate]:
         """The peers at this leader's tip that others can dial, sorted by id."""

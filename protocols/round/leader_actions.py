@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from protocols.reasons import Reason
 from protocols.round.absences import Absent
 from protocols.round.plans import Plan
-from protocols.round.records import Ballot, Commit
+from protocols.round.records import Ballot, Commit, Vote
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Announce:
     commit: Commit
     seconds: float  # since its leader first planned the epoch
     attempts: int  # of this epoch, the last included
+    votes: tuple[Vote, ...] = ()
     absent: Absent = ()  # peers without a contribution in it that are connected or were members of the last commit
 
 

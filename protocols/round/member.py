@@ -36,6 +36,7 @@ from protocols.round.records import (
     SignedCommit,
     Standing,
     Tip,
+    Vote,
     require,
 )
 
@@ -115,9 +116,10 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Ready:
-    """Answer to a plan: this member holds every averaged shard."""
+    """Answer to a plan: this member holds every averaged shard. Whoever sends it signs the result."""
 
     result: Result
+    vote: Vote | None = None
 
 
 @dataclass(frozen=True)

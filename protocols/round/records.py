@@ -236,12 +236,36 @@ class Commit:
 
 
 @dataclass(frozen=True)
+class Vote:
+    """A member's signature over the result that it was ready with. A peer id is a hash of the key, so the key needs no
+    certificate."""
+
+    peer: str
+    key: bytes  # public, P-256, compressed
+    signature: bytes  # over `vote_message` of the result
+
+    def __post_init__(self) -> None:
+        require(bool(self.peer and self.signature), "a vote is somebody's")
+
+
+@dataclass(frozen=True)
 class SignedCommit:
-    """A commit with its leader's signature over `dugnad commit <digest>` and the leader's certificate (PEM)."""
+    """A commit with its leader's signature over `dugnad commit <digest>`, the leader's certificate (PEM), and the votes of
+    members. The digest does not cover the votes: a commit with more of them is the same commit."""
 
     commit: Commit
     signature: bytes
     certificate: bytes
+    votes: tuple[Vote, ...] = ()
+
+    def __post_init__(self) -> None:
+        voters = [vote.peer for vote in self.votes]
+        require(len(voters) <= MAX_PEERS and len(set(voters)) == len(voters), "nobody votes twice")
+
+
+def vote_message(result: Result) -> bytes:
+    """The bytes that a member signs once it is ready with this result."""
+    return b"dugnad ready " + digest_of(result).encode()
 
 
 def signed_message(commit: Commit) -> bytes:

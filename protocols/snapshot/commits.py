@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from blake3 import blake3
 
@@ -90,3 +90,14 @@ async def fetch_records(
     except asyncio.TimeoutError as error:
         raise UnreachableError(f"peer {peer.peer[:8]} did not tell its commits within {RECORDS_S:g} s") from error
     return found
+
+
+def chain_to(lineage: str, records: Iterable[SignedCommit]) -> list[SignedCommit]:
+    """The unbroken chain among `records` that ends at `lineage`, oldest first."""
+    by_digest = {signed.commit.digest: signed for signed in records}
+    chain: list[SignedCommit] = []
+    at = by_digest.get(lineage)
+    while at is not None:
+        chain.append(at)
+        at = by_digest.get(at.commit.ballot.parent)
+    return chain[::-1]

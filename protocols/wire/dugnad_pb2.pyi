@@ -158,15 +158,27 @@ class Commit(_message.Message):
     next_codec: str
     def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., plan_digest: _Optional[str] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., members: _Optional[_Iterable[str]] = ..., shards: _Optional[_Iterable[_Union[ShardResult, _Mapping]]] = ..., codec: _Optional[str] = ..., total_samples: _Optional[int] = ..., leader: _Optional[_Union[Candidate, _Mapping]] = ..., succession: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., next_codec: _Optional[str] = ...) -> None: ...
 
+class Vote(_message.Message):
+    __slots__ = ("peer", "key", "signature")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    key: bytes
+    signature: bytes
+    def __init__(self, peer: _Optional[str] = ..., key: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
 class SignedCommit(_message.Message):
-    __slots__ = ("commit", "signature", "certificate")
+    __slots__ = ("commit", "signature", "certificate", "votes")
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    VOTES_FIELD_NUMBER: _ClassVar[int]
     commit: Commit
     signature: bytes
     certificate: bytes
-    def __init__(self, commit: _Optional[_Union[Commit, _Mapping]] = ..., signature: _Optional[bytes] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+    votes: _containers.RepeatedCompositeFieldContainer[Vote]
+    def __init__(self, commit: _Optional[_Union[Commit, _Mapping]] = ..., signature: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., votes: _Optional[_Iterable[_Union[Vote, _Mapping]]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("incarnation", "auxiliary", "address", "name", "bulk_address", "memory_bytes")
@@ -233,10 +245,12 @@ class Refuse(_message.Message):
     def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ..., promised_attempt: _Optional[int] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("result",)
+    __slots__ = ("result", "vote")
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    VOTE_FIELD_NUMBER: _ClassVar[int]
     result: Result
-    def __init__(self, result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
+    vote: Vote
+    def __init__(self, result: _Optional[_Union[Result, _Mapping]] = ..., vote: _Optional[_Union[Vote, _Mapping]] = ...) -> None: ...
 
 class Failed(_message.Message):
     __slots__ = ("plan_digest", "reason", "member", "reducer")

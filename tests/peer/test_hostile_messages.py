@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from peer.catch_up.claims import Claims
+from peer.simulation.transport import SimulatedSigner
 from protocols.errors import BadMessageError, RemoteError
 from protocols.messages import (
     NOBODY,
@@ -27,13 +30,26 @@ from protocols.messages import (
     ReduceOpen,
     SnapshotRequest,
 )
+from protocols.observations import Committed, Swarm
 from protocols.reasons import Reason
+from protocols.round.history import Fork
 from protocols.round.idle_leaders import ANY_S
 from protocols.round.leader import Leader
 from protocols.round.leader_actions import LeaderAction
 from protocols.round.member import Accept, Drifted, Failed, Ready, Refuse
 from protocols.round.plans import MemberPlan
-from protocols.round.records import Candidate, Contribution, Hello, Report, Result, ShardResult, Standing
+from protocols.round.records import (
+    Ballot,
+    Candidate,
+    Contribution,
+    Hello,
+    Report,
+    Result,
+    ShardResult,
+    SignedCommit,
+    Standing,
+    Tip,
+)
 from protocols.transport.frames import Kind
 from protocols.transport.interface import refusal
 from protocols.wire.convert import from_wire, to_wire
@@ -200,9 +216,9 @@ class Claimant:
     """Says that it is further than everybody, and gives nothing."""
 
     def __init__(self, swarm: SmallSwarm) -> None:
-        self.asked = 0
-        answers = Answers(AskRequest=self._asked, OfferRequest=self._refused, CommitsRequest=self._refused, Hello=self._refused)
-        self.node = swarm.node("mallory", answers)
+        self.swarm, self.asked = swarm, 0
+        refused = dict.fromkeys(("OfferRequest", "CommitsRequest", "Hello"), self._refused)
+        self.node = swarm.node("mallory", Answers(AskRequest=self._asked, ObserveRequest=self._observed, **refused))
 
         self.node.start(self._follow())
 
@@ -227,6 +243,8 @@ class Claimant:
         raise refusal(Reason.BUSY, "not now")
         yield
 
+    _observed = _refused
+
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_claim_of_a_heavier_lineage_that_nobody_shows_ends_no_peer_and_stops_training_for_a_while_only(seed: int) -> None:
@@ -241,6 +259,97 @@ def test_a_claim_of_a_heavier_lineage_that_nobody_shows_ends_no_peer_and_stops_t
         assert mallory.asked, "somebody believed it once"
         assert all(process.alive for process in swarm.processes.values())
         assert swarm.epoch("p0") > began + 100, "a new lineage at each claim does not make them believe it each time"
+
+
+class Usurper(Claimant):
+    """Shows a chain of its own, as heavy as a chain can be, which builds on the swarm's tip. Nobody else voted for it."""
+
+    def __init__(self, swarm: SmallSwarm) -> None:
+        super().__init__(swarm)
+        self.shown = 0
+        self._chain = list[SignedCommit]()
+        self._grow()
+
+    def _grow(self) -> None:
+        process = self.swarm.processes["p0"]
+        tip, me = process.engine.member.tip, self.node.candidate
+        last = process.engine.commits[-1]
+        assert tip is not None
+        self._chain = []
+        for _ in range(3):
+            mine = Contribution(me.peer, 1, 0, 1 << 32, tip.lineage, 1.0)
+            commit = replace(
+                last.commit,
+                ballot=Ballot(tip.epoch + 1, tip.lineage, 1, me.peer),
+                contributions=(mine,),
+                members=(me.peer,),
+                total_samples=tip.total_samples + mine.weight,
+                leader=me,
+                codec=tip.codec,
+                next_codec=tip.codec,
+            )
+            signer = SimulatedSigner(me.peer)
+            vote = signer.vote(commit.averages.result(commit.plan_digest))
+            self._chain.append(signer.sign(commit, (vote,)))
+            tip = Tip.after(commit)
+
+    @property
+    def _standing(self) -> Standing:
+        return Tip.after(self._chain[-1].commit).standing
+
+    async def _observed(self, stream: Any, request: Any) -> AsyncIterator[Any]:
+        self.shown += 1
+        yield Swarm(self._standing, 0, "training", (), self.node.candidate)
+        for signed in self._chain:
+            yield Committed(signed)
+        yield Swarm(self._standing, 0, "training", (), self.node.candidate)
+
+
+def usurped(seed: int, *, forks: bool) -> SmallSwarm:
+    """A swarm of six that hears of such a chain for two minutes. `forks`: it has committed at that epoch, too, meanwhile."""
+    with SmallSwarm(6, seed=seed) as swarm:
+        swarm.start_all()
+        swarm.until(lambda: min(map(swarm.epoch, swarm.names)) >= 3)
+        mallory = Usurper(swarm)
+        if forks:
+            began = swarm.epoch("p0")
+            swarm.until(lambda: min(map(swarm.epoch, swarm.names)) >= began + 2)
+        for process in swarm.processes.values():
+            process.engine._bootstrap = (*process.engine._bootstrap, mallory.node.candidate)
+        began = swarm.epoch("p0")
+        swarm.for_s(120.0)
+        assert mallory.shown, "somebody looked at it"
+        assert all(process.alive for process in swarm.processes.values())
+        assert swarm.epoch("p0") > began + 20, "nobody waited for it"
+    return swarm
+
+
+def left_for_it(swarm: SmallSwarm) -> bool:
+    reasons = {told["reason"] for process in swarm.processes.values() for told in process.told_of("catching_up")}
+    return bool(reasons - {Reason.JOINED})
+
+
+@pytest.mark.parametrize("forks", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_nobody_leaves_for_a_chain_that_one_peer_signed_alone(seed: int, forks: bool) -> None:
+    swarm = usurped(seed, forks=forks)
+    assert not left_for_it(swarm)
+    assert any(process.told_of("outvoted") for process in swarm.processes.values())
+
+
+async def nobody(*_: Any) -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    ("forks", "rule", "broken"),
+    [(True, (Fork, "mine_wins"), property(lambda fork: False)), (False, (Claims, "_majority_is_here"), nobody)],
+)
+def test_without_its_rule_the_heaviest_claim_would_be_followed(
+    forks: bool, rule: tuple[Any, str], broken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(*rule, broken)
+    assert left_for_it(usurped(0, forks=forks))
 
 
 class Idle(Leader):

@@ -36,6 +36,7 @@ from protocols.round.records import (
     ShardResult,
     SignedCommit,
     Standing,
+    Vote,
 )
 from protocols.wire import convert
 from protocols.wire import dugnad_pb2 as pb
@@ -109,7 +110,14 @@ def commits(draw: st.DrawFn) -> Commit:
     return Commit(plan.ballot, plan.digest, made, plan.members, shards, plan.codec, total, leader, succession, draw(codecs))
 
 
-signed_commits = st.builds(SignedCommit, commit=commits(), signature=st.binary(max_size=80), certificate=st.binary(max_size=300))
+votes = st.builds(Vote, peer=peers, key=st.binary(max_size=33), signature=st.binary(min_size=1, max_size=72))
+signed_commits = st.builds(
+    SignedCommit,
+    commit=commits(),
+    signature=st.binary(max_size=80),
+    certificate=st.binary(max_size=300),
+    votes=st.lists(votes, max_size=3, unique_by=lambda vote: vote.peer).map(tuple),
+)
 averages = commits().map(lambda commit: commit.averages)
 ready_fors = st.builds(ReadyFor, ballot=ballots, averages=averages)
 round_results = st.builds(
@@ -157,6 +165,7 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
     records.Result: round_results,
     Commit: commits(),
     SignedCommit: signed_commits,
+    Vote: votes,
     Standing: standings,
     Report: st.builds(
         Report,
@@ -186,7 +195,7 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         reason=st.sampled_from(sorted(member.REFUSALS)),
         promised_attempt=st.integers(0, 2**20),
     ),
-    member.Ready: st.builds(member.Ready, result=round_results),
+    member.Ready: st.builds(member.Ready, result=round_results, vote=st.none() | votes),
     member.Drifted: st.builds(member.Drifted, plan_digest=digests, reducers=st.lists(peers, min_size=1, max_size=4).map(tuple)),
     member.Failed: st.builds(
         member.Failed, plan_digest=digests, reason=st.sampled_from(sorted(member.FAILURES)), member=peers, reducer=peers
@@ -271,7 +280,14 @@ MAY_BE_EMPTY = {
     member.Accept,
     *(kind for kind in MESSAGES if kind not in (messages.Heartbeat, messages.Abort, messages.AskReply, Manifest)),
 }
-WITHOUT_DIGEST = {SignedCommit, Committed, Manifest, messages.Chunk}  # they hold bytes, which no digest is taken of
+WITHOUT_DIGEST = {
+    SignedCommit,
+    Vote,
+    member.Ready,
+    Committed,
+    Manifest,
+    messages.Chunk,
+}  # they hold bytes, which no digest is taken of
 
 
 def test_what_may_be_empty_is_named_right() -> None:

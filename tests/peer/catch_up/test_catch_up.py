@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from peer.catch_up.catch_up import TRIES, TRIES_WITH_STATE, CatchUp
+from peer.catch_up.claims import Claims
 from peer.catch_up.kept_state import KeptState
 from protocols.errors import UnreachableError
-from protocols.messages import NOBODY, AskReply, AskRequest, Chunk, CommitsRequest, OfferRequest, SnapshotRequest
+from protocols.messages import NOBODY, AskReply, AskRequest, Chunk, CommitsRequest, ObserveRequest, OfferRequest, SnapshotRequest
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, SignedCommit, Standing, Tip
 from protocols.snapshot.format import manifest_of, read_header
@@ -60,6 +61,8 @@ class Donor:
                     await stream.send(Chunk(index * CHUNK, snapshot[index * CHUNK : (index + 1) * CHUNK]))
                 if count > self.chunks_a_call:
                     raise UnreachableError("cut")
+            case ObserveRequest():
+                raise refusal(Reason.BUSY, "it tells no commits")
             case CommitsRequest(after):
                 found = self.history.after(after, self.epoch) if self.keeps else None
                 if found is None:
@@ -83,12 +86,19 @@ class Joiner:
         me: Any = self
         environment = self.node.environment()
         self.kept_state = KeptState(me, environment)
-        self.catch_up = CatchUp(environment, me, self.kept_state, me, self.node.told)
+        claims = Claims(environment, self.stand.replica.settings.genesis, me, lambda: self.replica.tip, lambda: ())
+        self.catch_up = CatchUp(environment, me, self.kept_state, me, claims, lambda: "", self.node.told)
         self.replayed: list[int] = []
         self.restored: list[int] = []
 
     def reachable(self) -> list[Candidate]:
         return list(self.others)
+
+    def candidate(self, peer: str) -> Candidate | None:
+        return next((candidate for candidate in self.others if candidate.peer == peer), None)
+
+    def followers(self) -> list[tuple[str, Standing]]:
+        return self.hidden()
 
     def hidden(self) -> list[tuple[str, Standing]]:
         return [(peer, standing) for peer, (standing, _) in self.hidden_ones.items()]

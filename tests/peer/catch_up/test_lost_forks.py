@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from peer.catch_up.lost_forks import LostForks, chain_to, forks_in, lost_commits
+from peer.catch_up.lost_forks import LostForks, forks_in, lost_commits
 from peer.simulation.transport import SimulatedSigner
 from protocols.messages import ObserveRequest
 from protocols.observations import Committed, Swarm
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
+from protocols.snapshot.commits import chain_to
 from protocols.transport.interface import Stream
 from tests.peer.virtual import Answers, Net
 
@@ -66,9 +67,9 @@ def test_what_the_others_do_not_tell_counts_as_kept() -> None:
 
 
 def test_a_chain_ends_at_its_tip_and_has_no_gap() -> None:
-    assert chain_to(TIP, [*COMMON, *OURS, *THEIRS]) == [*COMMON, *THEIRS]
-    assert chain_to(TIP, [*COMMON, *THEIRS[:2], *THEIRS[3:]]) == THEIRS[3:]
-    assert chain_to(Tip.after(OURS[0].commit), THEIRS) == []
+    assert chain_to(TIP.lineage, [*COMMON, *OURS, *THEIRS]) == [*COMMON, *THEIRS]
+    assert chain_to(TIP.lineage, [*COMMON, *THEIRS[:2], *THEIRS[3:]]) == THEIRS[3:]
+    assert chain_to(OURS[0].commit.digest, THEIRS) == []
 
 
 def test_lost_commits_of_two_lineages_are_two_forks() -> None:

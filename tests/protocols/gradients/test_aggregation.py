@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import SpecError
-from protocols.gradients.aggregation import RULES, capped_weights, norm_capped_mean, rule_named, weighted_mean
+from protocols.gradients.aggregation import RULES, norm_capped_mean, rule_named, weighted_mean
 from protocols.gradients.codecs import CODECS
+from protocols.round.weights import capped_weights
 from protocols.run_spec import RuleName
 
 EVERY_RULE = pytest.mark.parametrize("name", RULES)
