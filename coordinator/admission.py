@@ -11,7 +11,7 @@ from coordinator.genesis import RunFolder
 from protocols.errors import BadMessageError
 from protocols.observations import Evaluation
 from protocols.reasons import Reason
-from protocols.round.records import Candidate
+from protocols.round.records import Candidate, Standing
 from protocols.tasks.assets import read_asset
 from protocols.transport.announcements import Announcement, read_announcement
 from protocols.transport.channels import PROTOCOL_VERSION, refuse
@@ -26,7 +26,7 @@ MAX_BOOTSTRAP_PEERS = 32
 
 class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated without types
     """`discovery` and `peers` give what is known at each enrolment; `announced` is told where peers say they are;
-    `news` gives the newest evaluation and the names of peers."""
+    `news` gives the newest evaluation and the names of peers, `standing` where the coordinator's own auxiliary peer stands."""
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
         peers: Callable[[], list[Candidate]],
         announced: Callable[[Announcement], None],
         news: Callable[[], tuple[Evaluation | None, dict[str, str]]],
+        standing: Callable[[], Standing | None],
     ) -> None:
         self._folder = folder
         self._run_toml = folder.spec.to_toml()
@@ -42,6 +43,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
         self._peers = peers
         self._announced = announced
         self._news = news
+        self._standing = standing
 
     async def Enrol(self, request: pb.EnrolRequest, context: Any) -> pb.EnrolReply:
         if request.protocol != PROTOCOL_VERSION:
@@ -57,6 +59,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
             genesis=to_wire(self._folder.genesis),
             discovery=self._discovery(),
             peers=self._some_peers(),
+            standing=self._known_standing(),
         )
 
     async def Asset(self, request: pb.AssetRequest, context: Any) -> AsyncIterator[pb.AssetPart]:
@@ -75,7 +78,12 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
             await refuse(context, Reason.NOT_A_MEMBER, str(error))
         held_out, names = self._news()
         some = dict(itertools.islice(names.items(), MAX_NAMED))
-        return pb.AnnounceReply(peers=self._some_peers(), held_out=to_wire(held_out) if held_out else None, names=some)
+        evaluation = to_wire(held_out) if held_out else None
+        return pb.AnnounceReply(peers=self._some_peers(), held_out=evaluation, names=some, standing=self._known_standing())
+
+    def _known_standing(self) -> pb.Standing | None:
+        standing = self._standing()
+        return to_wire(standing) if standing is not None else None
 
     def _some_peers(self) -> list[pb.Candidate]:
         return [to_wire(peer) for peer in self._peers()[:MAX_BOOTSTRAP_PEERS]]

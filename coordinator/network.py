@@ -22,6 +22,7 @@ from coordinator.watching import watch
 from protocols.errors import LocalError, PortInUseError, RemoteError, UnreachableError
 from protocols.identity import Ticket
 from protocols.observations import Evaluation, Observation
+from protocols.round.records import Candidate, Standing
 from protocols.snapshot.fetch import SnapshotFetch
 from protocols.transport import addresses
 from protocols.transport.channels import enrolment_server
@@ -49,6 +50,7 @@ class Network:
         self._thread = thread
         self._transport = NetworkTransport(folder.credentials, folder.spec.digest)
         self._known = KnownPeers()
+        self._standing: Standing | None = None  # of the auxiliary peer beside this coordinator
 
     @contextlib.contextmanager
     def serving(self, held_out: Callable[[], Evaluation | None]) -> Iterator[Ticket]:
@@ -119,6 +121,7 @@ class Network:
                 peers=self._known.candidates,
                 announced=self._known.add,
                 news=lambda: (held_out(), self._known.names()),
+                standing=lambda: self._standing,
             )
             add_EnrolmentServicer_to_server(service, server)
             await server.start()
@@ -137,6 +140,8 @@ class Network:
             try:
                 for announcement in await discovery.peers():
                     self._known.add(announcement)
+                if (own := self._own_peer()) is not None:
+                    self._standing = (await ask(self._transport, own)).standing
             except (RemoteError, LocalError, PortInUseError) as error:
                 _log.warning("discovery: %s", error)
             except Exception:  # noqa: BLE001  others may have caused it
@@ -151,13 +156,16 @@ class Network:
 
     async def _fetch_newest(self) -> bytes:
         """From this coordinator's own auxiliary peer alone: it has applied every commit itself, and belongs to the organiser."""
-        own = self._folder.genesis.leader
-        at = [peer for peer in self._known.candidates() if peer.peer == own]
-        if not at:
+        own = self._own_peer()
+        if own is None:
             raise UnreachableError("the coordinator's auxiliary peer is not there yet")
-        there = await ask(self._transport, at[0])
+        there = await ask(self._transport, own)
         fetch = SnapshotFetch(self._transport, MAX_SNAPSHOT_BYTES, lambda done, total: None, _donor_failed)
-        return await fetch.run(at, at_least=there.standing)
+        return await fetch.run([own], at_least=there.standing)
+
+    def _own_peer(self) -> Candidate | None:
+        own = self._folder.genesis.leader
+        return next((peer for peer in self._known.candidates() if peer.peer == own), None)
 
 
 def _donor_failed(peer: str, problem: RemoteError) -> None:

@@ -274,7 +274,7 @@ class _Session:
                 progress=lambda done, total: self._console.status("Downloading the state", done, total),
                 ways_in=ways_in.find,
             )
-            peer = Peer(hello, environment, self._settings, trainer, self._enrolment.peers)
+            peer = Peer(hello, environment, self._settings, trainer, self._enrolment.peers, standing=self._enrolment.standing)
             await network.serve(peer.service)
             await self._find_reachability(peer.engine)
             self._milestones.reached("reachability_known")

@@ -142,7 +142,7 @@ class CatchUp:
     async def _ahead(self, found: list[Whereabouts], mine: Tip | None) -> tuple[list[Whereabouts], list[str]]:
         """Who stands on a lineage that is to take the place of `mine`: those that can be asked, and those that cannot."""
         if mine is None:
-            return found, [peer for peer, _ in self._sources.hidden()]
+            return await self._right(found), [peer for peer, _ in self._sources.hidden()]
         stand = {**dict(self._sources.followers()), **{there.peer.peer: there.standing for there in found}}
         held: dict[str, bool] = {}  # by lineage
 
@@ -158,6 +158,17 @@ class CatchUp:
 
         ahead = [there for there in found if await is_ahead(there.peer.peer, there.standing)]
         return ahead, [peer for peer, standing in self._sources.hidden() if await is_ahead(peer, standing)]
+
+    async def _right(self, found: list[Whereabouts]) -> list[Whereabouts]:
+        """Those on the lineage of which the coordinator speaks; all if none of them is, or it says nothing."""
+        held: dict[str, bool] = {}  # by lineage
+        for there in found:
+            if not held.get(there.standing.lineage):
+                held[there.standing.lineage] = await self._claims.wins(there.peer.peer, there.standing, "")
+        right = [there for there in found if held[there.standing.lineage]]
+        if found and not right:
+            _log.warning("nobody shows that its lineage is the one of which the coordinator speaks")
+        return right or found
 
     def _got_on(self, before: Tip | None, target: tuple[Any, int], fetch: SnapshotFetch) -> bool:
         """A new target alone is no progress: a download that begins anew for ever must be given up some time."""

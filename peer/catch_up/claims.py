@@ -32,8 +32,11 @@ class Claims:
         sources: Sources,
         tip: Callable[[], Tip | None],
         record: Callable[[], Iterable[SignedCommit]],
+        said: Callable[[], Standing | None] = lambda: None,
     ) -> None:
-        """`record`: the commits that this peer has on record, of its own lineage and perhaps others."""
+        """`record`: the commits that this peer has on record, of its own lineage and perhaps others. `said`: where the
+        coordinator says that the run stands."""
+        self._said = said
         self._environment = environment
         self._genesis = genesis
         self._sources = sources
@@ -65,7 +68,7 @@ class Claims:
         """
         tip = self._tip()
         if tip is None:
-            return True
+            return await self._goes_on_from(self._said(), peer, theirs)
         heavier = theirs.heavier_than(tip.standing)
         record = chain_to(tip.lineage, [*self._earlier, *self._record()])
         chain = await self._chain(peer, theirs, tip)
@@ -80,6 +83,26 @@ class Claims:
         if not heavier or fork.carried(fork.theirs) or peer == follows or not self._is_live():
             return heavier
         return not await self._majority_is_here(fork, tip, peer, theirs, stand)
+
+    async def _goes_on_from(self, said: Standing | None, peer: str, theirs: Standing) -> bool:
+        """Whether `theirs` is where the coordinator says that the run stands, or follows on it by a majority's votes."""
+        if said is None or said.lineage in (theirs.lineage, self._genesis.lineage):
+            return True
+        candidate = self._sources.candidate(peer)
+        if candidate is None:
+            return False
+        try:
+            records = await self._fetch(candidate, max(0, said.epoch - RECENT_EPOCHS), theirs.lineage)
+        except RemoteError as error:
+            _log.info("%s does not show how it came to its lineage: %s", peer[:8], error)
+            return False
+        chain = chain_to(theirs.lineage, records)
+        digests = [signed.commit.digest for signed in chain]
+        if said.lineage not in digests:
+            return False
+        record = chain[: digests.index(said.lineage) + 1]
+        fork = Fork(record, Tip.after(record[-1].commit), chain, self._genesis)
+        return fork.is_sound and (not fork.counts or fork.carried(fork.theirs))
 
     def _is_live(self) -> bool:
         """Whether the lineage grew a short while ago: if a majority is on it, its next commit will say who is right."""

@@ -82,8 +82,9 @@ class Engine:
         settings: RunSettings,
         training: TrainingSide,
         bootstrap: tuple[Candidate, ...] = (),
+        standing: Standing | None = None,
     ) -> None:
-        """`bootstrap`: reachable peers that are known from the start."""
+        """`bootstrap`: reachable peers that are known from the start. `standing`: where the coordinator says the run stands."""
         me, replica, transport = environment.me, training.replica, environment.transport
         self.me = me
         self.hello = hello
@@ -119,7 +120,8 @@ class Engine:
             self.succession.know(bootstrap)
         self._sources = Sources(self, bootstrap)
         self._probe = BandwidthProbe(environment, self._sources.reachable)
-        self._claims = Claims(environment, settings.genesis, self._sources, lambda: replica.tip, self._record)
+        said = lambda: self.news.standing or standing  # noqa: E731
+        self._claims = Claims(environment, settings.genesis, self._sources, lambda: replica.tip, self._record, said)
         self._considered: dict[str, float] = {}  # lineage that is looked into -> until when it is left alone then
         follows = lambda: self._leader_id  # noqa: E731
         self._catching_up = CatchUp(environment, training, self.kept_state, self._sources, self._claims, follows, self.events)

@@ -17,7 +17,7 @@ from protocols.errors import BadMessageError, DugnadError, RefusedError, RemoteE
 from protocols.identity import Credentials, Key, Ticket
 from protocols.observations import Evaluation
 from protocols.reasons import Reason
-from protocols.round.records import Candidate, Tip
+from protocols.round.records import Candidate, Standing, Tip
 from protocols.run_spec import MAX_ASSETS_BYTES, RunSpec
 from protocols.transport.addresses import joined
 from protocols.transport.channels import PROTOCOL_VERSION, coordinator_channel, translated
@@ -55,6 +55,7 @@ class Enrolment:
     discovery: tuple[str, ...]
     peers: tuple[Candidate, ...]
     coordinator: str  # host:port that answered
+    standing: Standing | None = None  # where the coordinator's own auxiliary peer stood just now
 
 
 async def enrol(ticket: Ticket, key: Key) -> Enrolment:
@@ -96,6 +97,7 @@ async def announce_to(coordinator: str, authority: bytes, signed: bytes) -> News
     return News(
         peers=tuple(from_wire(Candidate, peer) for peer in reply.peers[:MAX_NAMED]),
         held_out=from_wire(Evaluation, reply.held_out) if reply.HasField("held_out") else None,
+        standing=from_wire(Standing, reply.standing) if reply.HasField("standing") else None,
         names={peer: reply.names[peer][:MAX_NAME] for peer in itertools.islice(reply.names, MAX_NAMED)},
     )
 
@@ -153,6 +155,7 @@ async def _enrol_at(address: str, authority: bytes, ticket: Ticket, key: Key) ->
         discovery=tuple(reply.discovery),
         peers=tuple(from_wire(Candidate, peer) for peer in reply.peers),
         coordinator=address,
+        standing=from_wire(Standing, reply.standing) if reply.HasField("standing") else None,
     )
 
 

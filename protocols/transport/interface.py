@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from protocols.errors import BadMessageError, RefusedError, UnreachableError
 from protocols.observations import Evaluation
 from protocols.reasons import Reason
-from protocols.round.records import Candidate, Hello
+from protocols.round.records import Candidate, Hello, Standing
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.frames import FrameStream, Kind
 
@@ -80,6 +80,8 @@ class News:
     held_out: Evaluation | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     """What peers call themselves, by their ids."""
+    standing: Standing | None = None
+    """Where the coordinator's own auxiliary peer stands."""
 
 
 class Directory(Protocol):

@@ -603,18 +603,20 @@ class EnrolRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., secret: _Optional[bytes] = ..., request: _Optional[bytes] = ...) -> None: ...
 
 class EnrolReply(_message.Message):
-    __slots__ = ("certificate", "run_toml", "genesis", "discovery", "peers")
+    __slots__ = ("certificate", "run_toml", "genesis", "discovery", "peers", "standing")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     RUN_TOML_FIELD_NUMBER: _ClassVar[int]
     GENESIS_FIELD_NUMBER: _ClassVar[int]
     DISCOVERY_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
     certificate: bytes
     run_toml: str
     genesis: Genesis
     discovery: _containers.RepeatedScalarFieldContainer[str]
     peers: _containers.RepeatedCompositeFieldContainer[Candidate]
-    def __init__(self, certificate: _Optional[bytes] = ..., run_toml: _Optional[str] = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ..., discovery: _Optional[_Iterable[str]] = ..., peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
+    standing: Standing
+    def __init__(self, certificate: _Optional[bytes] = ..., run_toml: _Optional[str] = ..., genesis: _Optional[_Union[Genesis, _Mapping]] = ..., discovery: _Optional[_Iterable[str]] = ..., peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...
 
 class Genesis(_message.Message):
     __slots__ = ("leader", "parameters_sha256")
@@ -659,7 +661,7 @@ class Announcement(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., auxiliary: _Optional[bool] = ..., discovery: _Optional[_Iterable[str]] = ..., number: _Optional[int] = ..., expires_ms: _Optional[int] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
-    __slots__ = ("peers", "held_out", "names")
+    __slots__ = ("peers", "held_out", "names", "standing")
     class NamesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -670,10 +672,12 @@ class AnnounceReply(_message.Message):
     PEERS_FIELD_NUMBER: _ClassVar[int]
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     NAMES_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
     peers: _containers.RepeatedCompositeFieldContainer[Candidate]
     held_out: Evaluation
     names: _containers.ScalarMap[str, str]
-    def __init__(self, peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., held_out: _Optional[_Union[Evaluation, _Mapping]] = ..., names: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    standing: Standing
+    def __init__(self, peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., held_out: _Optional[_Union[Evaluation, _Mapping]] = ..., names: _Optional[_Mapping[str, str]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("epoch", "loss")

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from peer.simulation.transport import SimulatedSigner
 from protocols.round.history import FEWEST_VOTERS, RECENT_EPOCHS, Fork, electorate
-from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip, Vote
+from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
 
 GENESIS = Tip.genesis("ab" * 32, "00" * 32, Candidate("aux", "aux:1"), "fp32")
 FIVE = ("ann", "bob", "cid", "dan", "eve")
@@ -31,7 +32,8 @@ def after(
         leader=Candidate(contributors[0], "x:1"),
         succession=(),
     )
-    return SignedCommit(commit, b"s", b"c", tuple(Vote(peer, b"k", b"s") for peer in voters))
+    result = commit.averages.result(commit.plan_digest)
+    return SimulatedSigner(contributors[0]).sign(commit, tuple(SimulatedSigner(peer).vote(result) for peer in voters))
 
 
 def chain(tip: Tip, *voters: Sequence[str], **options: Any) -> list[SignedCommit]:
