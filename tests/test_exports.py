@@ -20,7 +20,7 @@ COMMANDS = {
     "doctor": {"ticket", "device", "host", "port", "announce", "port_mapping", "data", "max_upload", "max_download", "json"},
     "status": {"ticket", "home", "json"},
     "demo": {"directory", "json"},
-    "simulate": {"seeds", "peers", "workers", "as_json"},
+    "simulate": {"seeds", "peers", "workers", "hostile", "as_json"},
     "version": set(),
     "env": set(),
 }

@@ -195,8 +195,9 @@ class Injector:
                             drifting.device.drift(by)
                         swarm.observer.drifted(drifting)
             case "lying donor":
-                process.transport.tamper = damaged
-                self._world.at(random.uniform(2, LONGEST_S), process, lambda: setattr(process.transport, "tamper", _true))
+                transport, before = process.transport, process.transport.tamper
+                transport.tamper = damaged
+                self._world.at(random.uniform(2, LONGEST_S), process, lambda: setattr(transport, "tamper", before))
             case "shut port":
                 machine, callers = process.machine, [name for name in swarm.names if random.random() < 0.7]
                 machine.refuses = random.random() < 0.5
@@ -213,7 +214,3 @@ def damaged(record: Any) -> Any:
         return record
     at = len(record.data) // 2
     return Chunk(record.offset, record.data[:at] + bytes([record.data[at] ^ 1]) + record.data[at + 1 :])
-
-
-def _true(record: Any) -> Any:
-    return record

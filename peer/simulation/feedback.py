@@ -7,15 +7,18 @@ applied, and is given up with the lineage that a snapshot takes the place of; no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
 
+from peer.settings import RunSettings
 from peer.simulation.problem import Problem, Vector
 from peer.simulation.world import World
+from protocols.gradients.aggregation import rule_named
 from protocols.gradients.codecs import Codec
 from protocols.round.records import Commit, Contribution
+from protocols.round.weights import capped_weights
 
 # What is still to come is kept in bfloat16: this share of it at most is rounded away at each commit, with a little room.
 KEPT_ERROR = 2.0**-8
@@ -49,8 +52,10 @@ def allowed(codec: Codec, values: Vector, size: Vector) -> Vector:
 
 
 class Feedback:
-    def __init__(self, world: World, problem: Problem) -> None:
-        self._world = world
+    def __init__(self, world: World, problem: Problem, settings: RunSettings, liars: Collection[str] = ()) -> None:
+        """`liars`: peers that may name other contributions than they froze."""
+        self._world, self._liars = world, liars
+        self._rule, self._max_share = rule_named(settings.rule), settings.max_share
         self._elements, self._gradient = problem.elements, problem.gradient
         self._owed: dict[tuple[str, int], _Owed] = {}
         self._given: dict[Contribution, Given] = {}
@@ -69,11 +74,11 @@ class Feedback:
         return found
 
     def froze(self, contribution: Contribution, encoded: bytes, codec: Codec, *, sound: bool) -> None:
-        """Checked where the problem tells each sample's gradient. `sound`: not by a process whose state had drifted."""
+        """Checked where the problem tells each sample's gradient. `sound`: by an honest process whose state had not drifted."""
         drawn, size = self._zeros(), self._zeros()
         c, weights = contribution, self.weights_at(contribution.base)
         gradient_of = self._gradient
-        if gradient_of is not None:
+        if gradient_of is not None and sound:
             for counter in range(c.first, c.end):
                 gradient = gradient_of(c.peer, c.incarnation, counter, weights)
                 drawn += gradient
@@ -102,13 +107,14 @@ class Feedback:
         self._owed[peer, incarnation] = self._nothing()
 
     def check_mean(self, commit: Commit, codec: Codec, averaged: bytes) -> None:
-        """The commit's averages are those of what the contributors that it names gave, weighted as it says."""
-        mean, size = self._zeros(), self._zeros()
-        for contribution in commit.contributions:
-            given = self.given(contribution)
-            part = given.values * (contribution.weight / commit.samples)
-            mean += part
-            size += np.abs(part)
+        """The commit's averages are those of what the contributors that it names gave, weighted by the run's rule."""
+        if any(contribution not in self._given and contribution.peer in self._liars for contribution in commit.contributions):
+            return  # a liar sent what nobody saw it freeze
+        parts = [self.given(contribution).values.copy() for contribution in commit.contributions]
+        weights = capped_weights([contribution.weight for contribution in commit.contributions], self._max_share)
+        size = sum((np.abs(part) * (weight / sum(weights)) for part, weight in zip(parts, weights, strict=True)), self._zeros())
+        norms = [contribution.norm for contribution in commit.contributions]
+        mean = self._rule(parts, weights, norms).astype(np.float64)
         got = codec.decode(averaged, self._elements).astype(np.float64)
         if bool((np.abs(got - mean) > allowed(codec, mean, size)).any()):
             self._world.violated("2 mean", f"{commit.digest[:8]} is not the mean of the contributions that it names")

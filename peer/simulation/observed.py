@@ -23,9 +23,10 @@ class ObservedReplica(Replica):
     process: SimulatedPeer
 
     def freeze(self) -> Frozen | None:
-        codec, frozen = self.codec, super().freeze()
+        codec, frozen, process = self.codec, super().freeze(), self.process
         if frozen is not None:
-            process = self.process
+            if process.lie is not None:
+                frozen = process.lie.gives(frozen, codec)
             given = (frozen.first, frozen.end, frozen.base, frozen.loss, frozen.norm)
             contribution = Contribution(process.name, process.incarnation, *given)
             process.observer.froze(process, contribution, bytes(frozen.encoded), codec)

@@ -7,7 +7,7 @@ number of its invariant and a word. The first violation ends the seed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -58,19 +58,31 @@ class _Seen:
 
 
 class Observer:
-    def __init__(self, world: World, settings: RunSettings, problem: Problem, reached_at: Callable[[str, str], float]) -> None:
-        """`reached_at(source, target)`: when the newest bulk connection between these machines stood."""
+    def __init__(
+        self,
+        world: World,
+        settings: RunSettings,
+        problem: Problem,
+        reached_at: Callable[[str, str], float],
+        liars: Collection[str] = (),
+    ) -> None:
+        """`reached_at(source, target)`: when the newest bulk connection between these machines stood.
+
+        `liars`: peers of which nobody can expect anything. All else is checked among the others.
+        """
         self.world = world
         self._violated = world.violated
         self._problem = problem
         self._max_epochs = settings.max_epochs
-        self.feedback = Feedback(world, problem)
+        self.feedback = Feedback(world, problem, settings, liars)
         self.lineages = Lineages(world, settings.genesis.lineage, self.feedback, problem, overlap=settings.overlap)
         self.members: dict[str, tuple[str, ...]] = {}  # lineage -> members of the commit that led there
         self.commits: dict[str, Commit] = {}  # all that a leader announced
         self.retries = 0
         self.forks_told = self.donors_failed = 0
         self._reached_at = reached_at
+        self._liars = frozenset(liars)
+        self.honestly_applied: dict[str, float] = {}  # lineage -> when an honest process first applied its commit
         self.moves = 0  # how often anybody started, ended, or came to stand elsewhere
         self._seen: dict[Source, _Seen] = {}
         self._tainted: set[str] = set()  # lineages of which snapshots of a drifted state may be about
@@ -189,7 +201,8 @@ class Observer:
             if in_common and (earlier, digest) != (contribution, sha256):
                 self._violated("2 frozen once", f"{process.name} freezes {range_of(earlier)} and then {range_of(contribution)}")
         given.append((contribution, sha256))
-        sound = not self._seen[process].drifted and contribution.base not in self._tainted
+        is_honest = process.name not in self._liars
+        sound = is_honest and not self._seen[process].drifted and contribution.base not in self._tainted
         self.feedback.froze(contribution, encoded, codec, sound=sound)
 
     def gave_up(self, process: Source, reason: Reason, contribution: Contribution | None, samples: int) -> None:
@@ -233,7 +246,7 @@ class Observer:
         self._note(leader, f"commits {ballot.epoch}.{ballot.attempt} as {commit.digest[:8]}, {commit.samples} samples")
         if self._max_epochs is not None and ballot.epoch > self._max_epochs:
             self._violated("5 end", f"{leader.name} commits an epoch after the run's last")
-        ready = self._ready.get(commit.plan_digest, set())
+        ready = self._ready.get(commit.plan_digest, set()) | self._liars  # who lies may be ready for anything, in its words
         if 2 * len(ready & set(commit.members)) <= len(commit.members):
             self._violated("3 ready", f"{leader.name} commits with {len(ready)} of {len(commit.members)} members ready")
         if seen.plan is not None and seen.plan.digest == commit.plan_digest:
@@ -270,6 +283,8 @@ class Observer:
         self.feedback.applied(process.name, process.incarnation, commit)
         self._votes[commit.digest] = {vote.peer for vote in signed.votes}
         self.members[commit.digest] = commit.members
+        if process.name not in self._liars:
+            self.honestly_applied.setdefault(commit.digest, self.world.now)
         self._stands_at(process, seen, commit.digest)
 
     def apply_failed(self, process: Source, *, lost: bool) -> None:

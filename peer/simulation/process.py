@@ -12,6 +12,7 @@ import torch
 
 from peer.assembly import Peer
 from peer.environment import Environment, Sizes
+from peer.simulation.liars import forgiving, lie_of
 from peer.simulation.loop import VirtualLoop
 from peer.simulation.network import Machine
 from peer.simulation.network import Stream as NetworkStream
@@ -63,6 +64,9 @@ class SimulatedPeer:
     def __init__(self, swarm: Swarm, machine: Machine, incarnation: int, bootstrap: tuple[Candidate, ...]) -> None:
         self.swarm, self.world, self.observer = swarm, swarm.world, swarm.observer
         self.machine, self.name, self.incarnation = machine, machine.name, incarnation
+        self.lie = lie_of(self, swarm.liars)
+        if self.lie is not None:
+            self.observer = forgiving(swarm.observer)
         self.alive, self.stopped_until = True, 0.0
         self.died_at: float | None = None
         self.candidate = Candidate(self.name, f"{self.name}:1" if machine.reachable else "")
@@ -71,6 +75,8 @@ class SimulatedPeer:
         problem, (micro_batch, step_s) = swarm.problem, swarm.speeds[self.name]
         self.device = problem.device()
         self.transport = SimulatedTransport(swarm.network, self, Bandwidth(clock=self.loop.time))
+        if self.lie is not None:
+            self.transport.tamper, self.transport.tamper_bytes = self.lie.says, self.lie.writes
         signer = SimulatedSigner(self.name)
         with self.loop.running():
             self.replica = self._replica(signer)
@@ -160,6 +166,9 @@ class SimulatedPeer:
             self._crashed(error)
 
     def _crashed(self, error: BaseException) -> None:
+        if self.lie is not None:
+            self.swarm.kill(self, tell=True, reason=f"its lie was too much for itself: {type(error).__name__}: {error}")
+            return
         if self.alive and self.world.violation is None:
             self.world.violated("0 crash", f"{self.name}: {type(error).__name__}: {error}")
 
@@ -180,7 +189,7 @@ class SimulatedPeer:
             self.observer.fork_lost(self, fields)
         elif event == "donor_failed":
             self.observer.distrusted(self, fields["peer"], fields["problem"])
-        elif event == "strike" and self.alive:
+        elif event == "strike" and self.alive and self.lie is None:
             self.world.violated("0 crash", f"{self.name}: {fields['problem']}")
         elif event == "given_up" and fields["reason"] is Reason.LEFT:
             self.observer.gave_up(self, Reason.LEFT, None, fields["samples"])

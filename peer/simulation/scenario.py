@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 from peer.simulation.faults import FAULTS_S, KINDS, LONGEST_S, PATIENCE_S, Fault, Schedule, draw
+from peer.simulation.liars import LIES, draw_liars
 from peer.simulation.swarm import SLOW_BYTES_S, Swarm
 from peer.simulation.world import ViolationError, World
 
@@ -28,6 +29,11 @@ KILL_BOUND_S = 20.0
 # one after another. docs/PROTOCOL.md ("Stragglers") promises nothing where that takes longer than an epoch. Hence the double.
 LIVENESS_S = 120.0
 SETTLED_COMMITS = 2
+# Among liars, docs/SECURITY.md: after the last fault the honest peers come to one lineage and two commits within the first time,
+# and from then on no epoch of theirs takes longer than the second.
+LIVENESS_AMONG_LIARS_S = 240.0
+EPOCH_AMONG_LIARS_S = 120.0
+LIES_ALONE_S = 120.0  # so long nothing goes wrong but lies
 # One run in eight ends after so many epochs.
 MAX_EPOCHS = 12
 
@@ -40,6 +46,7 @@ class Counts:
     retries: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     faults_at: Counter[str] = field(default_factory=Counter)
+    lies: Counter[str] = field(default_factory=Counter)  # peers that told this one
     codecs: Counter[str] = field(default_factory=Counter)  # of the commits announced
     codec_changes: int = 0  # commits that name another for the next
     overtaken: int = 0
@@ -56,22 +63,40 @@ class SeedResult(Counts):
     seed: int
     recovery_s: float = 0.0
     kill_to_commit_s: float | None = None
+    epoch_among_liars_s: float = 0.0  # the longest between two commits while nothing went wrong but lies
     trace_digest: str = ""
     violated: str = ""
     what: str = ""
     trace: list[str] = field(default_factory=list)
     schedule: Schedule = ()
+    liars: Mapping[str, str] = field(default_factory=dict)  # peer -> its lie
 
 
-def simulate(seed: int, peers: int = 8, *, faults: bool = True, schedule: Schedule | None = None) -> SeedResult:
-    """`schedule`: the faults, instead of those drawn from the seed. The runs of odd seeds overlap."""
+def simulate(
+    seed: int,
+    peers: int = 8,
+    *,
+    faults: bool = True,
+    schedule: Schedule | None = None,
+    hostile: float = 0.0,
+    lies: Iterable[str] = LIES,
+) -> SeedResult:
+    """`schedule`: the faults, instead of those drawn from the seed. The runs of odd seeds overlap.
+
+    `hostile`: the share of the peers that lie from the beginning to the end, each with one of `lies`. Among them no state drifts
+    by itself: docs/SECURITY.md promises nothing where honest states are damaged, too.
+    """
     world = World(seed)
-    swarm = Swarm(world, peers, overlap=bool(seed % 2), max_epochs=MAX_EPOCHS if seed % 8 == 6 else None)
+    liars = draw_liars(seed, [f"p{index}" for index in range(peers)], hostile, lies)
+    max_epochs = MAX_EPOCHS if seed % 8 == 6 else None
+    swarm = Swarm(world, peers, overlap=bool(seed % 2), max_epochs=max_epochs, liars=liars)
     if schedule is None:
         schedule = draw(seed, swarm.names) if faults else ()
-    seed_result = SeedResult(seed, schedule=schedule)
+    if liars:
+        schedule = tuple(fault for fault in schedule if fault.kind != "drift")
+    seed_result = SeedResult(seed, schedule=schedule, liars=liars, lies=Counter(liars.values()))
     try:
-        with swarm, _quick_and_quiet():
+        with _quick_and_quiet(), swarm:  # quiet to the end: what is disposed of complains
             _play(world, swarm, seed_result, faults)
     except ViolationError as violation:
         seed_result.violated, seed_result.what = violation.invariant, violation.what
@@ -112,20 +137,22 @@ def _play(world: World, swarm: Swarm, seed_result: SeedResult, faults: bool) -> 
     if not faults:
         world.run_until(WARM_UP_S + FAULTS_S)
         _settle(world, swarm, seed_result)
+        _outlast(world, swarm, seed_result)
         return
     for fault in seed_result.schedule:
-        if fault.alone and observer.lineages.times:
+        if fault.alone and not swarm.liars and observer.lineages.times:
             _kill_one(world, swarm, seed_result, fault)
-    swarm.injector.begin(tuple(fault for fault in seed_result.schedule if not fault.alone))
+    swarm.injector.begin(tuple(fault for fault in seed_result.schedule if swarm.liars or not fault.alone))
     world.run_until(world.now + FAULTS_S)
     swarm.injector.disarm()
     swarm.restarts = False
     world.run_until(world.now + LONGEST_S)
     for name in swarm.names:
-        if name == swarm.names[0] or random.random() < 0.7:
+        if name == swarm.names[0] or swarm.liars or random.random() < 0.7:
             swarm.start(name)
     world.trace("no more faults", notable=True)
     _settle(world, swarm, seed_result)
+    _outlast(world, swarm, seed_result)
     assert observer.lineages.times
 
 
@@ -147,7 +174,7 @@ def _kill_one(world: World, swarm: Swarm, seed_result: SeedResult, fault: Fault)
 
 
 def _settle(world: World, swarm: Swarm, seed_result: SeedResult) -> None:
-    """Liveness: all live processes come to one lineage, and go on committing there."""
+    """Liveness: all live and honest processes come to one lineage, and go on committing there."""
     began, observer = world.now, swarm.observer
 
     looked_at, answer = -1, False
@@ -159,8 +186,8 @@ def _settle(world: World, swarm: Swarm, seed_result: SeedResult) -> None:
         return answer
 
     def look() -> bool:
-        standings = {observer.standing_of(process) for process in swarm.alive}
-        if len(standings) > 1 or "" in standings or any(map(observer.is_drifted, swarm.alive)):
+        standings = {observer.standing_of(process) for process in swarm.honest}
+        if len(standings) > 1 or "" in standings or any(map(observer.is_drifted, swarm.honest)):
             return False
         (standing,) = standings
         known, times = observer.lineages.known, observer.lineages.times
@@ -169,27 +196,45 @@ def _settle(world: World, swarm: Swarm, seed_result: SeedResult) -> None:
             chain, digest = chain + 1, known[digest].parent
         return swarm.settings.max_epochs == known[standing].epoch or chain >= SETTLED_COMMITS
 
-    world.run_until(began + LIVENESS_S, settled)
+    within_s = LIVENESS_AMONG_LIARS_S if swarm.liars else LIVENESS_S
+    world.run_until(began + within_s, settled)
     seed_result.recovery_s = world.now - began
     seed_result.starved = int(not settled() and _is_starved(swarm, began))
     if not settled() and not seed_result.starved:
-        standings = sorted({observer.standing_of(process)[:8] or "none" for process in swarm.alive})
+        standings = sorted({observer.standing_of(process)[:8] or "none" for process in swarm.honest})
         recent = sum(at > began for at in observer.lineages.times.values())
-        world.violated(
-            "4 liveness", f"{LIVENESS_S:.0f} s after the last fault: {recent} commits, lineages {', '.join(standings)}"
-        )
+        world.violated("4 liveness", f"{within_s:.0f} s after the last fault: {recent} commits, lineages {', '.join(standings)}")
+
+
+def _outlast(world: World, swarm: Swarm, seed_result: SeedResult) -> None:
+    """Liveness among liars: while nothing goes wrong but lies, the honest peers commit again and again."""
+    applied, end = swarm.observer.honestly_applied, world.now + LIES_ALONE_S
+    last_epoch = swarm.settings.max_epochs
+
+    def is_over() -> bool:
+        return any(process.replica.tip is not None and process.replica.tip.epoch == last_epoch for process in swarm.honest)
+
+    while swarm.liars and world.now < end and not is_over():
+        began, commits = world.now, len(applied)
+        world.run_until(began + EPOCH_AMONG_LIARS_S, lambda commits=commits: len(applied) > commits)  # type: ignore[misc]
+        if len(applied) == commits:
+            what = f"{len(swarm.honest)} honest peers beside {len(swarm.alive) - len(swarm.honest)} liars commit nothing for"
+            world.violated("4 lies", f"{what} {EPOCH_AMONG_LIARS_S:.0f} s")
+        seed_result.epoch_among_liars_s = max(seed_result.epoch_among_liars_s, world.now - began)
 
 
 def _is_starved(swarm: Swarm, began: float) -> bool:
     """The case for which docs/PROTOCOL.md ("Stragglers") promises nothing: the swarm commits, and only slow lines can bring the
     commits to those who are behind."""
     observer, lineages = swarm.observer, swarm.observer.lineages
+    if not lineages.times:
+        return False
     newest = max(lineages.times, key=lineages.times.__getitem__)
     if lineages.times[newest] <= began:
         return False
     level = {newest, lineages.known[newest].parent}
-    donors = [process for process in swarm.alive if process.machine.reachable and observer.standing_of(process) in level]
-    behind = {observer.standing_of(process) for process in swarm.alive} - {""}
+    donors = [process for process in swarm.honest if process.machine.reachable and observer.standing_of(process) in level]
+    behind = {observer.standing_of(process) for process in swarm.honest} - {""}
     on_the_way = all(lineages.is_ancestor(standing, newest) for standing in behind)
     return on_the_way and all(process.machine.up_bytes_s < SLOW_BYTES_S for process in donors)
 

@@ -10,7 +10,7 @@ from peer.simulation.scenario import SeedResult, simulate
 MAX_RUNS = 60
 
 
-def shrink(seed_result: SeedResult, peers: int, *, max_runs: int = MAX_RUNS) -> SeedResult:
+def shrink(seed_result: SeedResult, peers: int, *, hostile: float = 0.0, max_runs: int = MAX_RUNS) -> SeedResult:
     """The seed_result of the same seed with a part of the faults of `seed_result`, violating the same invariant.
 
     Leaving out any single one of those faults, it does not, unless `max_runs` simulations did not get that far.
@@ -22,7 +22,7 @@ def shrink(seed_result: SeedResult, peers: int, *, max_runs: int = MAX_RUNS) -> 
         if runs == max_runs:
             return None
         runs += 1
-        shrunken = simulate(seed_result.seed, peers, schedule=schedule)
+        shrunken = simulate(seed_result.seed, peers, schedule=schedule, hostile=hostile)
         return shrunken if shrunken.violated == seed_result.violated else None
 
     if not seed_result.schedule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from peer.settings import RunSettings
@@ -52,10 +52,14 @@ class Swarm:
         overlap: bool = False,
         codec: str = "",
         max_epochs: int | None = None,
+        liars: Mapping[str, str] = {},
     ) -> None:
-        """`codec`: as a run spec names it, or fp64; '' for one drawn from the seed."""
+        """`codec`: as a run spec names it, or fp64; '' for one drawn from the seed.
+
+        `liars`: peer -> its lie, a name of `liars.LIES`. With any, the run averages as runs do that strangers join.
+        """
         random = world.random
-        self.world, self.problem, self._make = world, problem, make
+        self.world, self.problem, self._make, self.liars = world, problem, make, liars
         share = random.choice(REACHABLE)
         machines = [self._machine(index, index < 2 or random.random() < share) for index in range(peers)]
         self.names = [machine.name for machine in machines]
@@ -80,8 +84,10 @@ class Swarm:
             genesis_sha256=parameters,
             overlap=overlap,
             max_grad_norm=MAX_NORM,
+            rule=averaging.rule if liars else "mean",
+            max_share=averaging.max_share if liars else 1.0,
         )
-        self.observer = Observer(world, self.settings, problem, self.network.reached_at)
+        self.observer = Observer(world, self.settings, problem, self.network.reached_at, liars.keys())
         self.injector = Injector(world, self)
         self.processes: dict[str, SimulatedPeer] = {}
         self.disks: dict[str, bytes] = {first: genesis_snapshot(problem, self.settings)}  # the newest snapshot of each machine
@@ -106,6 +112,11 @@ class Swarm:
     def alive(self) -> list[SimulatedPeer]:
         return [process for process in self.processes.values() if process.alive]
 
+    @property
+    def honest(self) -> list[SimulatedPeer]:
+        """Those of them that tell the truth."""
+        return [process for process in self.alive if process.lie is None]
+
     # -- processes -------------------------------------------------------------------------------------------------------------
 
     def start(self, name: str, *, memory: bool = True) -> None:
@@ -123,7 +134,7 @@ class Swarm:
         self._ever.append(process)
         self.processes[name] = self.network.processes[name] = process
         disk = self.disks.get(name) if memory else None
-        self.observer.started(process, on_disk=disk is not None)
+        process.observer.started(process, on_disk=disk is not None)
         if disk is not None:
             process.replica.restore(disk)
         process.begin()
@@ -198,7 +209,7 @@ class Swarm:
 
     def _after(self, owner: Any) -> None:
         if isinstance(owner, SimulatedPeer):
-            self.observer.after_event(owner)
+            owner.observer.after_event(owner)
             attempt = owner.engine.leader.attempt
             phase = "majority" if attempt is not None and attempt.majority_at is not None else owner.engine.member.phase.value
             if self._phases.get(owner) != phase:

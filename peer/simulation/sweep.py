@@ -17,9 +17,9 @@ SEEDS_A_TIME = 4
 MAX_SHRUNKEN = 3  # violations, of one sweep
 
 
-def seed_results(seeds: Iterable[int], peers: int, workers: int) -> Iterator[SeedResult]:
-    """In the order of the seeds."""
-    run = partial(simulate, peers=peers)
+def seed_results(seeds: Iterable[int], peers: int, workers: int, hostile: float = 0.0) -> Iterator[SeedResult]:
+    """In the order of the seeds. `hostile`: the share of the peers that lie."""
+    run = partial(simulate, peers=peers, hostile=hostile)
     if workers == 1:
         yield from map(run, seeds)
         return
@@ -32,6 +32,7 @@ def violation_fields(seed_result: SeedResult) -> dict[str, Any]:
         "seed": seed_result.seed,
         "invariant": seed_result.violated,
         "what": seed_result.what,
+        "liars": dict(seed_result.liars),
         "schedule": [asdict(fault) for fault in seed_result.schedule],
         "trace": seed_result.trace,
     }
@@ -47,6 +48,7 @@ class Summary(Counts):
     faults_by_seed: list[int] = field(default_factory=list)
     longest_recovery_s: float = 0.0
     longest_after_kill_s: float = 0.0
+    longest_among_liars_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -59,13 +61,14 @@ class Summary(Counts):
         self.faults_by_seed.append(sum(seed_result.faults.values()))
         self.longest_recovery_s = max(self.longest_recovery_s, seed_result.recovery_s)
         self.longest_after_kill_s = max(self.longest_after_kill_s, seed_result.kill_to_commit_s or 0.0)
+        self.longest_among_liars_s = max(self.longest_among_liars_s, seed_result.epoch_among_liars_s)
         if seed_result.violated:
             self.violations.append(seed_result)
         self._digest.update(f"{seed_result.seed} {seed_result.trace_digest}\n".encode())
 
-    def shrink_violations(self, peers: int) -> None:
+    def shrink_violations(self, peers: int, hostile: float = 0.0) -> None:
         """Leave the first ones with the fewest faults, and the trace of those."""
-        shrunken = [shrink(seed_result, peers) for seed_result in self.violations[:MAX_SHRUNKEN]]
+        shrunken = [shrink(seed_result, peers, hostile=hostile) for seed_result in self.violations[:MAX_SHRUNKEN]]
         self.violations[: len(shrunken)] = shrunken
 
     @property
@@ -80,6 +83,7 @@ class Summary(Counts):
             "retries": self.retries,
             "faults": dict(sorted(self.faults.items())),
             "faults_at": dict(sorted(self.faults_at.items())),
+            "lies": dict(sorted(self.lies.items())),
             "codecs": dict(sorted(self.codecs.items())),
             "codec_changes": self.codec_changes,
             "overtaken": self.overtaken,
@@ -90,6 +94,7 @@ class Summary(Counts):
             "median_faults": statistics.median(self.faults_by_seed or [0]),
             "longest_recovery_s": round(self.longest_recovery_s, 3),
             "longest_after_kill_s": round(self.longest_after_kill_s, 3),
+            "longest_among_liars_s": round(self.longest_among_liars_s, 3),
             "virtual_hours": round(self.virtual_s / 3600, 3),
             "wall_s": round(wall_s, 3),
             "trace_digest": self.trace_digest,

@@ -19,7 +19,7 @@ from protocols.round.plans import MemberPlan
 from protocols.round.records import Candidate, Commit, Result, SignedCommit, Vote, digest_of
 from protocols.signing import voted_result
 from protocols.transport.bandwidth import Bandwidth
-from protocols.transport.frames import FrameStream
+from protocols.transport.frames import FrameStream, Kind
 from protocols.transport.interface import DIAL_S, Service
 
 RECORD_BYTES = 1500.0  # a plan or a commit
@@ -133,11 +133,14 @@ class SimulatedStream:
         self._transport = transport
 
     async def send(self, record: Any) -> None:
-        await self.link.send(self._transport.tamper(record), size_of(record))
+        told = self._transport.tamper(record)
+        if told is not None:
+            await self.link.send(told, size_of(told))
 
     def post(self, record: Any) -> None:
-        if self.link.error is None:
-            self.link.stream.send(self.link.process, record, size_of(record))
+        told = self._transport.tamper(record)
+        if told is not None and self.link.error is None:
+            self.link.stream.send(self.link.process, told, size_of(told))
 
     async def receive(self) -> Any | None:
         message = await self.link.next()
@@ -152,11 +155,21 @@ class SimulatedStream:
 class SimulatedBulk(FrameStream):
     """Bytes over a network stream; a piece of them travels as it was written."""
 
-    def __init__(self, link: _Link, bandwidth: Bandwidth) -> None:
+    def __init__(self, link: _Link, transport: SimulatedTransport) -> None:
         self.peer = link.peer
         self._link = link
-        self._bandwidth = bandwidth
+        self._transport, self._bandwidth = transport, transport.bandwidth
         self._rest = memoryview(b"")
+
+    async def send(self, kind: Kind, payload: bytes | bytearray | memoryview = b"") -> None:
+        if kind is Kind.CHUNK and payload:
+            payload = self._transport.tamper_bytes(bytes(payload))
+        await super().send(kind, payload)
+
+    async def send_record(self, kind: Kind, record: Any) -> None:
+        told = self._transport.tamper(record)
+        if told is not None:
+            await super().send_record(kind, told)
 
     async def write(self, view: memoryview) -> None:
         if self._link.error is not None:
@@ -203,19 +216,20 @@ class SimulatedTransport:
     def __init__(self, network: Network, process: Process, bandwidth: Bandwidth) -> None:
         self.bandwidth = bandwidth
         self.service: Service | None = None
-        self.tamper: Callable[[Any], Any] = lambda record: record  # what a liar makes of the state that it gives
+        self.tamper: Callable[[Any], Any] = lambda record: record  # what a liar makes of a record that it sends; None: nothing
+        self.tamper_bytes: Callable[[bytes], bytes] = lambda data: data  # and of averages
         self._network, self._process = network, process
 
     @contextlib.asynccontextmanager
     async def open(self, peer: Candidate, opening: Any) -> AsyncIterator[SimulatedStream]:
-        with contextlib.closing(self._dial(peer.peer, type(opening).__name__, _Call(opening))) as link:
+        with contextlib.closing(self._dial(peer.peer, type(opening).__name__, _Call(self.tamper(opening)))) as link:
             yield SimulatedStream(link, self)
 
     @contextlib.asynccontextmanager
     async def bulk(self, peer: str, address: str, dial_s: float = DIAL_S) -> AsyncIterator[SimulatedBulk]:
         with contextlib.closing(self._dial(peer, BULK, _Bulk())) as link:
             await link.connected(dial_s)
-            yield SimulatedBulk(link, self.bandwidth)
+            yield SimulatedBulk(link, self)
 
     async def dial(self, peer: Candidate, dial_s: float = DIAL_S) -> None:
         opening = AskRequest()  # there are no connections without a call here: the smallest one stands for it
@@ -255,7 +269,7 @@ class SimulatedTransport:
 
     async def _serve_bulk(self, link: _Link) -> None:
         assert self.service is not None
-        stream = SimulatedBulk(link, self.bandwidth)
+        stream = SimulatedBulk(link, self)
         # The other side is gone, refused, or breaks the protocol.
         with contextlib.closing(link), contextlib.suppress(RemoteError, asyncio.TimeoutError):
             while True:

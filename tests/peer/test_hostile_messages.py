@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from peer.catch_up.claims import Claims
+from peer.simulation.made_up import MadeUp
 from peer.simulation.transport import SimulatedSigner
 from protocols.errors import BadMessageError, RemoteError
 from protocols.messages import (
@@ -53,7 +54,6 @@ from protocols.round.records import (
 from protocols.transport.frames import Kind
 from protocols.transport.interface import refusal
 from protocols.wire.convert import from_wire, to_wire
-from tests.peer.hostile import Liar
 from tests.peer.virtual import Answers, Node, SmallSwarm, ToldPeer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,7 +65,7 @@ class Mallory:
     """Follows the leader, answers its plans, and calls everybody; every record is a lie about a true one."""
 
     def __init__(self, swarm: SmallSwarm, seed: int) -> None:
-        self.swarm, self.liar = swarm, Liar(seed)
+        self.swarm, self.made_up = swarm, MadeUp(seed)
         self.node: Node = swarm.node("mallory", Answers(AskRequest=self._asked, DialBackRequest=self._dialled, Hello=self._led))
         self.told = 0
         self.plan: MemberPlan | None = None
@@ -84,7 +84,7 @@ class Mallory:
         """As it comes out of the wire at the other end."""
         self.told += 1
         for _ in range(20):
-            lied = self.liar.lie(record)
+            lied = self.made_up.lie(record)
             try:
                 return from_wire(type(lied), to_wire(lied))
             except (BadMessageError, ValueError, TypeError):  # the wire takes no such value
@@ -187,7 +187,7 @@ def test_no_lie_of_a_follower_ends_a_peer_or_the_training(seed: int) -> None:
 def test_no_lie_of_a_leader_raises_anything_but_a_breach_of_the_protocol(seed: int) -> None:
     with SmallSwarm(3, seed=seed) as swarm:
         swarm.start_all()
-        liar, plans = Liar(seed), list[MemberPlan]()
+        made_up, plans = MadeUp(seed), list[MemberPlan]()
         engine = swarm.processes["p1"].engine
         told = engine._told
 
@@ -203,9 +203,9 @@ def test_no_lie_of_a_leader_raises_anything_but_a_breach_of_the_protocol(seed: i
         true: list[Any] = [*plans[-2:], Abort(plans[-1].digest, Reason.DRIFT, ("p2",)), NeedState()]
         true += [Heartbeat(standing, 3, 5.0, 2), *engine.commits]
         for _ in range(300):
-            record = true[liar._random.randrange(len(true))]
+            record = true[made_up._random.randrange(len(true))]
             with swarm.processes["p1"].loop.running(), contextlib.suppress(BadMessageError):
-                engine.told(Candidate("mallory", "mallory:1"), liar.lie(record))
+                engine.told(Candidate("mallory", "mallory:1"), made_up.lie(record))
             swarm.for_s(0.02)
         assert not unforeseen(swarm.processes["p1"])
         began = swarm.epoch("p0")

@@ -1,4 +1,4 @@
-"""An admitted peer that sends whatever the wire lets through: true records with some of their numbers and names made up."""
+"""True records with some of their numbers and names made up: whatever the wire lets through."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ REALS = [
 TEXTS = ["", "p0", "p1", "p2", "mallory", "f" * 64, "0" * 64, "x" * 4096, "\x1b]52;c;aGk=\x07", "training", "catching up", "fp32"]
 
 
-class Liar:
+class MadeUp:
     """Makes records up from true ones, from a seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | str) -> None:
         self._random = Random(seed)
 
     def lie(self, record: Any) -> Any:
