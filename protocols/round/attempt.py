@@ -85,6 +85,13 @@ class Attempt:
         return tuple(sorted(off - {leader} if off == members else off))
 
     @property
+    def holders(self) -> set[str]:
+        """Who was to bring the averages that this attempt finishes; nobody if it averages afresh."""
+        if self.plan.finishes is None:
+            return set()
+        return set(self.plan.contributors) or {shard.reducer for shard in self.plan.shards}
+
+    @property
     def idle(self) -> list[str]:
         """Contributors, other than the leader, that have not moved a byte while some member has."""
         moved = self.deadline.have_moved

@@ -56,6 +56,8 @@ MOST_BYTES, SPARE_BYTES = 2.0, 1 << 20
 LONGEST, LONGEST_S = 4.0, 3600.0
 # A plan waits for a micro-batch of so many seconds, or so many times the median if that is more.
 LONGEST_STEP_S, SLOWEST_STEP = 60.0, 4.0
+# What a member says that it holds is given up for the epoch after so many attempts to finish it: it may have been made up.
+MAX_FINISHING = 2
 # So often in an epoch the leader waits for peers that one follower names. Each time may take the detection time.
 MAX_NAMINGS = 3
 # A connection without a byte for this long counts as dead. Heartbeats come every 0.5 s. The driver's tick makes it 2 s at most.
@@ -104,6 +106,7 @@ class Leader:
         self._strikes = Strikes()
         self._shares = ReducerShares()
         self._disowned: set[Averages] = set()  # never to be finished: a contributor denies them, or states drifted apart
+        self._in_vain = Counter[str]()  # holder -> how many attempts at this tip were to finish what it holds, and did not
         self._counted: dict[tuple[str, int], int] = {}  # (peer, incarnation) -> end of its last committed range
 
     # -- leading or not ------------------------------------------------------------------------------------------------------
@@ -135,6 +138,7 @@ class Leader:
             self._planned_at = 0.0
             self._failed_pairs.clear()
             self._disowned.clear()
+            self._in_vain.clear()
             self._absences.next_epoch(tip.members, self.followers)
             self._asked.clear()
             self._named.clear()
@@ -280,7 +284,7 @@ class Leader:
         attempt = self.attempt
         if attempt is not None and attempt.majority_at is None and attempt.deadline.passed(now):
             late, boasting = attempt.late, sorted(attempt.deadline.exaggerators)
-            for peer in {*late, *boasting}:
+            for peer in {*late, *boasting, *attempt.holders} - {self.me.peer}:
                 self._strikes.strike(peer, now)
                 if peer in self.followers:
                     self.followers[peer].report = None
@@ -412,7 +416,7 @@ class Leader:
                 report.samples,
                 report.upload_bytes_s,
                 report.download_bytes_s,
-                self._sound(self.followers[peer].ready_for, tip),
+                self._sound(self.followers[peer].ready_for, tip) if self._in_vain[peer] < MAX_FINISHING else None,
                 report.samples_per_second,
                 self.followers[peer].hello.memory_bytes,
                 self._shares.most(peer, reducers),
@@ -472,6 +476,8 @@ class Leader:
         if attempt is None:
             return []
         self.attempt = None
+        if attempt.plan.finishes is not None and reason is not Reason.SUPERSEDED:
+            self._in_vain.update(attempt.holders)
         self._absences.dropped(peer, reason)
         averages = attempt.averages
         for member in attempt.agreed:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from protocols.reasons import Reason
 from protocols.round.leader import DETECTION_S, LONGEST_STEP_S, MAX_NAMINGS
 from protocols.round.leader_actions import Ask, NoteFailure, SendPlan
 from protocols.round.member import Failed
-from tests.protocols.round.table import TICK_S, Table, of, the_plan
+from protocols.round.records import Averages, Ballot, Contribution, ReadyFor, ShardResult
+from tests.protocols.round.table import ELEMENTS, TICK_S, Table, of, the_plan
 
 
 def test_peers_that_a_follower_invents_are_waited_for_a_few_times_an_epoch() -> None:
@@ -64,3 +67,33 @@ def test_who_says_to_move_bytes_without_end_does_not_keep_an_attempt_alive() -> 
     (failed,) = of(NoteFailure, actions)
     assert (failed.reason, failed.peer) == (Reason.STALLED, "eve")
     assert it.now - 100.0 < 3 * planned.patience_s
+
+
+def test_averages_that_nobody_brings_are_given_up_after_two_attempts_and_their_holder_rests() -> None:
+    it = Table("bob", "cid", "eve")
+    ghosts = 0
+
+    def invented() -> ReadyFor:
+        """Others each time."""
+        nonlocal ghosts
+        ghosts += 1
+        ghost = Contribution(f"ghost {ghosts}", 1, 0, 10**9, it.tip.lineage, 1.0)
+        return ReadyFor(Ballot(1, it.tip.lineage, 1, "eve"), Averages((ghost,), (ShardResult(0, ELEMENTS, "d" * 64, 1.0),)))
+
+    def again(*_: Any) -> list[Any]:
+        actions = it.report("eve", 1, ready_for=invented(), promised_attempt=1)
+        return [*actions, *it.reports(lea=5, cid=5, bob=20)]
+
+    plans = [the_plan(again())]
+    while plans[-1].finishes is not None:
+        for member in plans[-1].members:
+            it.accept(plans[-1], member)
+        sent = list[SendPlan]()
+        while not sent:
+            sent = of(SendPlan, [*again(), *it.wait(TICK_S)])
+            assert it.now < 1000
+        plans += [each.plan for each in sent]
+    assert plans[-1].ballot.attempt == 3, "two attempts in vain"
+    assert "bob" in plans[-1].contributors
+    it.leader._strikes.strike("eve", it.now)
+    assert it.leader._strikes.rests("eve", it.now) and not it.leader._strikes.rests("bob", it.now)
