@@ -22,7 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (coordinator, peer, pause, resume, doctor, status, demo, simulate):
+app.add_typer(coordinator, name="coordinator")
+for command in (peer, pause, resume, doctor, status, demo, simulate):
     app.command()(command)
 
 

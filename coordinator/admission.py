@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import hmac
 import itertools
+import logging
+import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from coordinator.genesis import RunFolder
-from protocols.errors import BadMessageError
+from coordinator.invites import Invites
+from protocols.errors import BadMessageError, TicketError
+from protocols.identity import requester
 from protocols.observations import Evaluation
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, Standing
@@ -22,6 +25,7 @@ from protocols.wire.dugnad_pb2_grpc import EnrolmentServicer
 
 _PART_BYTES = 1 << 20
 MAX_BOOTSTRAP_PEERS = 32
+_log = logging.getLogger(__name__)
 
 
 class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated without types
@@ -31,6 +35,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
     def __init__(
         self,
         folder: RunFolder,
+        invites: Invites,
         discovery: Callable[[], tuple[str, ...]],
         peers: Callable[[], list[Candidate]],
         announced: Callable[[Announcement], None],
@@ -38,6 +43,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
         standing: Callable[[], Standing | None],
     ) -> None:
         self._folder = folder
+        self._invites = invites
         self._run_toml = folder.spec.to_toml()
         self._discovery = discovery
         self._peers = peers
@@ -48,11 +54,13 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
     async def Enrol(self, request: pb.EnrolRequest, context: Any) -> pb.EnrolReply:
         if request.protocol != PROTOCOL_VERSION:
             await refuse(context, Reason.OTHER_VERSION, f"protocol {PROTOCOL_VERSION}, this program speaks {request.protocol}")
-        await self._admit(request.secret, context)
         try:
-            certificate = self._folder.authority.admit(request.request)
-        except BadMessageError as error:
+            peer = requester(request.request)
+            invite = self._invites.admit(request.secret, peer, _address(context))
+            certificate = self._folder.authority.admit(request.request, invite)
+        except (BadMessageError, TicketError) as error:
             await refuse(context, Reason.BAD_TICKET, str(error))
+        _log.info("admitted %s by the invite %r from %s", peer, invite, _address(context))
         return pb.EnrolReply(
             certificate=certificate,
             run_toml=self._run_toml,
@@ -63,7 +71,10 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
         )
 
     async def Asset(self, request: pb.AssetRequest, context: Any) -> AsyncIterator[pb.AssetPart]:
-        await self._admit(request.secret, context)
+        try:
+            self._invites.check(request.secret)
+        except TicketError as error:
+            await refuse(context, Reason.BAD_TICKET, str(error))
         try:
             content = read_asset(self._folder.spec, self._folder.path, request.name)
         except BadMessageError as error:
@@ -88,6 +99,8 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
     def _some_peers(self) -> list[pb.Candidate]:
         return [to_wire(peer) for peer in self._peers()[:MAX_BOOTSTRAP_PEERS]]
 
-    async def _admit(self, secret: bytes, context: Any) -> None:
-        if not hmac.compare_digest(secret, self._folder.secret):
-            await refuse(context, Reason.BAD_TICKET, "the ticket's secret is not this run's")
+
+def _address(context: Any) -> str:
+    """Where the caller is, without its port."""
+    kind, _, address = urllib.parse.unquote(context.peer()).partition(":")
+    return address.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else kind

@@ -1,5 +1,5 @@
-"""`dugnad coordinator` and `dugnad status`: the organiser's commands. Imports nothing heavy before the arguments are known
-to be right."""
+"""`dugnad coordinator` with its commands, and `dugnad status`: the organiser's. Imports nothing heavy before the arguments are
+known to be right."""
 
 from __future__ import annotations
 
@@ -7,15 +7,39 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from coordinator.config import DEFAULT_PORT, CoordinatorConfig
 from protocols.host.child_process import end_with_parent
 from protocols.ticket_source import HELP, read_ticket
 
+_RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run spec.")]
+_Directory = Annotated[Path | None, typer.Option("--dir", help="The run's folder; runs/NAME when left out.")]
 
-def coordinator(
-    run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run spec.")],
-    directory: Annotated[Path | None, typer.Option("--dir", help="The run's folder; runs/NAME when left out.")] = None,
+
+class _StartsRuns(TyperGroup):
+    """Where no command is named, a run is started: `dugnad coordinator RUN.toml`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        named = args and (args[0] in self.commands or args[0] == "--help")
+        return super().parse_args(ctx, args if named or not args else ["run", *args])
+
+
+coordinator = typer.Typer(cls=_StartsRuns, no_args_is_help=True)
+
+
+@coordinator.callback()
+def _organise() -> None:
+    """Start a run, or resume it: dugnad coordinator RUN.toml. The commands below work beside it.
+
+    See dugnad coordinator run --help for its options.
+    """
+
+
+@coordinator.command()
+def run(
+    run: _RunFile,
+    directory: _Directory = None,
     host: Annotated[str, typer.Option(help="IP address to listen on; :: for IPv6.")] = "0.0.0.0",
     announce: Annotated[
         list[str] | None, typer.Option(help="Host that volunteers reach this machine by; may be given several times.")
@@ -39,6 +63,37 @@ def coordinator(
 
     config = CoordinatorConfig(run_file=run, directory=directory, host=host, announce=tuple(announce or ()), port=port, json=json)
     raise typer.Exit(run_coordinator(config))
+
+
+@coordinator.command()
+def invite(
+    run: _RunFile,
+    name: Annotated[str, typer.Option(help="Whom it is for; peers' certificates carry it. `open` is the printed ticket.")],
+    directory: _Directory = None,
+    uses: Annotated[int | None, typer.Option(min=1, help="How many peers it admits; any number when left out.")] = None,
+    expires: Annotated[str | None, typer.Option(help="How long it admits: 90m, 12h, 7d, 2w. Ever when left out.")] = None,
+) -> None:
+    """Print a line for somebody to join with.
+
+    Works while the coordinator runs. Whoever was admitted stays admitted when the invite ends.
+
+    Example: dugnad coordinator invite run.toml --name ann --uses 2 --expires 7d
+    """
+    from coordinator.organising import invite
+
+    invite(run, directory, name=name, uses=uses, expires=expires)
+
+
+@coordinator.command()
+def peers(
+    run: _RunFile,
+    directory: _Directory = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+) -> None:
+    """List the invites, and whom each has admitted."""
+    from coordinator.organising import show_peers
+
+    show_peers(run, directory, as_json=json)
 
 
 def status(

@@ -17,6 +17,7 @@ from typing import Any
 from coordinator.admission import EnrolmentService
 from coordinator.config import CoordinatorConfig
 from coordinator.genesis import RunFolder
+from coordinator.invites import Invites
 from coordinator.known_peers import KnownPeers
 from coordinator.watching import watch
 from protocols.errors import LocalError, PortInUseError, RemoteError, UnreachableError
@@ -115,8 +116,11 @@ class Network:
             stack.push_async_callback(self._transport.aclose)
             stack.push_async_callback(discovery.aclose)
             await discovery.start()
+            invites = stack.enter_context(contextlib.closing(Invites(folder.path)))
+            invites.open_to_all(folder.secret)
             service = EnrolmentService(
                 folder,
+                invites,
                 discovery=lambda: (*self._announced_as(discovery), *discovery.addresses, *self._known.discovery()),
                 peers=self._known.candidates,
                 announced=self._known.add,

@@ -13,11 +13,11 @@ from coordinator.sinks.swarm_table import render_view
 from coordinator.swarm_view import SwarmView
 from coordinator.watching import look_once
 from protocols.errors import UnreachableError, UsageError
-from protocols.identity import Credentials, Key, Ticket
+from protocols.identity import Credentials, Ticket
 from protocols.round.records import Candidate
 from protocols.run_spec import RunSpec
 from protocols.transport.enrolling import enrol
-from protocols.transport.kept_enrolment import home_of, kept_in
+from protocols.transport.kept_enrolment import home_of, kept_in, key_for
 from protocols.transport.network import NetworkTransport
 from protocols.transport.network_thread import NetworkThread
 
@@ -49,7 +49,7 @@ async def _way_there(ticket: Ticket | None, home: Path | None) -> tuple[Credenti
     """Through the coordinator; through peers that a peer of this computer knew when that is away, or a home is given."""
     if ticket is not None and home is None:
         try:
-            enrolment = await enrol(ticket, Key.generate())  # the identity is used this once
+            enrolment = await enrol(ticket, key_for(ticket))
         except UnreachableError as error:
             kept = kept_in(home_of(ticket))
             if kept is None:

@@ -47,6 +47,7 @@ from protocols.transport.discovery import Discovery, DiscoveryConfig
 from protocols.transport.enrolling import Enrolment, enrol, fetch_assets, missing_assets, ways_to
 from protocols.transport.frames import FrameStream, Kind
 from protocols.transport.interface import Stream, refusal
+from protocols.transport.kept_enrolment import key_for
 from protocols.transport.network import NetworkTransport
 from protocols.transport.network_thread import NetworkThread
 
@@ -101,7 +102,7 @@ def examine(ticket: Ticket | None, wishes: Wishes, report: Report) -> bool:
             for check in network.call(_ways_to(ticket)):
                 tell(check)
             with _as_check("enrolment", tell):
-                enrolment = network.call(enrol(ticket, Key.generate()))
+                enrolment = network.call(enrol(ticket, key_for(ticket)))
                 tell(Check("enrolment", "ok", f"admitted to run {enrolment.spec.run.name}"))
                 whole = (enrolment.discovery, enrolment.credentials, enrolment.spec.digest)
                 tell(network.call(_discovery(Path(folder), *whole)))

@@ -143,27 +143,21 @@ class Authority:
         """SHA-256 of the authority's certificate, which tickets pin: 32 bytes."""
         return self._certificate.fingerprint(hashes.SHA256())
 
-    def admit(self, request: bytes) -> bytes:
-        """Issue a certificate (PEM) for a signing request (DER). Raises BadMessageError unless a P-256 key signed the request."""
-        try:
-            csr = x509.load_der_x509_csr(request)
-            public, is_signed = csr.public_key(), csr.is_signature_valid
-        except Exception as error:  # its parser raises errors of a dozen kinds
-            raise BadMessageError("the certificate request cannot be read") from error
-        if not _is_p256(public) or not is_signed:
-            raise BadMessageError("the certificate request is not signed by a P-256 key")
-        assert isinstance(public, ec.EllipticCurvePublicKey)
+    def admit(self, request: bytes, invite: str = "") -> bytes:
+        """Issue a certificate (PEM) for a signing request (DER); it names the invite. Raises BadMessageError unless a P-256 key
+        signed the request."""
+        public = _requested(request)
         peer_id = peer_id_of(public)
-        return self._issue(public, peer_id, server_name(peer_id))
+        return self._issue(public, _named(peer_id, invite), server_name(peer_id))
 
     def coordinator_credentials(self, key: Key) -> Credentials:
         """Issue the coordinator's own credentials, under the name COORDINATOR_NAME."""
-        return Credentials(key, self._issue(key.private.public_key(), key.peer_id, COORDINATOR_NAME), self.pem)
+        return Credentials(key, self._issue(key.private.public_key(), _named(key.peer_id), COORDINATOR_NAME), self.pem)
 
-    def _issue(self, public: ec.EllipticCurvePublicKey, common_name: str, dns_name: str) -> bytes:
+    def _issue(self, public: ec.EllipticCurvePublicKey, subject: x509.Name, dns_name: str) -> bytes:
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         certificate = (
-            _draft(_named(common_name), self._certificate.subject, public, dns_name, VALIDITY)
+            _draft(subject, self._certificate.subject, public, dns_name, VALIDITY)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .sign(self._key.private, hashes.SHA256())
@@ -195,8 +189,27 @@ def _draft(
     )
 
 
-def _named(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+def _named(common_name: str, unit: str = "") -> x509.Name:
+    name = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
+    return x509.Name([*name, x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit)] if unit else name)
+
+
+def _requested(request: bytes) -> ec.EllipticCurvePublicKey:
+    """The key that signed a certificate request (DER). Raises BadMessageError unless it is a P-256 key."""
+    try:
+        csr = x509.load_der_x509_csr(request)
+        public, is_signed = csr.public_key(), csr.is_signature_valid
+    except Exception as error:  # its parser raises errors of a dozen kinds
+        raise BadMessageError("the certificate request cannot be read") from error
+    if not _is_p256(public) or not is_signed:
+        raise BadMessageError("the certificate request is not signed by a P-256 key")
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    return public
+
+
+def requester(request: bytes) -> str:
+    """The peer id of whoever made a certificate request (DER). Raises BadMessageError."""
+    return peer_id_of(_requested(request))
 
 
 def _is_p256(public: object) -> bool:

@@ -27,6 +27,7 @@ _OPTIONS: list[tuple[str, Any]] = [
 ]
 # Ports are never shared: two processes that listen on one would each get half of the connections.
 # Who connects has ten seconds to show a certificate, and a caller so many calls at once.
+ENROLMENT_BYTES = 64 << 10  # of what strangers send
 _SERVER_OPTIONS: list[tuple[str, Any]] = [
     *_OPTIONS,
     ("grpc.so_reuseport", 0),
@@ -120,11 +121,12 @@ def peer_server(credentials: Credentials, host: str, port: int) -> tuple[grpc.ai
 
 def enrolment_server(key_pem: bytes, certificate: bytes, host: str, port: int) -> tuple[grpc.aio.Server, int]:
     """A server for whoever knows its certificate, and the port that it is bound to. Raises PortInUseError."""
-    return _bound_server(grpc.ssl_server_credentials([(key_pem, certificate)]), host, port)
+    limit = ("grpc.max_receive_message_length", ENROLMENT_BYTES)
+    return _bound_server(grpc.ssl_server_credentials([(key_pem, certificate)]), host, port, limit)
 
 
-def _bound_server(tls: grpc.ServerCredentials, host: str, port: int) -> tuple[grpc.aio.Server, int]:
-    server = grpc.aio.server(options=_SERVER_OPTIONS)
+def _bound_server(tls: grpc.ServerCredentials, host: str, port: int, *more: tuple[str, Any]) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(options=[*(it for it in _SERVER_OPTIONS if it[0] not in dict(more)), *more])
     where = joined(host, port)
     problem = PortInUseError(f"cannot listen on {where}: the port is in use", remedy="Choose another --port.")
     try:

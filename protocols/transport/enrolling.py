@@ -161,7 +161,9 @@ async def _enrol_at(address: str, authority: bytes, ticket: Ticket, key: Key) ->
 
 def _explained(error: RefusedError) -> DugnadError:
     if error.reason == Reason.BAD_TICKET.value:
-        return TicketError("the coordinator does not accept this ticket", remedy="Ask the organiser for a new one.")
+        return TicketError(
+            f"the coordinator does not accept this ticket: {error.sentence}", remedy="Ask the organiser for a new one."
+        )
     if error.reason == Reason.OTHER_VERSION.value:
         return TicketError(f"the coordinator speaks another version: {error.sentence}", remedy="Install its version of dugnad.")
     return error

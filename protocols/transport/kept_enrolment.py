@@ -23,6 +23,13 @@ def home_of(ticket: Ticket) -> Path:
     return default_home() / ticket.fingerprint.hex()[:16]
 
 
+def key_for(ticket: Ticket) -> Key:
+    """This computer's key for the run, that of its first peer there. Whatever asks with it takes one use of an invite."""
+    home = home_of(ticket)
+    home.mkdir(parents=True, exist_ok=True)
+    return Key.load_or_create(home / KEY)
+
+
 @dataclass(frozen=True)
 class KeptEnrolment:
     credentials: Credentials

@@ -317,8 +317,12 @@ class Swarm:
     def visit(self) -> Enrolment:
         """An outsider's credentials; taken once, so that they outlive the coordinator."""
         if self._visitor is None:
-            self._visitor = self._network.call(enrol(Ticket.parse(self.ticket), Key.generate()))
+            self._visitor = self.enrol(self.ticket)
         return self._visitor
+
+    def enrol(self, ticket: str) -> Enrolment:
+        """As somebody new."""
+        return self._network.call(enrol(Ticket.parse(ticket), Key.generate()))
 
     def call(self, work: Callable[[NetworkTransport], Any], run_digest: str = "") -> Any:
         """Run `await work(transport)` as an outsider."""

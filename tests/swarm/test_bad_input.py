@@ -171,3 +171,13 @@ def test_the_ticket_is_nobody_elses_to_read(swarm: Swarm) -> None:
 
 def test_the_version_is_told_both_ways() -> None:
     assert run_dugnad("--version").stdout == run_dugnad("version").stdout != ""
+
+
+def test_an_invite_admits_while_the_run_goes_on_and_whoever_comes_too_late_is_told_why(swarm: Swarm, tmp_path: Path) -> None:
+    run = (str(swarm.run_file), "--dir", str(swarm.folder / "run"))
+    line = run_dugnad("coordinator", "invite", *run, "--name", "once", "--uses", "1").stdout.strip()
+    ticket = line.removeprefix("dugnad peer ")
+    admitted = swarm.enrol(ticket).credentials.peer_id
+    refused(2, "the invite 'once' was used 1 times", "peer", ticket, *OWN, "--home", str(tmp_path / "late"))
+    listed = run_dugnad("coordinator", "peers", *run).stdout
+    assert "once" in listed and admitted in listed
