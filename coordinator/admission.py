@@ -56,6 +56,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
             await refuse(context, Reason.OTHER_VERSION, f"protocol {PROTOCOL_VERSION}, this program speaks {request.protocol}")
         try:
             peer = requester(request.request)
+            await self._refuse_banned(peer, context)
             invite = self._invites.admit(request.secret, peer, _address(context))
             certificate = self._folder.authority.admit(request.request, invite)
         except (BadMessageError, TicketError) as error:
@@ -84,20 +85,33 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
 
     async def Announce(self, request: pb.SignedAnnouncement, context: Any) -> pb.AnnounceReply:
         try:
-            self._announced(read_announcement(request.SerializeToString(), self._folder.authority.pem))
+            announcement = read_announcement(request.SerializeToString(), self._folder.authority.pem)
+            await self._refuse_banned(announcement.peer, context)
+            self._announced(announcement)
         except BadMessageError as error:
             await refuse(context, Reason.NOT_A_MEMBER, str(error))
         held_out, names = self._news()
         some = dict(itertools.islice(names.items(), MAX_NAMED))
         evaluation = to_wire(held_out) if held_out else None
-        return pb.AnnounceReply(peers=self._some_peers(), held_out=evaluation, names=some, standing=self._known_standing())
+        return pb.AnnounceReply(
+            peers=self._some_peers(),
+            held_out=evaluation,
+            names=some,
+            standing=self._known_standing(),
+            banned=sorted(self._invites.banned)[:MAX_NAMED],
+        )
+
+    async def _refuse_banned(self, peer: str, context: Any) -> None:
+        if peer in self._invites.banned:
+            await refuse(context, Reason.BANNED, "the organiser does not let this peer take part now")
 
     def _known_standing(self) -> pb.Standing | None:
         standing = self._standing()
         return to_wire(standing) if standing is not None else None
 
     def _some_peers(self) -> list[pb.Candidate]:
-        return [to_wire(peer) for peer in self._peers()[:MAX_BOOTSTRAP_PEERS]]
+        banned = self._invites.banned
+        return [to_wire(peer) for peer in self._peers() if peer.peer not in banned][:MAX_BOOTSTRAP_PEERS]
 
 
 def _address(context: Any) -> str:

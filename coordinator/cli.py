@@ -96,6 +96,41 @@ def peers(
     show_peers(run, directory, as_json=json)
 
 
+_Peer = Annotated[str | None, typer.Argument(metavar="PEER", help="The beginning of a peer's id; `peers` lists them.")]
+_OfInvite = Annotated[str | None, typer.Option("--invite", help="All whom this invite has admitted.")]
+
+
+@coordinator.command()
+def kick(run: _RunFile, peer: _Peer = None, of: _OfInvite = None, directory: _Directory = None) -> None:
+    """Send a peer away for ten minutes.
+
+    Example: dugnad coordinator kick run.toml 3fa2bb
+    """
+    from coordinator.organising import KICK_S, ban
+
+    ban(run, directory, peer=peer, invite=of, lasts_s=KICK_S)
+
+
+@coordinator.command()
+def ban(run: _RunFile, peer: _Peer = None, of: _OfInvite = None, directory: _Directory = None) -> None:
+    """Send a peer away for good, or all of an invite, which then admits nobody any more.
+
+    The running coordinator heeds it at once, and every peer within half a minute. Whoever is banned can come again with another
+    key, unless its invite is used up or ended.
+    """
+    from coordinator.organising import ban
+
+    ban(run, directory, peer=peer, invite=of, lasts_s=None)
+
+
+@coordinator.command()
+def unban(run: _RunFile, peer: _Peer = None, of: _OfInvite = None, directory: _Directory = None) -> None:
+    """Let a peer, or all of an invite, take part again."""
+    from coordinator.organising import unban
+
+    unban(run, directory, peer=peer, invite=of)
+
+
 def status(
     ticket: Annotated[str | None, typer.Argument(metavar="TICKET", help=HELP)] = None,
     home: Annotated[Path | None, typer.Option(help="Folder of a peer of yours: ask those it knows, without a ticket.")] = None,

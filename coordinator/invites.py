@@ -1,12 +1,12 @@
-"""Who may join a run: its invites, and a record of whom each admitted. Kept in SQLite, so that the organiser's commands and a
-running coordinator share it, and no crash loses an admission."""
+"""Who may take part in a run: its invites, a record of whom each admitted, and bans. Kept in SQLite, so that the organiser's
+commands and a running coordinator share it, and no crash loses an admission."""
 
 from __future__ import annotations
 
 import hmac
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS invites (
 CREATE TABLE IF NOT EXISTS admissions (
     number INTEGER PRIMARY KEY, peer TEXT NOT NULL, invite TEXT NOT NULL, at REAL NOT NULL, address TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS bans (peer TEXT PRIMARY KEY, until REAL);
 CREATE INDEX IF NOT EXISTS by_invite ON admissions (invite, peer);
 """
 
@@ -116,6 +117,44 @@ class Invites:
             raise
         database.execute("COMMIT")
         return name
+
+    # -- bans --------------------------------------------------------------------------------------------------------------------
+
+    def ban(self, peers: Iterable[str], lasts_s: float | None = None) -> None:
+        """These peers take no part for so long, None for ever."""
+        until = self._clock() + lasts_s if lasts_s is not None else None
+        with self._database:
+            self._database.executemany("INSERT OR REPLACE INTO bans VALUES (?, ?)", [(peer, until) for peer in peers])
+
+    def unban(self, peers: Iterable[str]) -> None:
+        with self._database:
+            self._database.executemany("DELETE FROM bans WHERE peer = ?", [(peer,) for peer in peers])
+
+    def end(self, name: str) -> None:
+        """The invite admits nobody from now on. Raises UsageError."""
+        if not self._database.execute("UPDATE invites SET expires_at = ? WHERE name = ?", (self._clock(), name)).rowcount:
+            raise UsageError(f"there is no invite named {name!r}", remedy="dugnad coordinator peers lists them.")
+
+    @property
+    def banned(self) -> frozenset[str]:
+        """The peers that take no part now."""
+        rows = self._database.execute("SELECT peer FROM bans WHERE until IS NULL OR until > ?", (self._clock(),))
+        return frozenset(peer for (peer,) in rows)
+
+    def admitted_by(self, name: str) -> list[str]:
+        return [peer for (peer,) in self._database.execute("SELECT DISTINCT peer FROM admissions WHERE invite = ?", (name,))]
+
+    def named(self, start: str) -> str:
+        """The peer that was admitted whose id begins so. Raises UsageError unless there is exactly one."""
+        rows = self._database.execute("SELECT DISTINCT peer FROM admissions WHERE substr(peer, 1, ?) = ?", (len(start), start))
+        found = [peer for (peer,) in rows]
+        if len(found) != 1:
+            what = f"{len(found)} peers have ids that begin with" if found else "nobody was admitted whose id begins with"
+            raise UsageError(f"{what} {start!r}", remedy="dugnad coordinator peers lists them.")
+        (peer,) = found
+        return str(peer)
+
+    # -- for people --------------------------------------------------------------------------------------------------------------
 
     @property
     def invites(self) -> list[Invite]:

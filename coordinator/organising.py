@@ -1,4 +1,7 @@
-"""`dugnad coordinator invite` and `peers`: what an organiser does beside a run, whether its coordinator runs or not."""
+"""`dugnad coordinator invite`, `peers`, `kick`, `ban` and `unban`: what an organiser does beside a run.
+
+It does not matter whether the coordinator runs.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ from rich.table import Table
 from coordinator.invites import FILE, OPEN, Invite, Invites
 from protocols.errors import UsageError
 from protocols.host.terminal import duration
-from protocols.identity import Ticket
+from protocols.identity import Key, Ticket
 from protocols.run_spec import RunSpec
 
+KICK_S = 600.0
 _UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
@@ -41,12 +45,46 @@ def invite(run_file: Path, directory: Path | None, *, name: str, uses: int | Non
     print(f"dugnad peer {Ticket(ticket.hosts, ticket.port, ticket.fingerprint, secret)}")
 
 
+def ban(run_file: Path, directory: Path | None, *, peer: str | None, invite: str | None, lasts_s: float | None) -> None:
+    """Ban a peer, or all of an invite, for so long (None: for good). Raises UsageError."""
+    folder = _folder(run_file, directory)
+    own = Key.load_or_create(folder / "auxiliary" / "identity.key").peer_id
+    with _invites(folder) as invites:
+        peers = [each for each in _meant(invites, peer, invite) if each != own]
+        if peer is not None and not peers:
+            raise UsageError("that is the coordinator's own auxiliary peer", remedy="Stop the coordinator instead.")
+        if invite is not None and lasts_s is None:
+            invites.end(invite)
+        invites.ban(peers, lasts_s)
+    print("\n".join(peers) or "Nobody was admitted by it.")
+
+
+def unban(run_file: Path, directory: Path | None, *, peer: str | None, invite: str | None) -> None:
+    """Raises UsageError."""
+    with _invites(_folder(run_file, directory)) as invites:
+        peers = _meant(invites, peer, invite)
+        invites.unban(peers)
+    print("\n".join(peers) or "Nobody was admitted by it.")
+
+
+def _meant(invites: Invites, peer: str | None, invite: str | None) -> list[str]:
+    if (peer is None) == (invite is None):
+        raise UsageError("say either which PEER, or whose --invite", remedy="dugnad coordinator peers lists both.")
+    if peer is not None:
+        return [invites.named(peer)]
+    assert invite is not None
+    if invite not in {each.name for each in invites.invites}:
+        raise UsageError(f"there is no invite named {invite!r}", remedy="dugnad coordinator peers lists them.")
+    return invites.admitted_by(invite)
+
+
 def show_peers(run_file: Path, directory: Path | None, *, as_json: bool) -> None:
     """Print the invites, and whom they admitted. Raises UsageError."""
     with _invites(_folder(run_file, directory)) as found:
-        invites, admissions = found.invites, found.admissions
+        invites, admissions, banned = found.invites, found.admissions, found.banned
     if as_json:
-        print(json.dumps({"invites": [asdict(each) for each in invites], "admissions": [asdict(each) for each in admissions]}))
+        lists = {"invites": [asdict(each) for each in invites], "admissions": [asdict(each) for each in admissions]}
+        print(json.dumps({**lists, "banned": sorted(banned)}))
         return
     now, terminal = time.time(), Terminal(highlight=False)
     table = Table("invite", "admitted", "of at most", "ends")
@@ -55,10 +93,11 @@ def show_peers(run_file: Path, directory: Path | None, *, as_json: bool) -> None
     terminal.print(table)
     peers = Table()
     peers.add_column("peer", min_width=32)
-    for column in ("invite", "admitted", "from"):
+    for column in ("invite", "admitted", "from", ""):
         peers.add_column(column)
     for admission in admissions:
-        peers.add_row(admission.peer, admission.invite, f"{duration(max(0.0, now - admission.at))} ago", admission.address)
+        since, state = f"{duration(max(0.0, now - admission.at))} ago", "banned" if admission.peer in banned else ""
+        peers.add_row(admission.peer, admission.invite, since, admission.address, state)
     terminal.print(peers if admissions else "Nobody was admitted yet.")
 
 

@@ -22,6 +22,7 @@ class Reason(str, Enum):
     AUXILIARY = "auxiliary"  # the peer computes no gradients: it only reduces
     BUSY = "busy"  # the peer was asked the same a moment ago
     BAD_TICKET = "bad-ticket"
+    BANNED = "banned"  # the organiser does not let it take part
     OTHER_VERSION = "other-version"
     BAD_MESSAGE = "bad-message"  # a call breaks the protocol
 

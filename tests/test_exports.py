@@ -12,6 +12,9 @@ COMMANDS = {
     "coordinator run": {"run", "directory", "host", "announce", "port", "json"},
     "coordinator invite": {"run", "directory", "name", "uses", "expires"},
     "coordinator peers": {"run", "directory", "json"},
+    "coordinator kick": {"run", "peer", "of", "directory"},
+    "coordinator ban": {"run", "peer", "of", "directory"},
+    "coordinator unban": {"run", "peer", "of", "directory"},
     "peer": {
         *("ticket", "role", "client_mode", "device", "micro_batch", "precision", "threads", "compiled", "retune", "yes"),
         *("host", "port", "announce", "port_mapping", "max_upload", "max_download", "hours", "on_battery"),

@@ -29,6 +29,9 @@ class Surroundings(Protocol):
     @property
     def followers(self) -> FollowerLinks: ...
 
+    @property
+    def banned(self) -> frozenset[str]: ...
+
 
 class Sources:
     """Peers that may hold state which this peer needs."""
@@ -40,7 +43,7 @@ class Sources:
     def reachable(self) -> list[Candidate]:
         """Peers that can be asked where they stand."""
         peers = {candidate.peer: candidate for candidate in (*self._bootstrap, *self._peer.succession.order)}
-        return [candidate for peer, candidate in peers.items() if peer != self._peer.me]
+        return [candidate for peer, candidate in peers.items() if peer != self._peer.me and peer not in self._peer.banned]
 
     def candidate(self, peer: str) -> Candidate | None:
         """Where `peer` can be asked; None if it cannot."""

@@ -244,6 +244,7 @@ class Engine:
             self.perform(self.leader.tick(now))
             self.perform(self.member.tick(self.bandwidth.moved_bytes, now))
             self._watch_leader(now)
+            self._shut_out(now)
             for reducer in self.unreached.due(now):
                 self._spawn(self._asking(reducer, self._dial_again(reducer)))
             if now >= heartbeat_at:
@@ -280,6 +281,20 @@ class Engine:
     def news(self) -> News:
         """What the coordinator said last."""
         return self._neighbours.news
+
+    @property
+    def banned(self) -> frozenset[str]:
+        """Peers that the organiser does not let take part now."""
+        return self.news.banned
+
+    def _shut_out(self, now: float) -> None:
+        """Nobody follows a banned peer, and none follows this one."""
+        for peer in self.banned:
+            self.succession.silent(peer)
+            if peer in self.followers.peers:
+                self.events("shut_out", peer=peer)
+                self.followers.close(peer)
+                self.perform(self.leader.left(peer, Reason.BANNED, now))
 
     def swarm(self) -> Swarm:
         """How the swarm stands, as this peer sees it."""

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Callable, Iterable
 
 from peer.environment import Environment
-from protocols.errors import LocalError, PortInUseError, RemoteError
+from protocols.errors import LocalError, PortInUseError, RefusedError, RemoteError
+from protocols.reasons import Reason
 from protocols.round.records import Candidate, Hello, Standing
 from protocols.transport.announcements import ANNOUNCEMENT_S
 from protocols.transport.interface import News
@@ -21,7 +22,10 @@ _log = logging.getLogger(__name__)
 
 
 class Neighbours:
-    """Calls `found` with the other reachable peers at every look, and `heard` with the standing of a random one and its id."""
+    """Calls `found` with the other reachable peers at every look, and `heard` with the standing of a random one and its id.
+
+    Ends with a RefusedError when the coordinator says that this peer is banned.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,8 @@ class Neighbours:
                 ]
                 self._found(others)
             except (RemoteError, LocalError, PortInUseError) as error:
+                if isinstance(error, RefusedError) and error.reason == Reason.BANNED.value:
+                    raise RefusedError(error.sentence, reason=error.reason, remedy="Ask the organiser.") from error
                 _log.warning("discovery: %s", error)
             except Exception:  # noqa: BLE001  others may have caused it: it must not end the peer
                 _log.warning("discovery failed in a way that no check foresaw; it is tried again", exc_info=True)

@@ -52,6 +52,8 @@ class PeerService:
     async def serve(self, stream: Stream, opening: Any) -> None:
         """One call, which `opening` began. Raises RefusedError to say no, BadMessageError for what breaks the protocol."""
         with self._engine.guarded(stream.peer):
+            if stream.peer in self._engine.banned:
+                raise refusal(Reason.BANNED, "the organiser does not let this peer take part now")
             await self._serve(stream, opening)
 
     async def _serve(self, stream: Stream, opening: Any) -> None:
@@ -143,6 +145,9 @@ class PeerService:
             await self._serve_bulk(stream, kind, length)
 
     async def _serve_bulk(self, stream: FrameStream, kind: Kind, length: int) -> None:
+        if stream.peer in self._engine.banned:
+            await refuse(stream, Reason.BANNED, "the organiser does not let this peer take part now")
+            return
         if kind is Kind.PROBE:
             await self._probes.serve(stream, length)
             return

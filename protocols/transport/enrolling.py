@@ -98,6 +98,7 @@ async def announce_to(coordinator: str, authority: bytes, signed: bytes) -> News
         peers=tuple(from_wire(Candidate, peer) for peer in reply.peers[:MAX_NAMED]),
         held_out=from_wire(Evaluation, reply.held_out) if reply.HasField("held_out") else None,
         standing=from_wire(Standing, reply.standing) if reply.HasField("standing") else None,
+        banned=frozenset(reply.banned[:MAX_NAMED]),
         names={peer: reply.names[peer][:MAX_NAME] for peer in itertools.islice(reply.names, MAX_NAMED)},
     )
 
@@ -164,6 +165,8 @@ def _explained(error: RefusedError) -> DugnadError:
         return TicketError(
             f"the coordinator does not accept this ticket: {error.sentence}", remedy="Ask the organiser for a new one."
         )
+    if error.reason == Reason.BANNED.value:
+        return TicketError(error.sentence, remedy="Ask the organiser.")
     if error.reason == Reason.OTHER_VERSION.value:
         return TicketError(f"the coordinator speaks another version: {error.sentence}", remedy="Install its version of dugnad.")
     return error

@@ -82,6 +82,8 @@ class News:
     """What peers call themselves, by their ids."""
     standing: Standing | None = None
     """Where the coordinator's own auxiliary peer stands."""
+    banned: frozenset[str] = frozenset()
+    """Peers that the organiser does not let take part now."""
 
 
 class Directory(Protocol):

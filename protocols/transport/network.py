@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
@@ -12,8 +11,9 @@ from typing import Any
 
 import grpc.aio
 
-from protocols.errors import LocalError, PortInUseError, RemoteError
+from protocols.errors import LocalError, PortInUseError, RefusedError, RemoteError
 from protocols.identity import Credentials
+from protocols.reasons import Reason
 from protocols.round.records import Candidate, Hello
 from protocols.transport.addresses import is_own, split
 from protocols.transport.announcements import Announcement, expiry_ms, printable, sign_announcement
@@ -98,6 +98,7 @@ class SwarmDirectory:
         self._announced = 0
         self._credentials = credentials
         self._coordinator = coordinator
+        self._banned: frozenset[str] = frozenset()  # when the coordinator last answered
 
     async def start(self, hello: Hello) -> None:
         """Raises UnreachableError when no DHT node answers, PortInUseError when the port is taken."""
@@ -111,7 +112,10 @@ class SwarmDirectory:
         await self._discovery.aclose()
 
     async def announce(self, hello: Hello) -> News:
-        """Tell the coordinator where this peer is, and the DHT if it can be reached; what the coordinator says."""
+        """Tell the coordinator where this peer is, and the DHT if it can be reached; what the coordinator says.
+
+        Raises RefusedError if it says that this peer is banned.
+        """
         me = self._credentials.peer_id
         await _tried(self._discovery.be(client_mode=await _in_client_mode(hello)))
         self._announced += 1
@@ -128,9 +132,14 @@ class SwarmDirectory:
         if hello.reachable:
             await _tried(self._discovery.announce(announcement))
         signed = sign_announcement(announcement, self._credentials)
-        with contextlib.suppress(RemoteError):  # the coordinator is away; training does not need it
-            return await announce_to(self._coordinator, self._credentials.authority, signed)
-        return News()
+        try:
+            news = await announce_to(self._coordinator, self._credentials.authority, signed)
+        except RemoteError as error:
+            if isinstance(error, RefusedError) and error.reason == Reason.BANNED.value:
+                raise
+            return News(banned=self._banned)  # the coordinator is away; training does not need it
+        self._banned = news.banned
+        return news
 
     async def peers(self) -> list[Candidate]:
         return [Candidate(item.peer, item.address) for item in await self._discovery.peers()]

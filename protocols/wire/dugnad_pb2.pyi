@@ -661,7 +661,7 @@ class Announcement(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., auxiliary: _Optional[bool] = ..., discovery: _Optional[_Iterable[str]] = ..., number: _Optional[int] = ..., expires_ms: _Optional[int] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
-    __slots__ = ("peers", "held_out", "names", "standing")
+    __slots__ = ("peers", "held_out", "names", "standing", "banned")
     class NamesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -673,11 +673,13 @@ class AnnounceReply(_message.Message):
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     NAMES_FIELD_NUMBER: _ClassVar[int]
     STANDING_FIELD_NUMBER: _ClassVar[int]
+    BANNED_FIELD_NUMBER: _ClassVar[int]
     peers: _containers.RepeatedCompositeFieldContainer[Candidate]
     held_out: Evaluation
     names: _containers.ScalarMap[str, str]
     standing: Standing
-    def __init__(self, peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., held_out: _Optional[_Union[Evaluation, _Mapping]] = ..., names: _Optional[_Mapping[str, str]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...
+    banned: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., held_out: _Optional[_Union[Evaluation, _Mapping]] = ..., names: _Optional[_Mapping[str, str]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ..., banned: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("epoch", "loss")

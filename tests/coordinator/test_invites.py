@@ -125,6 +125,24 @@ def test_a_certificate_names_the_invite_and_the_request_cannot(tmp_path: Path) -
     assert [it.value for it in subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)] == ["ann"]
 
 
+def test_a_ban_holds_for_its_time_or_until_it_is_taken_back(invites: Invites, clock: Clock) -> None:
+    invites.ban(["a"], 600.0)
+    invites.ban(["b", "c"])
+    assert invites.banned == {"a", "b", "c"}
+    clock.now += 600.0
+    invites.unban(["c", "nobody"])
+    assert invites.banned == {"b"}
+
+
+def test_a_peer_is_named_by_the_beginning_of_its_id(invites: Invites) -> None:
+    for peer in ("3fa2bb", "3fa9cc", "77aa00"):
+        invites.admit(b"open secret 1234", peer, "::1")
+    assert invites.named("3fa2") == "3fa2bb" and invites.named("7") == "77aa00"
+    for start, problem in (("3fa", "2 peers"), ("9", "nobody"), ("%", "nobody")):
+        with pytest.raises(UsageError, match=problem):
+            invites.named(start)
+
+
 # -- the organiser's commands ------------------------------------------------------------------------------------------------
 
 
@@ -178,3 +196,26 @@ def test_what_cannot_be_an_invite_is_refused(run_folder: Path, options: dict[str
 def test_without_a_run_the_commands_say_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no coordinator has run"):
         organising.show_peers(Path("run.toml"), tmp_path, as_json=False)
+
+
+def test_all_of_an_invite_are_banned_but_the_auxiliary_peer_and_it_admits_nobody_more(
+    run_folder: Path, clock: Clock, invites: Invites, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_folder / "auxiliary").mkdir()
+    own = Key.load_or_create(run_folder / "auxiliary" / "identity.key").peer_id
+    clock.now = time.time() + 1
+    for peer in (own, "aa" * 16, "bb" * 16):
+        invites.admit(b"open secret 1234", peer, "::1")
+    organising.ban(Path("run.toml"), run_folder, peer=None, invite=OPEN, lasts_s=None)
+    assert invites.banned == {"aa" * 16, "bb" * 16}
+    with pytest.raises(TicketError, match="expired"):
+        invites.admit(b"open secret 1234", "cc" * 16, "::1")
+    organising.unban(Path("run.toml"), run_folder, peer="aa", invite=None)
+    assert invites.banned == {"bb" * 16}
+    organising.show_peers(Path("run.toml"), run_folder, as_json=False)
+    assert "banned" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="auxiliary"):
+        organising.ban(Path("run.toml"), run_folder, peer=own, invite=None, lasts_s=None)
+    for peer, invite in ((None, None), ("aa", OPEN)):
+        with pytest.raises(UsageError, match="either"):
+            organising.unban(Path("run.toml"), run_folder, peer=peer, invite=invite)
