@@ -37,6 +37,7 @@ from protocols.round.records import (
     Contribution,
     ReadyFor,
     Report,
+    Result,
     ShardResult,
     SignedCommit,
     Standing,
@@ -66,6 +67,10 @@ class Lie:
     def writes(self, data: bytes) -> bytes:
         """What this peer sends, as a reducer, instead of these averages; as many bytes."""
         return data
+
+    def ready_with(self, result: Result) -> Ready:
+        """It signs what it says."""
+        return Ready(result, self.process.engine.environment.signer.vote(result))
 
 
 # -- in reports ------------------------------------------------------------------------------------------------------------------
@@ -215,7 +220,7 @@ class OtherResults(Lie):
         if not isinstance(record, Ready):
             return record
         shards = tuple(replace(shard, digest="ab" * 32) for shard in record.result.shards)
-        return Ready(replace(record.result, shards=shards))
+        return self.ready_with(replace(record.result, shards=shards))
 
 
 # -- in an all-reduce ------------------------------------------------------------------------------------------------------------
@@ -264,7 +269,7 @@ class FalseSumOfSquares(Lie):
         mine = {shard.start for shard in plan.shards if shard.reducer == self.process.name}
         shards = record.result.shards
         lied = tuple(replace(shard, sum_of_squares=self._sum) if shard.start in mine else shard for shard in shards)
-        return Ready(replace(record.result, shards=lied))
+        return self.ready_with(replace(record.result, shards=lied))
 
 
 # -- of standings and state ------------------------------------------------------------------------------------------------------
