@@ -79,7 +79,7 @@ class Claims:
         if not chain or not fork.is_known:
             return heavier and not await self._majority_is_here(fork, tip, peer, theirs, stand)
         if fork.mine:
-            return fork.theirs_wins or (heavier and not fork.mine_wins)
+            return fork.theirs_wins or (heavier and not (fork.mine_wins and self._is_live()))
         if not heavier or fork.carried(fork.theirs) or peer == follows or not self._is_live():
             return heavier
         return not await self._majority_is_here(fork, tip, peer, theirs, stand)
@@ -105,7 +105,8 @@ class Claims:
         return fork.is_sound and (not fork.counts or fork.carried(fork.theirs))
 
     def _is_live(self) -> bool:
-        """Whether the lineage grew a short while ago: if a majority is on it, its next commit will say who is right."""
+        """Whether the lineage grew a short while ago. If a majority is on it, its next commit will say who is right. If it does
+        not grow, those who voted for it have gone, perhaps to the other side."""
         return self._environment.clock() - self._advanced_at < max(LIVE_S, LIVE_EPOCHS * self._epoch_s)
 
     async def _majority_is_here(

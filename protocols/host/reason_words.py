@@ -18,6 +18,7 @@ WORDS = {
     Reason.AUXILIARY: "it only averages",
     Reason.BUSY: "it was asked the same a moment ago",
     Reason.BAD_TICKET: "its ticket is wrong",
+    Reason.BANNED: "the organiser has banned it",
     Reason.OTHER_VERSION: "it has another version of dugnad",
     Reason.BAD_MESSAGE: "it broke the protocol",
     Reason.CONNECTION_LOST: "the connection broke",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from protocols.errors import RefusedError
+from protocols.errors import RefusedError, UnreachableError
 from protocols.transport.announcements import Announcement, expiry_ms, sign_announcement
 from protocols.transport.discovery import DiscoveryConfig, sign_node
 from protocols.transport.enrolling import Enrolment, announce_to
@@ -98,9 +98,11 @@ def test_a_newcomer_joins_whatever_outsiders_and_admitted_nodes_do_to_discovery(
         node = await admitted(visitor, tmp_path)
         try:
             assert await attack(node, visitor) == []
-            for fields in ({"discovery": ["garbage"]}, {"discovery": ["x" * 4000] * 225}, {"address": "\x1b[2J"}):
+            for fields in ({"discovery": ["garbage"]}, {"discovery": ["x" * 4000] * 10}, {"address": "\x1b[2J"}):
                 with pytest.raises(RefusedError):
                     await announce_to(visitor.coordinator, credentials.authority, signed(visitor, **fields))
+            with pytest.raises(UnreachableError, match="larger"):
+                await announce_to(visitor.coordinator, credentials.authority, signed(visitor, discovery=["x" * 4000] * 225))
             # This one breaks no rule: it leads to nobody, and newcomers get it from the coordinator before all others.
             nowhere = (f"/ip4/127.0.0.1/tcp/1/p2p/{NOBODY}", f"/dns4/nowhere.invalid/tcp/1/p2p/{NOBODY}")
             dead = Announcement(credentials.peer_id, 1, "127.0.0.1:1", "evil", True, nowhere, 1, expiry_ms())

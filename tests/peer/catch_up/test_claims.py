@@ -96,10 +96,19 @@ def test_one_that_nobody_else_voted_for_waits_while_a_majority_stands_here_and_c
 def test_a_fork_without_votes_loses_however_heavy_and_one_with_votes_wins_however_light(net: Net) -> None:
     mine = [*SHARED, *FAR]
     it = Surroundings(net, tip=Tip.after(FAR[-1].commit), record=mine, eve=[*SHARED, *ALONE])
+    it.claims.advanced(FAR[-1], it.node.loop.time())
     assert not it.wins("eve", it.stand["eve"])
     mine = [*SHARED, *ALONE]
     it = Surroundings(net, tip=Tip.after(ALONE[-1].commit), record=mine, ann=[*SHARED, *FAR])
     assert it.wins("ann", it.stand["ann"])
+
+
+def test_a_fork_whose_voters_have_gone_is_left_for_a_heavier_one(net: Net) -> None:
+    it = Surroundings(net, tip=Tip.after(FAR[-1].commit), record=[*SHARED, *FAR], eve=[*SHARED, *ALONE])
+    it.claims.advanced(FAR[-1], it.node.loop.time())
+    net.world.at(LIVE_S + 1, None, lambda: None)
+    net.world.run_until(LIVE_S + 1, lambda: False)
+    assert it.wins("eve", it.stand["eve"])
 
 
 def test_a_lineage_that_is_not_shown_is_no_reason_to_leave_a_majority(net: Net) -> None:
