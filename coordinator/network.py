@@ -100,8 +100,7 @@ class Network:
         self, ready: concurrent.futures.Future[int], stop: asyncio.Event, held_out: Callable[[], Evaluation | None]
     ) -> None:
         config, folder = self._config, self._folder
-        authority = folder.authority
-        server, port = enrolment_server(authority.key_pem, authority.pem, config.host, config.port)
+        server, port = enrolment_server(folder.credentials, config.host, config.port)
         discovery = Discovery(
             DiscoveryConfig(
                 run_digest=folder.spec.digest,

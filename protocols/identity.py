@@ -135,10 +135,6 @@ class Authority:
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
     @property
-    def key_pem(self) -> bytes:
-        return self._key.pem
-
-    @property
     def fingerprint(self) -> bytes:
         """SHA-256 of the authority's certificate, which tickets pin: 32 bytes."""
         return self._certificate.fingerprint(hashes.SHA256())
@@ -166,7 +162,7 @@ class Authority:
 
 
 def _self_signed(key: Key) -> x509.Certificate:
-    # The enrolment endpoint shows this very certificate. So a newcomer can check it, though it has only the fingerprint.
+    # The enrolment endpoint shows it behind its own. So a newcomer can check it, though it has only the fingerprint.
     name = _named("dugnad authority " + key.peer_id)
     draft = _draft(name, name, key.private.public_key(), COORDINATOR_NAME, 10 * VALIDITY)
     return draft.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(key.private, hashes.SHA256())

@@ -106,7 +106,7 @@ class Channels:
 
 
 def coordinator_channel(address: str, authority: bytes) -> grpc.aio.Channel:
-    """To the enrolment endpoint. `authority` is the pinned certificate, which that endpoint itself shows."""
+    """To the enrolment endpoint. `authority` is the pinned certificate, which has issued that endpoint's own."""
     tls = grpc.ssl_channel_credentials(root_certificates=authority)
     return grpc.aio.secure_channel(address, tls, options=[*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR_NAME)])
 
@@ -119,10 +119,13 @@ def peer_server(credentials: Credentials, host: str, port: int) -> tuple[grpc.ai
     return _bound_server(tls, host, port)
 
 
-def enrolment_server(key_pem: bytes, certificate: bytes, host: str, port: int) -> tuple[grpc.aio.Server, int]:
-    """A server for whoever knows its certificate, and the port that it is bound to. Raises PortInUseError."""
+def enrolment_server(credentials: Credentials, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+    """A server for whoever knows the authority's certificate, which it shows behind its own; and the port that it is bound to.
+    Raises PortInUseError."""
     limit = ("grpc.max_receive_message_length", ENROLMENT_BYTES)
-    return _bound_server(grpc.ssl_server_credentials([(key_pem, certificate)]), host, port, limit)
+    return _bound_server(
+        grpc.ssl_server_credentials([(credentials.key.pem, credentials.certificate + credentials.authority)]), host, port, limit
+    )
 
 
 def _bound_server(tls: grpc.ServerCredentials, host: str, port: int, *more: tuple[str, Any]) -> tuple[grpc.aio.Server, int]:

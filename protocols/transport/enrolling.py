@@ -8,10 +8,12 @@ import hashlib
 import itertools
 import os
 import socket
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from cryptography.hazmat.primitives import hashes, serialization
+from OpenSSL import SSL
 
 from protocols.errors import BadMessageError, DugnadError, RefusedError, RemoteError, TicketError, UnreachableError
 from protocols.identity import Credentials, Key, Ticket
@@ -19,6 +21,7 @@ from protocols.observations import Evaluation
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, Standing, Tip
 from protocols.run_spec import MAX_ASSETS_BYTES, RunSpec
+from protocols.transport import tls
 from protocols.transport.addresses import joined
 from protocols.transport.channels import PROTOCOL_VERSION, coordinator_channel, translated
 from protocols.transport.interface import News
@@ -104,32 +107,24 @@ async def announce_to(coordinator: str, authority: bytes, signed: bytes) -> News
 
 
 async def _pinned_authority(host: str, port: int, fingerprint: bytes) -> bytes:
-    """The certificate (PEM) that the enrolment endpoint shows, if it is the one that the ticket pins.
+    """The certificate (PEM) that the ticket pins, which the enrolment endpoint shows behind its own.
 
-    Nothing is trusted before that comparison, and nothing but this certificate after it.
+    Nothing is trusted before that comparison, and after it nothing but a certificate which this one has issued: gRPC checks that.
     """
-    unchecked = ssl.create_default_context()
-    unchecked.check_hostname = False
-    unchecked.verify_mode = ssl.CERT_NONE
-    unchecked.set_alpn_protocols(["h2"])  # gRPC servers end a handshake that does not offer HTTP/2
+    where = joined(host, port)
     try:
-        connection = asyncio.open_connection(host, port, ssl=unchecked, server_hostname=host)
-        _, writer = await asyncio.wait_for(connection, CONNECT_S)
-    except (OSError, asyncio.TimeoutError) as error:
+        shown = await asyncio.wait_for(tls.shown_certificates(host, port), CONNECT_S)
+    except (OSError, SSL.Error, asyncio.TimeoutError) as error:
         code = getattr(error, "errno", None)
         cause = os.strerror(code).lower() if code and code > 0 else str(error) or "no answer"
-        where = joined(host, port)
         raise UnreachableError(f"the coordinator at {where} cannot be reached: {cause}", remedy=_REMEDY) from error
-    try:
-        der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-    finally:
-        writer.close()
-    if hashlib.sha256(der).digest() != fingerprint:
-        raise TicketError(
-            f"whoever answers at {joined(host, port)} is not the coordinator that made this ticket",
-            remedy="Ask the organiser for a new ticket, and whether the coordinator was set up again.",
-        )
-    return ssl.DER_cert_to_PEM_cert(der).encode()
+    for certificate in shown:
+        if certificate.fingerprint(hashes.SHA256()) == fingerprint:
+            return certificate.public_bytes(serialization.Encoding.PEM)
+    raise TicketError(
+        f"whoever answers at {where} is not the coordinator that made this ticket",
+        remedy="Ask the organiser for a new ticket, and whether the coordinator was set up again.",
+    )
 
 
 async def _enrol_at(address: str, authority: bytes, ticket: Ticket, key: Key) -> Enrolment:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import socket
 
 from cryptography import x509
@@ -15,6 +17,7 @@ from protocols.transport.addresses import split
 
 # What lies in the kernel without being on its way: little, so that a contribution does not queue before somebody's averages.
 UNSENT_BYTES = 256 << 10
+_READ_BYTES = 64 << 10
 KEEPALIVE_S = 20
 GONE_S = 30  # without an answer to what was sent
 
@@ -72,6 +75,34 @@ def context(credentials: Credentials) -> SSL.Context:
     made.use_certificate(x509.load_pem_x509_certificate(credentials.certificate))
     made.use_privatekey(credentials.key.private)
     return made
+
+
+async def shown_certificates(host: str, port: int) -> list[x509.Certificate]:
+    """What a server shows of itself, its own certificate first. Nothing is checked. Raises OSError or SSL.Error."""
+    unchecked = SSL.Context(SSL.TLS_METHOD)
+    unchecked.set_alpn_protos([b"h2"])  # gRPC servers end a handshake that does not offer HTTP/2
+    connection = SSL.Connection(unchecked, None)
+    connection.set_connect_state()
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        while not _is_shaken(connection):
+            with contextlib.suppress(SSL.WantReadError):  # nothing to say
+                writer.write(connection.bio_read(_READ_BYTES))
+            if not (data := await reader.read(_READ_BYTES)):
+                raise ConnectionResetError(errno.ECONNRESET, "the connection was closed")
+            connection.bio_write(data)
+    finally:
+        writer.close()
+    return connection.get_peer_cert_chain(as_cryptography=True) or []
+
+
+def _is_shaken(connection: SSL.Connection) -> bool:
+    """Whether the handshake is done: it goes on with what has come."""
+    try:
+        connection.do_handshake()
+    except SSL.WantReadError:
+        return False
+    return True
 
 
 def peer_of(connection: SSL.Connection) -> str:

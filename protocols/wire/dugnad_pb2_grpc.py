@@ -410,8 +410,8 @@ class Peer:
 
 
 class EnrolmentStub:
-    """Served by the coordinator, over TLS with the authority's own certificate. The ticket pins the fingerprint of that certificate. A
-    newcomer has no certificate yet.
+    """Served by the coordinator, over TLS with a certificate that the authority issued. The authority's own comes behind it, and the ticket
+    pins the fingerprint of that one. A newcomer has no certificate yet.
     """
 
     def __init__(self, channel):
@@ -438,8 +438,8 @@ class EnrolmentStub:
 
 
 class EnrolmentServicer:
-    """Served by the coordinator, over TLS with the authority's own certificate. The ticket pins the fingerprint of that certificate. A
-    newcomer has no certificate yet.
+    """Served by the coordinator, over TLS with a certificate that the authority issued. The authority's own comes behind it, and the ticket
+    pins the fingerprint of that one. A newcomer has no certificate yet.
     """
 
     def Enrol(self, request, context):
@@ -491,8 +491,8 @@ def add_EnrolmentServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Enrolment:
-    """Served by the coordinator, over TLS with the authority's own certificate. The ticket pins the fingerprint of that certificate. A
-    newcomer has no certificate yet.
+    """Served by the coordinator, over TLS with a certificate that the authority issued. The authority's own comes behind it, and the ticket
+    pins the fingerprint of that one. A newcomer has no certificate yet.
     """
 
     @staticmethod
