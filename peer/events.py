@@ -95,8 +95,10 @@ class PeerEvents:
         elif event == "leader_lost":
             self._console.event(f"leader {self.name(fields['peer'])} lost: {in_words(fields['reason'])}")
         elif event == "leader_idle":
-            waited = f"leader {self.name(fields['peer'])} planned nothing for {duration(fields['seconds'])}"
+            waited = f"leader {self.name(fields['peer'])} brought no commit for {duration(fields['seconds'])}"
             self._console.event(f"{waited}: another one is sought")
+        elif event == "leader_lied":
+            self._console.event(f"leader {self.name(fields['peer'])} kept a commit to itself: another one is sought")
         elif event == "unreachable":
             self._console.event(f"others cannot reach this computer: {fields['problem']}")
             self._console.event("so it takes part in client mode, which is fine; README says how to forward a port")

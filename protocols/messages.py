@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 from protocols.reasons import Reason
+from protocols.round.drift_votes import DriftVerdict
 from protocols.round.records import MAX_COUNT, MAX_EPOCHS, MAX_PEERS, MAX_REDUCERS, Candidate, Contribution, Standing, require
 
 NOBODY = Candidate("", "")
@@ -57,6 +58,7 @@ class Abort:
     reason: Reason
     sound: tuple[str, ...] = ()  # with reason DRIFT: the members whose states agree, from which the receiver is to fetch its own
     peer: str = ""  # that dropped out or is at fault
+    verdict: DriftVerdict | None = None  # with reason DRIFT: what shows that the receiver's state is off
 
     def __post_init__(self) -> None:
         require(len(self.sound) <= MAX_PEERS, "an abort names no more peers than a run has")

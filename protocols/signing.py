@@ -19,11 +19,11 @@ class Signer(Protocol):
         """`signed`, once its signature proves to be that of the leader that it names, and each vote that of a member, on this
         commit's result. Raises BadMessageError."""
 
-    def vote(self, result: Result) -> Vote:
-        """This peer's signature: it is ready with `result`."""
+    def vote(self, message: bytes) -> Vote:
+        """This peer's signature over what it votes for: `vote_message` or `refusal_message`."""
 
-    def check_vote(self, vote: Vote, result: Result) -> None:
-        """Raises BadMessageError unless it is the signature of the peer that it names, on `result`."""
+    def check_vote(self, vote: Vote, message: bytes) -> None:
+        """Raises BadMessageError unless it is the signature of the peer that it names, over `message`."""
 
 
 class CertificateSigner:
@@ -39,12 +39,12 @@ class CertificateSigner:
     def verify(self, signed: SignedCommit) -> SignedCommit:
         return check_signed(signed, self._credentials.authority)
 
-    def vote(self, result: Result) -> Vote:
+    def vote(self, message: bytes) -> Vote:
         key = self._credentials.key
-        return Vote(key.peer_id, key.public, key.sign(vote_message(result)))
+        return Vote(key.peer_id, key.public, key.sign(message))
 
-    def check_vote(self, vote: Vote, result: Result) -> None:
-        _check_vote(vote, vote_message(result))
+    def check_vote(self, vote: Vote, message: bytes) -> None:
+        check_vote(vote, message)
 
 
 def check_signed(signed: SignedCommit, authority: bytes) -> SignedCommit:
@@ -55,7 +55,7 @@ def check_signed(signed: SignedCommit, authority: bytes) -> SignedCommit:
         raise BadMessageError(f"a commit of leader {signed.commit.leader.peer} is signed by {signer}")
     message = vote_message(voted_result(signed))
     for vote in signed.votes:
-        _check_vote(vote, message)
+        check_vote(vote, message)
     return signed
 
 
@@ -67,6 +67,7 @@ def voted_result(signed: SignedCommit) -> Result:
     return commit.averages.result(commit.plan_digest)
 
 
-def _check_vote(vote: Vote, message: bytes) -> None:
+def check_vote(vote: Vote, message: bytes) -> None:
+    """Raises BadMessageError unless it is the signature of the peer that it names, over `message`."""
     if signer_of(message, vote.signature, vote.key) != vote.peer:
         raise BadMessageError(f"a vote of {vote.peer} is of another key")

@@ -266,26 +266,34 @@ class CatchUp:
         try:
             async for signed, result in commits:
                 self._environment.signer.verify(signed)
-                tip: Any = await self._jobs.run(functools.partial(self._replica.apply, signed, result))
+                tip = await self._apply(signed, result)
+                if tip is None:
+                    return False
                 advanced(signed, tip, result)
-        except DriftError as error:
-            _log.warning("%s; taking a snapshot instead", error)
-            self._drifted_at = self._replica.tip.standing
-            await self._forget()
-            return False
         except RefusedError as error:
             if error.reason == Reason.OTHER_LINEAGE.value:
                 return False
             raise
+        finally:
+            await commits.aclose()  # type: ignore[attr-defined]  # the call ends now, not when memory is collected
+        return True
+
+    async def _apply(self, signed: SignedCommit, result: bytes) -> Tip | None:
+        """The tip after this commit; None when the state had to be given up. Raises BadMessageError when the commit is bad."""
+        before = self._replica.tip
+        try:
+            tip: Tip = await self._jobs.run(functools.partial(self._replica.apply, signed, result))
+        except DriftError as error:
+            _log.warning("%s; taking a snapshot instead", error)
+            self._drifted_at = before.standing if before is not None else None
         except RemoteError:
             raise
         except Exception:  # noqa: BLE001  whatever a failing device raises: the state is given up, and the cause is in the log
             _log.exception("replaying a commit failed; taking a snapshot instead")
-            await self._forget()
-            return False
-        finally:
-            await commits.aclose()  # type: ignore[attr-defined]  # the call ends now, not when memory is collected
-        return True
+        else:
+            return tip
+        await self._forget()
+        return None
 
 
 def _reason_of(problem: RemoteError) -> str:

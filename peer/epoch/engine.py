@@ -44,11 +44,12 @@ from protocols.observations import PeerView, Role, Swarm
 from protocols.reasons import Reason
 from protocols.round import leader_actions
 from protocols.round import member as member_actions
+from protocols.round.drift_votes import Drifted, refusal_message
 from protocols.round.idle_leaders import IdleLeaders
 from protocols.round.leader import Leader
 from protocols.round.member import Member, Phase
 from protocols.round.plans import MemberPlan, member_plan_of
-from protocols.round.records import Candidate, Contribution, Hello, SignedCommit, Standing, Tip
+from protocols.round.records import Candidate, Contribution, Hello, SignedCommit, Standing, Tip, vote_message
 from protocols.round.succession import Succession
 from protocols.round.unreached import Unreached
 from protocols.transport.interface import DIAL_S, News
@@ -386,8 +387,10 @@ class Engine:
         if leader in ("", self.me):
             return
         gathered = max(self.samples, self.beat.samples if self.beat is not None else 0)
+        if self.member.phase is Phase.CATCHING_UP:  # it may be what the leader claims that is sought, in vain
+            return
         if self.member.phase is not Phase.TRAINING or not gathered or self.leaves:
-            self._idle_leaders.planned(now)
+            self._idle_leaders.counts_from(now)
         idle_s = self._idle_leaders.idle(leader, is_full=gathered >= self.settings.target_batch_size, now=now)
         if idle_s:
             self.events("leader_idle", peer=leader, seconds=idle_s)
@@ -410,9 +413,13 @@ class Engine:
                 self._planned_at = self.environment.clock()
                 self._idle_leaders.planned(self._planned_at)
                 self.perform(self.member.on_plan(record))
-            case Abort(plan_digest, reason, sound, peer):
+            case Abort(plan_digest, reason, sound, peer, verdict):
                 self._blamed(peer, reason)
-                self.perform(self.member.on_abort(plan_digest, reason, sound))
+                self._idle_leaders.ended(plan_digest)
+                for refusal in verdict.refusals if verdict is not None else ():
+                    assert refusal.vote is not None  # a verdict has none without
+                    self.environment.signer.check_vote(refusal.vote, refusal_message(refusal))
+                self.perform(self.member.on_abort(plan_digest, reason, sound, verdict))
             case NeedState():
                 if self.member.tip is not None:
                     pushing = push_state(self.environment, self.kept_state, leader, self.member.tip.standing)
@@ -526,9 +533,9 @@ class Engine:
                 for peer in to:
                     part = member_plan_of(plan, peer)
                     self._to_members((peer,), part, functools.partial(self.member.on_plan, part))
-            case leader_actions.SendAbort(to, plan_digest, reason, peer, sound):
-                here = functools.partial(self.member.on_abort, plan_digest, reason, sound)
-                self._to_members(to, Abort(plan_digest, reason, sound, peer), here)
+            case leader_actions.SendAbort(to, plan_digest, reason, peer, sound, verdict):
+                here = functools.partial(self.member.on_abort, plan_digest, reason, sound, verdict)
+                self._to_members(to, Abort(plan_digest, reason, sound, peer, verdict), here)
                 if self.me in to:
                     self._blamed(peer, reason)
             case leader_actions.Announce(commit, seconds, attempts, votes, absent):
@@ -556,7 +563,9 @@ class Engine:
         if isinstance(answer, member_actions.Accept):
             self.report()  # the leader checks the contribution's weight against it
         elif isinstance(answer, member_actions.Ready):
-            answer = dataclasses.replace(answer, vote=self.environment.signer.vote(answer.result))
+            answer = dataclasses.replace(answer, vote=self.environment.signer.vote(vote_message(answer.result)))
+        elif isinstance(answer, Drifted):
+            answer = dataclasses.replace(answer, vote=self.environment.signer.vote(refusal_message(answer)))
         if to == self.me:
             self.perform(self.leader.answer(self.me, answer, self.environment.clock()))
         else:
@@ -662,6 +671,10 @@ class Engine:
         self._finish_at(tip)
 
     def _reached(self, tip: Tip) -> None:
+        now, signed = self.environment.clock(), self._replica.commit
+        self._idle_leaders.counts_from(now)
+        if signed is not None and self._idle_leaders.lied(signed.commit.leader.peer, signed.commit.plan_digest, now):
+            self.events("leader_lied", peer=signed.commit.leader.peer, epoch=tip.epoch)
         if self.member.reached(tip):
             self.report()
 

@@ -29,8 +29,9 @@ from protocols.messages import (
     SnapshotRequest,
 )
 from protocols.reasons import Reason
+from protocols.round.drift_votes import Drifted, refusal_message
 from protocols.round.member import Phase, Ready
-from protocols.round.records import Hello, Report
+from protocols.round.records import Hello, Report, vote_message
 from protocols.transport.frames import FrameStream, Kind, refuse
 from protocols.transport.interface import Stream, refusal
 
@@ -131,10 +132,11 @@ class PeerService:
         elif isinstance(record, Hello):
             engine.leader.introduced(peer, record)
         else:
-            if isinstance(record, Ready):
+            if isinstance(record, Ready | Drifted):
                 if record.vote is None or record.vote.peer != peer:
-                    raise BadMessageError("a member that is ready signs its result")
-                engine.environment.signer.check_vote(record.vote, record.result)
+                    raise BadMessageError("a member signs what it is ready with, and whose values it refuses")
+                message = vote_message(record.result) if isinstance(record, Ready) else refusal_message(record)
+                engine.environment.signer.check_vote(record.vote, message)
             engine.perform(engine.leader.answer(peer, record, now))
 
     # -- bulk ------------------------------------------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from protocols.gradients.codecs import Codec
 from protocols.messages import Abort, AskReply, Chunk, DialBackReply, Heartbeat, Manifest
 from protocols.observations import Swarm
 from protocols.reasons import Reason
+from protocols.round.drift_votes import Drifted, DriftVerdict, refusal_message
 from protocols.round.leader import MAX_LEAP
-from protocols.round.member import Accept, Drifted, Failed, Ready, Refuse
+from protocols.round.member import Accept, Failed, Ready, Refuse
 from protocols.round.plans import MemberPlan
 from protocols.round.records import (
     MAX_COUNT,
@@ -41,6 +42,8 @@ from protocols.round.records import (
     ShardResult,
     SignedCommit,
     Standing,
+    Vote,
+    vote_message,
 )
 from protocols.transport.interface import refusal
 from protocols.wire.convert import from_wire, to_wire
@@ -70,7 +73,7 @@ class Lie:
 
     def ready_with(self, result: Result) -> Ready:
         """It signs what it says."""
-        return Ready(result, self.process.engine.environment.signer.vote(result))
+        return Ready(result, self.process.engine.environment.signer.vote(vote_message(result)))
 
 
 # -- in reports ------------------------------------------------------------------------------------------------------------------
@@ -210,7 +213,8 @@ class CriesDrift(Lie):
         plan = self.process.engine.member.plan
         if not isinstance(record, Ready) or plan is None:
             return record
-        return Drifted(plan.digest, tuple(sorted({shard.reducer for shard in plan.shards})))
+        drifted = Drifted(plan.digest, tuple(sorted({shard.reducer for shard in plan.shards})))
+        return replace(drifted, vote=self.process.engine.environment.signer.vote(refusal_message(drifted)))
 
 
 class OtherResults(Lie):
@@ -340,10 +344,24 @@ class ManyFollowers(Lie):
 
 
 class TellsOfDrift(Lie):
-    """As the leader it tells the members, in place of a commit, that their states are damaged."""
+    """As the leader it tells the members, in place of a commit, that their states are damaged: that all said so, or just so."""
 
     def says(self, record: Any) -> Any | None:
-        return Abort(record.commit.plan_digest, Reason.DRIFT) if isinstance(record, SignedCommit) else record
+        if not isinstance(record, SignedCommit):
+            return record
+        commit, verdict = record.commit, None
+        if self.random.random() < 0.5:
+            reducers = tuple(sorted({commit.leader.peer}))
+            refusals = (Drifted(commit.plan_digest, reducers, Vote(peer, b"", b"forged")) for peer in commit.members)
+            verdict = DriftVerdict(commit.members, tuple(refusals))
+        return Abort(commit.plan_digest, Reason.DRIFT, verdict=verdict)
+
+
+class EndsEveryAttempt(Lie):
+    """As the leader it ends every attempt in place of the commit, and plans again."""
+
+    def says(self, record: Any) -> Any | None:
+        return Abort(record.commit.plan_digest, Reason.RESULTS_DIFFER) if isinstance(record, SignedCommit) else record
 
 
 # -- anything --------------------------------------------------------------------------------------------------------------------
@@ -390,6 +408,7 @@ LIES: dict[str, type[Lie]] = {
     "silent leader": SilentLeader,
     "many followers": ManyFollowers,
     "told drift": TellsOfDrift,
+    "ended attempts": EndsEveryAttempt,
     "anything": AnythingAtAll,
 }
 UNSTOPPED: dict[str, type[Lie]] = {}

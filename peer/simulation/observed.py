@@ -52,6 +52,12 @@ class ObservedReplica(Replica):
         super().forget()
         self.process.observer.forgot(self.process)
 
+    def reinstate(self) -> Tip | None:
+        tip = super().reinstate()
+        if tip is not None:
+            self.process.observer.reinstated(self.process, tip)
+        return tip
+
 
 class ObservedEngine(Engine):
     """An engine whose decisions are noted as it carries them out."""

@@ -82,7 +82,7 @@ class Observer:
         self.forks_told = self.donors_failed = 0
         self._reached_at = reached_at
         self._liars = frozenset(liars)
-        self.honestly_applied: dict[str, float] = {}  # lineage -> when an honest process first applied its commit
+        self.honestly_reached: dict[str, float] = {}  # lineage -> when an honest process first came to it
         self.moves = 0  # how often anybody started, ended, or came to stand elsewhere
         self._seen: dict[Source, _Seen] = {}
         self._tainted: set[str] = set()  # lineages of which snapshots of a drifted state may be about
@@ -283,8 +283,6 @@ class Observer:
         self.feedback.applied(process.name, process.incarnation, commit)
         self._votes[commit.digest] = {vote.peer for vote in signed.votes}
         self.members[commit.digest] = commit.members
-        if process.name not in self._liars:
-            self.honestly_applied.setdefault(commit.digest, self.world.now)
         self._stands_at(process, seen, commit.digest)
 
     def apply_failed(self, process: Source, *, lost: bool) -> None:
@@ -297,6 +295,11 @@ class Observer:
         """It gave its state up, because that is off the others'."""
         self._note(process, "forgets its state")
         self._stands_nowhere(process)
+
+    def reinstated(self, process: Source, tip: Tip) -> None:
+        """It took back the state that it gave up last."""
+        self._note(process, f"takes {tip.lineage[:8]} back")
+        self._stands_at(process, self._seen[process], tip.lineage)
 
     def _stands_nowhere(self, process: Source) -> None:
         """The lineage that it takes next is no move to a lighter one."""
@@ -364,6 +367,8 @@ class Observer:
         if seen.pending is not None and lineage.holds(seen.pending):
             seen.pending = None
         seen.lineage, seen.heaviest = digest, (lineage.weight, digest)
+        if process.name not in self._liars:
+            self.honestly_reached.setdefault(digest, self.world.now)
         self.moves += 1
 
     def _has_more_votes(self, new: str, old: str) -> bool:

@@ -83,8 +83,8 @@ def simulate(
 ) -> SeedResult:
     """`schedule`: the faults, instead of those drawn from the seed. The runs of odd seeds overlap.
 
-    `hostile`: the share of the peers that lie from the beginning to the end, each with one of `lies`. Among them no state drifts
-    by itself: docs/SECURITY.md promises nothing where honest states are damaged, too.
+    `hostile`: the share of the peers that lie from the beginning to the end, each with one of `lies`. Among them no other peer
+    drifts or gives damaged state: docs/SECURITY.md promises nothing where honest states are damaged, too.
     """
     world = World(seed)
     liars = draw_liars(seed, [f"p{index}" for index in range(peers)], hostile, lies)
@@ -93,7 +93,7 @@ def simulate(
     if schedule is None:
         schedule = draw(seed, swarm.names) if faults else ()
     if liars:
-        schedule = tuple(fault for fault in schedule if fault.kind != "drift")
+        schedule = tuple(fault for fault in schedule if fault.kind not in ("drift", "lying donor"))
     seed_result = SeedResult(seed, schedule=schedule, liars=liars, lies=Counter(liars.values()))
     try:
         with _quick_and_quiet(), swarm:  # quiet to the end: what is disposed of complains
@@ -208,7 +208,7 @@ def _settle(world: World, swarm: Swarm, seed_result: SeedResult) -> None:
 
 def _outlast(world: World, swarm: Swarm, seed_result: SeedResult) -> None:
     """Liveness among liars: while nothing goes wrong but lies, the honest peers commit again and again."""
-    applied, end = swarm.observer.honestly_applied, world.now + LIES_ALONE_S
+    applied, end = swarm.observer.honestly_reached, world.now + LIES_ALONE_S
     last_epoch = swarm.settings.max_epochs
 
     def is_over() -> bool:

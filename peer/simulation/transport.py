@@ -16,7 +16,7 @@ from protocols.errors import BadMessageError, RefusedError, RemoteError, Unreach
 from protocols.messages import AskRequest, Chunk
 from protocols.reasons import Reason
 from protocols.round.plans import MemberPlan
-from protocols.round.records import Candidate, Commit, Result, SignedCommit, Vote, digest_of
+from protocols.round.records import Candidate, Commit, SignedCommit, Vote, vote_message
 from protocols.signing import voted_result
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.frames import FrameStream, Kind
@@ -286,20 +286,20 @@ class SimulatedSigner:
     def sign(self, commit: Commit, votes: tuple[Vote, ...] = ()) -> SignedCommit:
         return SignedCommit(commit, _signature(self._me, commit.digest), self._me.encode(), votes)
 
-    def vote(self, result: Result) -> Vote:
-        return Vote(self._me, b"", _signature(self._me, digest_of(result)))
+    def vote(self, message: bytes) -> Vote:
+        return Vote(self._me, b"", _signature(self._me, message.decode()))
 
-    def check_vote(self, vote: Vote, result: Result) -> None:
-        if vote.signature != _signature(vote.peer, digest_of(result)):
+    def check_vote(self, vote: Vote, message: bytes) -> None:
+        if vote.signature != _signature(vote.peer, message.decode()):
             raise BadMessageError(f"a vote of {vote.peer} is not signed by it")
 
     def verify(self, signed: SignedCommit) -> SignedCommit:
         signer = signed.certificate.decode(errors="replace")
         if signer != signed.commit.leader.peer or signed.signature != _signature(signer, signed.commit.digest):
             raise BadMessageError(f"a commit of leader {signed.commit.leader.peer} is not signed by it")
-        result = voted_result(signed)
+        message = vote_message(voted_result(signed))
         for vote in signed.votes:
-            self.check_vote(vote, result)
+            self.check_vote(vote, message)
         return signed
 
 

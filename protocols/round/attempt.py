@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from protocols.round.deadline import Deadline
+from protocols.round.drift_votes import Drifted, DriftVerdict, off
 from protocols.round.plans import Plan
 from protocols.round.records import Averages, Contribution, Hello, ReadyFor, Report, Result, Vote, contributions_digest
 
@@ -36,7 +37,7 @@ class Attempt:
     accepted: dict[str, Contribution | None] = field(default_factory=dict)
     ready: dict[str, Result] = field(default_factory=dict)
     votes: dict[str, Vote] = field(default_factory=dict)
-    drifted: dict[str, tuple[str, ...]] = field(default_factory=dict)  # member -> reducers whose canonical values it refuses
+    drifted: dict[str, Drifted] = field(default_factory=dict)  # by member
     accepted_at: float | None = None  # when the last member accepted
     majority_at: float | None = None  # when more than half of the members were ready
 
@@ -65,24 +66,18 @@ class Attempt:
     def off(self) -> tuple[str, ...]:
         """The peers that must give up their state after a refused attempt, sorted.
 
-        They are the reducers whose values more than half of the members refuse, and the members that took those values: they
-        hold the same damage, and would hand it back. At exactly half, the leader's vote decides. Without such a reducer they are
-        the members that refuse, but not the leader. If all this names every member, the leader keeps its state. A plan that
-        finishes another carries values that are not the reducers' own, so it names nobody; the next fresh attempt will.
+        A plan that finishes another carries values that are not the reducers' own, so it names nobody; the next fresh attempt
+        will.
         """
-        leader, members = self.plan.ballot.leader, set(self.plan.members)
         if self.plan.finishes is not None:
             return ()
-        votes = {
-            reducer: {member for member, refused in self.drifted.items() if reducer in refused}
-            for reducer in {shard.reducer for shard in self.plan.shards}
-        }
-        refused = {reducer: against for reducer, against in votes.items() if 2 * len(against) > len(members)} or {
-            reducer: against for reducer, against in votes.items() if 2 * len(against) == len(members) and leader in against
-        }
-        off = {peer for reducer, against in refused.items() for peer in (members - against) | {reducer}}
-        off = off or self.drifted.keys() - {leader}
-        return tuple(sorted(off - {leader} if off == members else off))
+        refusals = {member: refusal.reducers for member, refusal in self.drifted.items()}
+        return off(self.plan.members, {shard.reducer for shard in self.plan.shards}, self.plan.ballot.leader, refusals)
+
+    @property
+    def verdict(self) -> DriftVerdict:
+        """What shows the members that `off` is right."""
+        return DriftVerdict(self.plan.members, tuple(self.drifted.values()))
 
     @property
     def holders(self) -> set[str]:

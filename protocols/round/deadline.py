@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 
 def doubled(attempt: int) -> int:
-    """The factor by which the deadlines of this attempt are longer: they double with each attempt, up to 64."""
+    """The factor by which the deadlines of a leader's n-th attempt at an epoch are longer: they double with each, up to 64."""
     return int(2 ** min(attempt - 1, 6))
 
 

@@ -28,8 +28,9 @@ from protocols.round.absences import Absences
 from protocols.round.attempt import Attempt, Follower
 from protocols.round.codec_choice import codec_after
 from protocols.round.deadline import Deadline, doubled
+from protocols.round.drift_votes import Drifted
 from protocols.round.leader_actions import Announce, Ask, LeaderAction, NoteFailure, Reannounce, SendAbort, SendPlan, Yield
-from protocols.round.member import Accept, Answer, Drifted, Ready, Refuse
+from protocols.round.member import Accept, Answer, Ready, Refuse
 from protocols.round.planner import (
     Layout,
     Present,
@@ -95,7 +96,8 @@ class Leader:
         self._roll_call = RollCall(DETECTION_S)
         self._asked: set[str] = set()  # peers asked at this tip because a reported plan names them
         self._named = Counter[str]()  # follower -> how often it named peers that were not asked yet, at this tip
-        self._highest_attempt = 0
+        self._highest_attempt = 0  # of any leader, as far as followers say
+        self._attempts = 0  # of this leader at this epoch
         self._planned_at = 0.0  # this leader's first attempt at the epoch; 0 before it
         self._overrun = 1.0  # real / planned duration of the last commit, at least 1: a round is more than its transfers
         self._committed = False
@@ -134,7 +136,7 @@ class Leader:
         actions = self._fail(Reason.SUPERSEDED, "")
         if self.tip is None or tip.lineage != self.tip.lineage:
             # At the same lineage it is still the same epoch, and no ballot of it may be used twice.
-            self._highest_attempt = 0
+            self._highest_attempt = self._attempts = 0
             self._planned_at = 0.0
             self._failed_pairs.clear()
             self._disowned.clear()
@@ -250,7 +252,7 @@ class Leader:
                 attempt.votes[peer] = answer.vote
             return self._maybe_commit(now)
         if isinstance(answer, Drifted):
-            attempt.drifted[peer] = answer.reducers
+            attempt.drifted[peer] = answer
         if attempt.majority_at is not None or isinstance(answer, Drifted):
             return self._maybe_commit(now)  # with a majority the epoch is decided; a member without the results catches up
         self._strikes.strike(peer, now)
@@ -359,8 +361,7 @@ class Leader:
         if not self._roll_call.is_over(now):
             return []
         samples = self.gathered_samples
-        # After an attempt, by any leader, its contributors are frozen: waiting would bring few samples.
-        if self._highest_attempt == 0:
+        if not self._most_are_frozen:
             reports = [follower.report for follower in self.followers.values() if follower.report is not None]
             if samples < self.target_batch_size or self._stragglers.awaited(tip, self._parent, reports, now):
                 return []
@@ -370,18 +371,18 @@ class Leader:
             return []
         plan = self._plan(tip, layout)
         plan = replace(plan, planned_s=planned_seconds(plan, present, self.vector_bytes))
-        self._highest_attempt = plan.ballot.attempt
+        self._highest_attempt, self._attempts = plan.ballot.attempt, self._attempts + 1
         deadline = self._deadline(plan, present, now)
         self._planned_at = self._planned_at or now
         self.attempt = Attempt(plan, now, deadline, codec_after(plan, present, self.codecs, self.target_batch_size))
         return [SendPlan(plan.members, plan, self._absences.from_plan(plan, layout.too_slow, tip, self.followers))]
 
     def _deadline(self, plan: Plan, present: dict[str, Present], now: float) -> Deadline:
-        planned_s = plan.planned_s * self._overrun * doubled(plan.ballot.attempt)
+        planned_s = plan.planned_s * self._overrun * doubled(self._attempts)
         slowest = min_rates(plan, present, self.vector_bytes, planned_s)
         moved = planned_bytes(plan, present, self.vector_bytes)
         most = {peer: MOST_BYTES * size + SPARE_BYTES for peer, size in moved.items()}
-        longest_s = plan.patience_s + (LONGEST * planned_s or LONGEST_S * doubled(plan.ballot.attempt))
+        longest_s = plan.patience_s + (LONGEST * planned_s or LONGEST_S * doubled(self._attempts))
         return Deadline(plan.members, now, plan.patience_s, slowest, most, longest_s)
 
     def _layout(self, tip: Tip, present: dict[str, Present]) -> Layout | None:
@@ -391,6 +392,15 @@ class Leader:
             return None
         due = Round(tip.epoch + 1, self.elements, self.vector_bytes, self.target_batch_size)
         return finishing(present, me, failed) or fresh(present, me, due, failed)
+
+    @property
+    def _most_are_frozen(self) -> bool:
+        """Whether to wait for more samples would bring few: there was an attempt, by this leader or as others say by another one,
+        and its contributors are frozen."""
+        at_tip = list(self._at_tip())
+        promised = [report.promised_attempt > 0 for _, report in at_tip]
+        is_held = any(self.followers[peer].ready_for is not None for peer, _ in at_tip)
+        return self._attempts > 0 or is_held or (any(promised) and 2 * sum(promised) >= len(promised))
 
     def _plan(self, tip: Tip, layout: Layout) -> Plan:
         attempt = self._highest_attempt + 1
@@ -404,7 +414,7 @@ class Leader:
             shards=layout.shards,
             codec=tip.codec,
             incarnation=self.followers[self.me.peer].hello.incarnation,
-            patience_s=2 * (DETECTION_S + slowest_s) * doubled(attempt),
+            patience_s=2 * (DETECTION_S + slowest_s) * doubled(self._attempts + 1),
             finishes=layout.finishes,
         )
 
@@ -500,7 +510,7 @@ class Leader:
         assert isinstance(abort, SendAbort)
         sound = tuple(peer for peer in abort.to if peer not in off)
         others = SendAbort(sound, abort.plan_digest, Reason.RESULTS_DIFFER)
-        return [note, replace(abort, to=off, sound=sound), others]
+        return [note, replace(abort, to=off, sound=sound, verdict=attempt.verdict), others]
 
     def _maybe_commit(self, now: float) -> list[LeaderAction]:
         """Commit the attempt if a majority agrees and the grace is over; end it if no majority is possible."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from protocols.reasons import Reason
 from protocols.round.absences import Absent
+from protocols.round.drift_votes import DriftVerdict
 from protocols.round.plans import Plan
 from protocols.round.records import Ballot, Commit, Vote
 
@@ -35,6 +36,7 @@ class SendAbort:
     reason: Reason
     peer: str = ""  # that dropped out or is at fault
     sound: tuple[str, ...] = ()  # as in Abort
+    verdict: DriftVerdict | None = None  # as in Abort
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from protocols.reasons import Reason
+from protocols.round.drift_votes import Drifted, DriftVerdict
 from protocols.round.plans import MemberPlan
 from protocols.round.promises import Promises
 from protocols.round.records import (
     MAX_COUNT,
-    MAX_REDUCERS,
     Averages,
     Ballot,
     Commit,
@@ -133,20 +133,6 @@ class Failed:
 
     def __post_init__(self) -> None:
         require(self.reason in FAILURES, f"{self.reason.value} breaks no connection")
-
-
-@dataclass(frozen=True)
-class Drifted:
-    """Answer to a plan, instead of Ready: every shard is here, but the states have drifted apart.
-
-    This member's state is further off the canonical values of these reducers than rounding allows.
-    """
-
-    plan_digest: str
-    reducers: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        require(0 < len(self.reducers) <= MAX_REDUCERS, "states have drifted apart from somebody's")
 
 
 Answer = Accept | Refuse | Ready | Failed | Drifted
@@ -337,11 +323,18 @@ class Member:
             actions.append(Freeze())
         return actions
 
-    def on_abort(self, plan_digest: str, reason: Reason, sound: tuple[str, ...] = ()) -> list[MemberAction]:
-        """Leave the attempt; with reason DRIFT, give up the state and fetch it anew, from the `sound` members first."""
+    def on_abort(
+        self, plan_digest: str, reason: Reason, sound: tuple[str, ...] = (), verdict: DriftVerdict | None = None
+    ) -> list[MemberAction]:
+        """Leave the attempt. With reason DRIFT, and a verdict that shows it, give up the state and fetch it anew, from the
+        `sound` members first. The caller has checked the verdict's signatures."""
         if self.plan is None or self.plan.digest != plan_digest or self.phase is Phase.APPLYING:
             return []
-        return self._fall_behind(reason, sound=sound) if reason is Reason.DRIFT else self._drop_plan(reason)
+        if reason is not Reason.DRIFT:
+            return self._drop_plan(reason)
+        if verdict is None or not verdict.condemns(self.me, self.plan):
+            return self._drop_plan(Reason.RESULTS_DIFFER)
+        return self._fall_behind(reason, sound=sound)
 
     def on_commit(self, signed: SignedCommit) -> list[MemberAction]:
         """Apply a commit whose shards are here; ignore one of a lower ballot than promised; catch up for any other.

@@ -40,7 +40,8 @@ async def fetch_commits(
                 signed, result = record, bytearray()
                 layout = layout_of(signed.commit.ballot.epoch)
                 continue
-            assert isinstance(record, Chunk)
+            if not isinstance(record, Chunk):
+                raise BadMessageError(f"{whom} sent a {type(record).__name__} among its commits")
             await transport.bandwidth.down.turn(len(record.data))
             result += record.data
             if signed is None or len(result) > layout.total_bytes:

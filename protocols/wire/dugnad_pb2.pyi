@@ -265,12 +265,14 @@ class Failed(_message.Message):
     def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ..., member: _Optional[str] = ..., reducer: _Optional[str] = ...) -> None: ...
 
 class Drifted(_message.Message):
-    __slots__ = ("plan_digest", "reducers")
+    __slots__ = ("plan_digest", "reducers", "vote")
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REDUCERS_FIELD_NUMBER: _ClassVar[int]
+    VOTE_FIELD_NUMBER: _ClassVar[int]
     plan_digest: str
     reducers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, plan_digest: _Optional[str] = ..., reducers: _Optional[_Iterable[str]] = ...) -> None: ...
+    vote: Vote
+    def __init__(self, plan_digest: _Optional[str] = ..., reducers: _Optional[_Iterable[str]] = ..., vote: _Optional[_Union[Vote, _Mapping]] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ()
@@ -306,17 +308,27 @@ class NotLeader(_message.Message):
     able: bool
     def __init__(self, follows: _Optional[str] = ..., address: _Optional[str] = ..., able: _Optional[bool] = ...) -> None: ...
 
+class DriftVerdict(_message.Message):
+    __slots__ = ("members", "refusals")
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedScalarFieldContainer[str]
+    refusals: _containers.RepeatedCompositeFieldContainer[Drifted]
+    def __init__(self, members: _Optional[_Iterable[str]] = ..., refusals: _Optional[_Iterable[_Union[Drifted, _Mapping]]] = ...) -> None: ...
+
 class Abort(_message.Message):
-    __slots__ = ("plan_digest", "reason", "sound", "peer")
+    __slots__ = ("plan_digest", "reason", "sound", "peer", "verdict")
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SOUND_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
     plan_digest: str
     reason: str
     sound: _containers.RepeatedScalarFieldContainer[str]
     peer: str
-    def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ..., sound: _Optional[_Iterable[str]] = ..., peer: _Optional[str] = ...) -> None: ...
+    verdict: DriftVerdict
+    def __init__(self, plan_digest: _Optional[str] = ..., reason: _Optional[str] = ..., sound: _Optional[_Iterable[str]] = ..., peer: _Optional[str] = ..., verdict: _Optional[_Union[DriftVerdict, _Mapping]] = ...) -> None: ...
 
 class NeedState(_message.Message):
     __slots__ = ()

@@ -34,11 +34,12 @@ from protocols.messages import (
 )
 from protocols.observations import Committed, Swarm
 from protocols.reasons import Reason
+from protocols.round.drift_votes import Drifted, DriftVerdict, refusal_message
 from protocols.round.history import Fork
 from protocols.round.idle_leaders import ANY_S
 from protocols.round.leader import Leader
 from protocols.round.leader_actions import LeaderAction
-from protocols.round.member import Accept, Drifted, Failed, Ready, Refuse
+from protocols.round.member import Accept, Failed, Ready, Refuse
 from protocols.round.plans import MemberPlan
 from protocols.round.records import (
     Ballot,
@@ -51,6 +52,7 @@ from protocols.round.records import (
     SignedCommit,
     Standing,
     Tip,
+    vote_message,
 )
 from protocols.transport.frames import Kind
 from protocols.transport.interface import refusal
@@ -115,13 +117,15 @@ class Mallory:
     def _answers(self, plan: MemberPlan) -> list[Any]:
         digest = plan.digest
         mine = Contribution("mallory", 1, 0, 3, plan.ballot.parent, 2.0, 1.0)
+        signer = SimulatedSigner("mallory")
         shards = tuple(ShardResult(shard.start, shard.stop, DIGEST, 1.0) for shard in plan.shards)
+        result, drifted = Result(digest, DIGEST, shards), Drifted(digest, (plan.shards[0].reducer,))
         return [
             Accept(digest, mine),
             Refuse(digest, Reason.PROMISED_HIGHER, 0),
-            Ready(Result(digest, DIGEST, shards)),
+            Ready(result, signer.vote(vote_message(result))),
             Failed(digest, Reason.REDUCER_LOST, "mallory", plan.shards[0].reducer),
-            Drifted(digest, (plan.shards[0].reducer,)),
+            replace(drifted, vote=signer.vote(refusal_message(drifted))),
         ]
 
     async def _call(self) -> None:
@@ -201,7 +205,10 @@ def test_no_lie_of_a_leader_raises_anything_but_a_breach_of_the_protocol(seed: i
         swarm.until(lambda: min(map(swarm.epoch, swarm.names)) >= 2)
         standing = engine.member.tip.standing if engine.member.tip is not None else None
         assert standing is not None and plans
-        true: list[Any] = [*plans[-2:], Abort(plans[-1].digest, Reason.DRIFT, ("p2",)), NeedState()]
+        refusal = Drifted(plans[-1].digest, ("p1",))
+        refusal = replace(refusal, vote=SimulatedSigner("p2").vote(refusal_message(refusal)))
+        abort = Abort(plans[-1].digest, Reason.DRIFT, ("p2",), verdict=DriftVerdict(("p0", "p1", "p2"), (refusal,)))
+        true: list[Any] = [*plans[-2:], abort, NeedState()]
         true += [Heartbeat(standing, 3, 5.0, 2), *engine.commits]
         for _ in range(300):
             record = true[made_up._random.randrange(len(true))]
@@ -290,7 +297,7 @@ class Usurper(Claimant):
                 next_codec=tip.codec,
             )
             signer = SimulatedSigner(me.peer)
-            vote = signer.vote(commit.averages.result(commit.plan_digest))
+            vote = signer.vote(vote_message(commit.averages.result(commit.plan_digest)))
             self._chain.append(signer.sign(commit, (vote,)))
             tip = Tip.after(commit)
 

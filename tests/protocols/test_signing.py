@@ -6,7 +6,7 @@ import pytest
 
 from protocols.errors import BadMessageError
 from protocols.identity import Authority
-from protocols.round.records import Candidate, ShardResult
+from protocols.round.records import Candidate, ShardResult, vote_message
 from protocols.signing import CertificateSigner, check_signed
 from tests.factories import admitted, commit, contribution
 
@@ -54,31 +54,35 @@ def test_a_commit_of_another_run_is_refused(authority: Authority, tmp_path_facto
 def test_a_vote_is_of_the_peer_whose_key_it_names_on_that_result_alone(authority: Authority) -> None:
     ann, bob = CertificateSigner(admitted(authority)), CertificateSigner(admitted(authority))
     result = commit("ann").averages.result("a" * 64)
-    vote = ann.vote(result)
-    bob.check_vote(vote, result)
+    message = vote_message(result)
+    vote = ann.vote(message)
+    bob.check_vote(vote, message)
     other = replace(result, plan_digest="b" * 64)
     for damaged, of in (
         (vote, other),
-        (replace(vote, peer=bob.vote(result).peer), result),
+        (replace(vote, peer=bob.vote(message).peer), result),
         (replace(vote, key=b"noise"), result),
     ):
         with pytest.raises(BadMessageError):
-            ann.check_vote(damaged, of)
+            ann.check_vote(damaged, vote_message(of))
 
 
 def test_a_commit_is_refused_with_a_vote_for_another_result_or_of_a_peer_that_is_no_member(authority: Authority) -> None:
     leader, ann, eve = admitted(authority), admitted(authority), admitted(authority)
     made = replace(commit(leader.peer_id), members=(ann.peer_id, leader.peer_id))
     result = made.averages.result(made.plan_digest)
-    good = CertificateSigner(ann).vote(result)
+    good = CertificateSigner(ann).vote(vote_message(result))
     assert CertificateSigner(eve).verify(CertificateSigner(leader).sign(made, (good,))).votes == (good,)
-    for bad in (CertificateSigner(ann).vote(replace(result, plan_digest="f" * 64)), CertificateSigner(eve).vote(result)):
+    for bad in (
+        CertificateSigner(ann).vote(vote_message(replace(result, plan_digest="f" * 64))),
+        CertificateSigner(eve).vote(vote_message(result)),
+    ):
         with pytest.raises(BadMessageError):
             CertificateSigner(eve).verify(CertificateSigner(leader).sign(made, (bad,)))
 
 
 def test_nobody_votes_twice(authority: Authority) -> None:
     ann = CertificateSigner(admitted(authority))
-    vote = ann.vote(commit("ann").averages.result("a" * 64))
+    vote = ann.vote(vote_message(commit("ann").averages.result("a" * 64)))
     with pytest.raises(ValueError, match="twice"):
         ann.sign(commit("ann"), (vote, vote))

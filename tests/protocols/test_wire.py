@@ -21,6 +21,7 @@ from protocols.observations import Absence, Committed, Evaluation, Failure, Peer
 from protocols.reasons import Reason
 from protocols.round import member, records
 from protocols.round import plans as round_plans
+from protocols.round.drift_votes import Drifted, DriftVerdict
 from protocols.round.plans import MemberPlan, Plan, member_plan_of, peers_digest
 from protocols.round.records import (
     CODEC_NAMES,
@@ -111,6 +112,12 @@ def commits(draw: st.DrawFn) -> Commit:
 
 
 votes = st.builds(Vote, peer=peers, key=st.binary(max_size=33), signature=st.binary(min_size=1, max_size=72))
+refusals = st.builds(
+    Drifted, plan_digest=digests, reducers=st.lists(peers, min_size=1, max_size=4).map(tuple), vote=st.none() | votes
+)
+verdicts = refusals.filter(lambda refusal: refusal.vote is not None).map(
+    lambda refusal: DriftVerdict((refusal.vote.peer,), (refusal,))
+)
 signed_commits = st.builds(
     SignedCommit,
     commit=commits(),
@@ -196,7 +203,7 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         promised_attempt=st.integers(0, 2**20),
     ),
     member.Ready: st.builds(member.Ready, result=round_results, vote=st.none() | votes),
-    member.Drifted: st.builds(member.Drifted, plan_digest=digests, reducers=st.lists(peers, min_size=1, max_size=4).map(tuple)),
+    Drifted: refusals,
     member.Failed: st.builds(
         member.Failed, plan_digest=digests, reason=st.sampled_from(sorted(member.FAILURES)), member=peers, reducer=peers
     ),
@@ -239,7 +246,9 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         reason=reasons,
         sound=st.lists(peers, max_size=4).map(tuple),
         peer=st.just("") | peers,
+        verdict=st.none() | verdicts,
     ),
+    DriftVerdict: verdicts,
     messages.NeedState: st.just(messages.NeedState()),
     messages.AskRequest: st.just(messages.AskRequest()),
     messages.AskReply: st.builds(
@@ -284,6 +293,9 @@ WITHOUT_DIGEST = {
     SignedCommit,
     Vote,
     member.Ready,
+    Drifted,
+    DriftVerdict,
+    messages.Abort,
     Committed,
     Manifest,
     messages.Chunk,

@@ -10,9 +10,10 @@ import pytest
 from protocols.reasons import Reason
 from protocols.round.attempt import Attempt
 from protocols.round.deadline import Deadline
+from protocols.round.drift_votes import Drifted, DriftVerdict
 from protocols.round.leader import Leader
 from protocols.round.leader_actions import Announce, NoteFailure, SendAbort, SendPlan
-from protocols.round.member import Accept, Apply, CatchUp, Drifted, GiveUp, Member, Phase, Ready, Send, StopReducing
+from protocols.round.member import Accept, Apply, CatchUp, GiveUp, Member, Phase, Ready, Send, StopReducing
 from protocols.round.plans import Plan, member_plan_of
 from protocols.round.records import (
     Averages,
@@ -27,6 +28,7 @@ from protocols.round.records import (
     ShardResult,
     SignedCommit,
     Tip,
+    Vote,
 )
 
 RUN = "ab" * 32
@@ -49,9 +51,20 @@ def averages_of(plan: Plan) -> Averages:
     return Averages(tuple(contribution_of(peer) for peer in plan.contributors), shards)
 
 
+def refusal(member: str, plan: Plan, *reducers: str) -> Drifted:
+    return Drifted(plan.digest, reducers, Vote(member, b"k", b"s"))
+
+
+def verdict_of(plan: Plan, *refusals: Drifted) -> DriftVerdict:
+    return DriftVerdict(plan.members, refusals)
+
+
 def off(members: str, refused: dict[str, str], *, leader: str = "ann") -> tuple[str, ...]:
     attempt = Attempt(plan_of(members, leader), 0.0, Deadline((), 0.0, 1.0, {}, {}, 60.0), "fp32")
-    attempt.drifted = {member: tuple(reducers.split()) for member, reducers in refused.items()}
+    attempt.drifted = {member: refusal(member, attempt.plan, *reducers.split()) for member, reducers in refused.items()}
+    plan, verdict = attempt.plan, attempt.verdict
+    condemned = tuple(member for member in plan.members if verdict.condemns(member, member_plan_of(plan, member)))
+    assert condemned == (attempt.off() if 2 * len(refused) >= len(plan.members) else ()), "whoever is told can see it, too"
     return attempt.off()
 
 
@@ -89,7 +102,7 @@ def test_the_outvoted_are_off(members: str, refused: dict[str, str], expected: t
 def test_who_took_the_values_that_most_refuse_is_off_as_their_reducer_is() -> None:
     plan = replace(plan_of("ann bob cid dag eve", "ann"), shards=(Shard("bob", "bob:1", 0, 1024),))
     attempt = Attempt(plan, 0.0, Deadline((), 0.0, 1.0, {}, {}, 60.0), "fp32")
-    attempt.drifted = dict.fromkeys(("ann", "dag", "eve"), ("bob",))
+    attempt.drifted = {member: refusal(member, plan, "bob") for member in ("ann", "dag", "eve")}
     assert attempt.off() == ("bob", "cid")
 
 
@@ -131,7 +144,7 @@ def test_a_minority_that_refuses_is_left_behind_by_the_commit() -> None:
     leader = leader_of("ann bob cid")
     plan = planned(leader, "ann bob cid")
     ready = Ready(averages_of(plan).result(plan.digest))
-    assert leader.answer("cid", Drifted(plan.digest, ("ann", "bob")), 0.0) == []
+    assert leader.answer("cid", refusal("cid", plan, *("ann", "bob")), 0.0) == []
     assert leader.answer("ann", ready, 0.0) == []
     (announced,) = leader.answer("bob", ready, 0.0)  # at once: all others have answered
     assert isinstance(announced, Announce)
@@ -141,12 +154,19 @@ def test_a_reducer_that_most_refuse_gives_up_its_state_and_nothing_of_its_attemp
     leader = leader_of("ann bob cid")
     plan = planned(leader, "ann bob cid")
     averages = averages_of(plan)
-    assert leader.answer("ann", Drifted(plan.digest, ("cid",)), 0.0) == []
+    assert leader.answer("ann", refusal("ann", plan, *("cid",)), 0.0) == []
     assert leader.answer("cid", Ready(averages.result(plan.digest)), 0.0) == [], "not before everybody answered"
-    actions = leader.answer("bob", Drifted(plan.digest, ("cid",)), 0.0)
+    actions = leader.answer("bob", refusal("bob", plan, *("cid",)), 0.0)
     assert actions[:3] == [
         NoteFailure(plan.ballot, Reason.DRIFT, "cid"),
-        SendAbort(("cid",), plan.digest, Reason.DRIFT, "cid", ("ann", "bob")),
+        SendAbort(
+            ("cid",),
+            plan.digest,
+            Reason.DRIFT,
+            "cid",
+            ("ann", "bob"),
+            verdict_of(plan, refusal("ann", plan, "cid"), refusal("bob", plan, "cid")),
+        ),
         SendAbort(("ann", "bob"), plan.digest, Reason.RESULTS_DIFFER),
     ]
     (again,) = [action.plan for action in actions if isinstance(action, SendPlan)]
@@ -171,8 +191,8 @@ def test_averages_whose_canonical_values_are_refused_are_not_finished_for_ever()
     assert plan.finishes == held.averages
     for name in ("ann", "bob"):
         leader.answer(name, Accept(plan.digest, None), 1.5)
-    leader.answer("ann", Drifted(plan.digest, ("ann",)), 1.5)
-    actions = leader.answer("bob", Drifted(plan.digest, ("ann",)), 1.5)
+    leader.answer("ann", refusal("ann", plan, *("ann",)), 1.5)
+    actions = leader.answer("bob", refusal("bob", plan, *("ann",)), 1.5)
     (drifted,) = [it for it in actions if isinstance(it, SendAbort) and it.reason is Reason.DRIFT]
     assert drifted.to == (), "who passed them on is not to blame"
     assert [action.plan.finishes for action in actions if isinstance(action, SendPlan)] == [None]
@@ -226,7 +246,8 @@ def test_a_commit_that_came_first_is_refused_as_well() -> None:
 def test_the_outvoted_are_told_and_catch_up_while_the_others_stay_frozen() -> None:
     member, plan = reducing()
     member.reduced(plan.digest, averages_of(plan))
-    actions = member.on_abort(plan.digest, Reason.DRIFT, ("ann",))
+    verdict = verdict_of(plan, refusal("ann", plan, "bob"), refusal("cid", plan, "bob"))
+    actions = member.on_abort(plan.digest, Reason.DRIFT, ("ann",), verdict)
     assert actions[0] == StopReducing(plan.digest, Reason.DRIFT)
     assert actions[-1] == CatchUp(Reason.DRIFT, sound=("ann",))
     other, plan = reducing()
@@ -237,3 +258,33 @@ def test_the_outvoted_are_told_and_catch_up_while_the_others_stay_frozen() -> No
     other.on_plan(member_plan_of(again, other.me))
     other.reduced(again.digest, averages_of(again))
     assert any(isinstance(action, Apply) for action in other.on_commit(commit_of(again))), "what it refused before is forgotten"
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (lambda plan: None, "nobody refused"),
+        (lambda plan: verdict_of(plan, refusal("ann", plan, "bob")), "one of three refused"),
+        (lambda plan: verdict_of(plan, refusal("ann", plan, "cid"), refusal("bob", plan, "cid")), "they refused another"),
+        (
+            lambda plan: verdict_of(plan, *(refusal(name, replace(plan, codec="fp16"), "bob") for name in ("ann", "cid"))),
+            "of another plan",
+        ),
+        (lambda plan: DriftVerdict(("ann", "bob"), (refusal("ann", plan, "bob"),)), "of other members"),
+    ],
+)
+def test_no_leader_makes_a_member_give_up_its_state_without_the_refusals_of_half(told: Any, why: str) -> None:
+    member, plan = reducing()
+    member.reduced(plan.digest, averages_of(plan))
+    assert member.on_abort(plan.digest, Reason.DRIFT, ("ann",), told(plan)) == [
+        StopReducing(plan.digest, Reason.RESULTS_DIFFER)
+    ], why
+    assert member.phase is Phase.FROZEN and member.tip == GENESIS
+
+
+def test_a_verdict_needs_a_signature_under_each_refusal_and_one_refusal_a_member() -> None:
+    plan = plan_of("ann bob cid", "ann")
+    ann = refusal("ann", plan, "bob")
+    for refusals in ((replace(ann, vote=None),), (ann, ann), (refusal("eve", plan, "bob"),)):
+        with pytest.raises(ValueError):
+            verdict_of(plan, *refusals)

@@ -10,7 +10,7 @@ import pytest
 
 from peer.simulation.transport import SimulatedSigner
 from protocols.round.history import FEWEST_VOTERS, RECENT_EPOCHS, Fork, electorate
-from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
+from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip, vote_message
 
 GENESIS = Tip.genesis("ab" * 32, "00" * 32, Candidate("aux", "aux:1"), "fp32")
 FIVE = ("ann", "bob", "cid", "dan", "eve")
@@ -33,7 +33,9 @@ def after(
         succession=(),
     )
     result = commit.averages.result(commit.plan_digest)
-    return SimulatedSigner(contributors[0]).sign(commit, tuple(SimulatedSigner(peer).vote(result) for peer in voters))
+    return SimulatedSigner(contributors[0]).sign(
+        commit, tuple(SimulatedSigner(peer).vote(vote_message(result)) for peer in voters)
+    )
 
 
 def chain(tip: Tip, *voters: Sequence[str], **options: Any) -> list[SignedCommit]:

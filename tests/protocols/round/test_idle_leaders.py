@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocols.round.idle_leaders import ANY_EPOCHS, ANY_S, FULL_EPOCHS, FULL_S, IdleLeaders
+from protocols.round.idle_leaders import ANY_EPOCHS, ANY_S, FULL_EPOCHS, FULL_S, MOST_ATTEMPTS, IdleLeaders
 
 TICK_S = 0.25
 
@@ -48,10 +48,21 @@ def test_before_the_first_commits_only_a_full_batch_tells_anything() -> None:
 
 def test_plans_and_commits_begin_the_time_anew() -> None:
     it, now = after_epochs(30.0)
-    for _ in range(20):
+    for epoch in range(20):
         assert left_after(it, now, is_full=True, most_s=80.0) is None
         now += 80.0
+        it.committed("lea", now) if epoch % 5 == 4 else it.planned(now)
+
+
+def test_a_leader_of_many_attempts_and_no_commit_is_left() -> None:
+    it, now = after_epochs(30.0)
+    for _ in range(MOST_ATTEMPTS):
         it.planned(now)
+        assert not it.idle("lea", is_full=True, now=now + 1.0)
+        now += 2.0
+    it.planned(now)
+    assert it.idle("lea", is_full=True, now=now) == 2.0 * MOST_ATTEMPTS
+    assert it.rests("lea", now) and not it.rests("bob", now)
 
 
 def test_each_time_it_rests_longer_and_its_commits_take_that_back() -> None:
