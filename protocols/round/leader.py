@@ -56,7 +56,7 @@ MOST_BYTES, SPARE_BYTES = 2.0, 1 << 20
 # An attempt ends after so many times its planned time, or so many seconds if that is unknown, whatever moves.
 LONGEST, LONGEST_S = 4.0, 3600.0
 # A plan waits for a micro-batch of so many seconds, or so many times the median if that is more.
-LONGEST_STEP_S, SLOWEST_STEP = 60.0, 4.0
+LONGEST_STEP_S, SLOWEST_STEP = 30.0, 4.0
 # What a member says that it holds is given up for the epoch after so many attempts to finish it: it may have been made up.
 MAX_FINISHING = 2
 # So often in an epoch the leader waits for peers that one follower names. Each time may take the detection time.
