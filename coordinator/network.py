@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from coordinator.admission import EnrolmentService
+from coordinator.ban_news import BanNews
 from coordinator.config import CoordinatorConfig
 from coordinator.genesis import RunFolder
 from coordinator.invites import Invites
@@ -117,6 +118,12 @@ class Network:
             await discovery.start()
             invites = stack.enter_context(contextlib.closing(Invites(folder.path)))
             invites.open_to_all(folder.secret)
+
+            def heed(banned: frozenset[str]) -> None:
+                self._known.barred = banned
+                discovery.bar(banned)
+
+            bans = BanNews(invites, folder.authority, self._transport, self._known.candidates, heed)
             service = EnrolmentService(
                 folder,
                 invites,
@@ -125,12 +132,13 @@ class Network:
                 announced=self._known.add,
                 news=lambda: (held_out(), self._known.names()),
                 standing=lambda: self._standing,
+                bans=lambda: bans.newest,
             )
             add_EnrolmentServicer_to_server(service, server)
             await server.start()
             stack.push_async_callback(server.stop, 0.5)
-            looking = asyncio.create_task(self._look_around(discovery))
-            stack.callback(looking.cancel)
+            for work in (self._look_around(discovery), bans.run()):
+                stack.callback(asyncio.create_task(work).cancel)
             ready.set_result(port)
             await stop.wait()
 

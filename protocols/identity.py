@@ -146,6 +146,10 @@ class Authority:
         peer_id = peer_id_of(public)
         return self._issue(public, _named(peer_id, invite), server_name(peer_id))
 
+    def sign(self, message: bytes) -> bytes:
+        """See `authority_signed`."""
+        return self._key.sign(message)
+
     def coordinator_credentials(self, key: Key) -> Credentials:
         """Issue the coordinator's own credentials, under the name COORDINATOR_NAME."""
         return Credentials(key, self._issue(key.private.public_key(), _named(key.peer_id), COORDINATOR_NAME), self.pem)
@@ -231,6 +235,17 @@ def verify_signature(message: bytes, signature: bytes, certificate: bytes, autho
     except Exception as error:  # the parser of certificates raises errors of a dozen kinds
         raise BadMessageError("the signature does not hold under this run's authority") from error
     return peer_id_of(public)
+
+
+def authority_signed(message: bytes, signature: bytes, authority: bytes) -> bool:
+    """Whether the key of the certificate `authority` (PEM) made the signature of `message`."""
+    public = x509.load_pem_x509_certificate(authority).public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    try:
+        public.verify(signature, message, _ECDSA)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def signer_of(message: bytes, signature: bytes, key: bytes) -> str:

@@ -98,7 +98,7 @@ class SwarmDirectory:
         self._announced = 0
         self._credentials = credentials
         self._coordinator = coordinator
-        self._banned: frozenset[str] = frozenset()  # when the coordinator last answered
+        self._bans_version = 0  # of the last list that the coordinator sent
 
     async def start(self, hello: Hello) -> None:
         """Raises UnreachableError when no DHT node answers, PortInUseError when the port is taken."""
@@ -133,16 +133,20 @@ class SwarmDirectory:
             await _tried(self._discovery.announce(announcement))
         signed = sign_announcement(announcement, self._credentials)
         try:
-            news = await announce_to(self._coordinator, self._credentials.authority, signed)
+            news = await announce_to(self._coordinator, self._credentials.authority, signed, self._bans_version)
         except RemoteError as error:
             if isinstance(error, RefusedError) and error.reason == Reason.BANNED.value:
                 raise
-            return News(banned=self._banned)  # the coordinator is away; training does not need it
-        self._banned = news.banned
+            return News()  # the coordinator is away; training does not need it
+        if news.bans is not None:
+            self._bans_version = news.bans.bans.version
         return news
 
     async def peers(self) -> list[Candidate]:
         return [Candidate(item.peer, item.address) for item in await self._discovery.peers()]
+
+    def bar(self, peers: frozenset[str]) -> None:
+        self._discovery.bar(peers)
 
 
 async def _tried(work: Coroutine[Any, Any, None]) -> None:
