@@ -278,6 +278,9 @@ class SimulatedTransport:
                 await self.service.serve_bulk(stream, kind, length)
 
 
+STRANGER = "stranger"  # whom the organiser bans: nobody here
+
+
 class SimulatedSigner:
     """Signatures that are cheap, deterministic, and nobody else's."""
 

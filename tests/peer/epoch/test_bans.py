@@ -1,4 +1,4 @@
-"""The ban list from peer to peer: a newer one replaces an older one, nobody makes one up, and doors close behind who is inside."""
+"""The ban list from peer to peer: a newer one replaces an older one, nobody makes one up, and doors close behind who is in."""
 
 from __future__ import annotations
 
