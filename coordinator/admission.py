@@ -103,6 +103,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
             held_out=evaluation,
             names=some,
             standing=self._known_standing(),
+            certificate=self._folder.authority.renewed(request.certificate),
             bans=to_wire(bans) if bans.bans.version > request.bans_version else None,
         )
 

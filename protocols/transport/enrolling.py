@@ -105,6 +105,7 @@ async def announce_to(coordinator: str, authority: bytes, signed: bytes, bans_ve
         peers=tuple(from_wire(Candidate, peer) for peer in reply.peers[:MAX_NAMED]),
         held_out=from_wire(Evaluation, reply.held_out) if reply.HasField("held_out") else None,
         standing=from_wire(Standing, reply.standing) if reply.HasField("standing") else None,
+        certificate=reply.certificate,
         bans=from_wire(SignedBanList, reply.bans) if reply.HasField("bans") else None,
         names={peer: reply.names[peer][:MAX_NAME] for peer in itertools.islice(reply.names, MAX_NAMED)},
     )

@@ -83,6 +83,8 @@ class News:
     """What peers call themselves, by their ids."""
     standing: Standing | None = None
     """Where the coordinator's own auxiliary peer stands."""
+    certificate: bytes = b""
+    """A new one for this peer (PEM), when its own is old."""
     bans: SignedBanList | None = None
     """Its ban list, when that is newer than the last one that it sent. The signature is not checked."""
 
