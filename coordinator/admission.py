@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -26,7 +25,6 @@ from protocols.wire.dugnad_pb2_grpc import EnrolmentServicer
 
 _PART_BYTES = 1 << 20
 MAX_BOOTSTRAP_PEERS = 32
-_log = logging.getLogger(__name__)
 
 
 class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated without types
@@ -65,7 +63,6 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
             certificate = self._folder.authority.admit(request.request, invite)
         except (BadMessageError, TicketError) as error:
             await refuse(context, Reason.BAD_TICKET, str(error))
-        _log.info("admitted %s by the invite %r from %s", peer, invite, _address(context))
         return pb.EnrolReply(
             certificate=certificate,
             run_toml=self._run_toml,

@@ -8,7 +8,7 @@ import hmac
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from protocols.ban_list import BanList
@@ -58,8 +58,12 @@ class Admission:
 class Invites:
     """The invites of the run in `folder`. Each method is one transaction."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.time, admitted: Callable[[Admission], None] = lambda admission: None
+    ) -> None:
+        """`admitted` is told of each admission once it is on the disk."""
         self._clock = clock
+        self._admitted = admitted
         self._database = sqlite3.connect(folder / FILE, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         (folder / FILE).chmod(0o600)
         self._database.execute("PRAGMA journal_mode=WAL")
@@ -112,7 +116,8 @@ class Invites:
             invite = self._invite(name)
             if known is None and invite.uses is not None and invite.used >= invite.uses:
                 raise TicketError(f"the invite {name!r} was used {invite.used} times, as often as it may be")
-            database.execute("INSERT INTO admissions VALUES (NULL, ?, ?, ?, ?)", (peer, name, self._clock(), address))
+            admission = Admission(peer, name, self._clock(), address)
+            database.execute("INSERT INTO admissions VALUES (NULL, ?, ?, ?, ?)", astuple(admission))
             database.execute(
                 "DELETE FROM admissions WHERE invite = ? AND number <= (SELECT MAX(number) FROM admissions) - ?",
                 (OPEN, KEPT_ADMISSIONS),
@@ -121,6 +126,7 @@ class Invites:
             database.execute("ROLLBACK")
             raise
         database.execute("COMMIT")
+        self._admitted(admission)
         return name
 
     # -- bans --------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from coordinator.admission import EnrolmentService
 from coordinator.ban_news import BanNews
 from coordinator.config import CoordinatorConfig
 from coordinator.genesis import RunFolder
-from coordinator.invites import Invites
+from coordinator.invites import Admission, Invites
 from coordinator.known_peers import KnownPeers
 from coordinator.watching import watch
 from protocols.errors import LocalError, PortInUseError, RemoteError, UnreachableError
@@ -55,14 +55,14 @@ class Network:
         self._standing: Standing | None = None  # of the auxiliary peer beside this coordinator
 
     @contextlib.contextmanager
-    def serving(self, held_out: Callable[[], Evaluation | None]) -> Iterator[Ticket]:
+    def serving(self, held_out: Callable[[], Evaluation | None], admitted: Callable[[Admission], None]) -> Iterator[Ticket]:
         """Serve enrolment and discovery. Gives the ticket by which newcomers find them. Raises PortInUseError.
 
-        `held_out`: the newest evaluation, for those who take part.
+        `held_out`: the newest evaluation, for those who take part. `admitted` is told of each newcomer.
         """
         stop = asyncio.Event()
         ready: concurrent.futures.Future[int] = concurrent.futures.Future()
-        serving = self._thread.start(self._serve(ready, stop, held_out))
+        serving = self._thread.start(self._serve(ready, stop, held_out, admitted))
         waiting: list[concurrent.futures.Future[Any]] = [serving, ready]
         concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
         if serving.done():
@@ -98,7 +98,11 @@ class Network:
     # -- on the network's thread -----------------------------------------------------------------------------------------------
 
     async def _serve(
-        self, ready: concurrent.futures.Future[int], stop: asyncio.Event, held_out: Callable[[], Evaluation | None]
+        self,
+        ready: concurrent.futures.Future[int],
+        stop: asyncio.Event,
+        held_out: Callable[[], Evaluation | None],
+        admitted: Callable[[Admission], None],
     ) -> None:
         config, folder = self._config, self._folder
         server, port = enrolment_server(folder.credentials, config.host, config.port)
@@ -116,7 +120,7 @@ class Network:
             stack.push_async_callback(self._transport.aclose)
             stack.push_async_callback(discovery.aclose)
             await discovery.start()
-            invites = stack.enter_context(contextlib.closing(Invites(folder.path)))
+            invites = stack.enter_context(contextlib.closing(Invites(folder.path, admitted=admitted)))
             invites.open_to_all(folder.secret)
 
             def heed(banned: frozenset[str]) -> None:

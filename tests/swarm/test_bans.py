@@ -44,6 +44,8 @@ def test_a_banned_peer_is_out_within_ten_seconds_and_comes_back_when_it_may(tmp_
         ann, bob = swarm.start_peer("ann", "--client-mode"), swarm.start_peer("bob")
         for peer in (ann, bob):
             swarm.contributes(peer)
+        admitted = {(event["peer"], event["invite"]) for event in swarm.coordinator.events("admitted")}
+        assert {(swarm.id_of(ann), "open"), (swarm.id_of(bob), "open")} <= admitted
         began = ban(swarm, bob)
         wait_until(lambda: not bob.running, "bob to end", HEEDED_S)
         ended_s = time.time() - began
