@@ -90,7 +90,7 @@ async def fetch_assets(enrolment: Enrolment, ticket: Ticket, missing: list[str],
             take(name, bytes(content))
 
 
-async def announce_to(coordinator: str, authority: bytes, signed: bytes, bans_version: int) -> News:
+async def announce_to(coordinator: str, authority: bytes, signed: bytes, bans_version: int = 0) -> News:
     """Tell the coordinator where this peer is, and hear what is new. `signed` is a serialised SignedAnnouncement; a ban list of
     `bans_version` is known.
 
