@@ -14,3 +14,6 @@ class EmptyDirectory:
 
     async def peers(self) -> list[Candidate]:
         return []
+
+    def bar(self, peers: frozenset[str]) -> None:
+        """It names nobody anyway."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from coordinator.genesis import RunFolder
 from coordinator.invites import Invites
+from protocols.ban_list import SignedBanList
 from protocols.errors import BadMessageError, TicketError
 from protocols.identity import requester
 from protocols.observations import Evaluation
@@ -25,12 +25,12 @@ from protocols.wire.dugnad_pb2_grpc import EnrolmentServicer
 
 _PART_BYTES = 1 << 20
 MAX_BOOTSTRAP_PEERS = 32
-_log = logging.getLogger(__name__)
 
 
 class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated without types
     """`discovery` and `peers` give what is known at each enrolment; `announced` is told where peers say they are;
-    `news` gives the newest evaluation and the names of peers, `standing` where the coordinator's own auxiliary peer stands."""
+    `news` gives the newest evaluation and the names of peers, `standing` where the coordinator's own auxiliary peer stands,
+    `bans` the newest ban list."""
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
         announced: Callable[[Announcement], None],
         news: Callable[[], tuple[Evaluation | None, dict[str, str]]],
         standing: Callable[[], Standing | None],
+        bans: Callable[[], SignedBanList],
     ) -> None:
         self._folder = folder
         self._invites = invites
@@ -50,6 +51,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
         self._announced = announced
         self._news = news
         self._standing = standing
+        self._bans = bans
 
     async def Enrol(self, request: pb.EnrolRequest, context: Any) -> pb.EnrolReply:
         if request.protocol != PROTOCOL_VERSION:
@@ -61,7 +63,6 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
             certificate = self._folder.authority.admit(request.request, invite)
         except (BadMessageError, TicketError) as error:
             await refuse(context, Reason.BAD_TICKET, str(error))
-        _log.info("admitted %s by the invite %r from %s", peer, invite, _address(context))
         return pb.EnrolReply(
             certificate=certificate,
             run_toml=self._run_toml,
@@ -93,12 +94,14 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
         held_out, names = self._news()
         some = dict(itertools.islice(names.items(), MAX_NAMED))
         evaluation = to_wire(held_out) if held_out else None
+        bans = self._bans()
         return pb.AnnounceReply(
             peers=self._some_peers(),
             held_out=evaluation,
             names=some,
             standing=self._known_standing(),
-            banned=sorted(self._invites.banned)[:MAX_NAMED],
+            certificate=self._folder.authority.renewed(request.certificate),
+            bans=to_wire(bans) if bans.bans.version > request.bans_version else None,
         )
 
     async def _refuse_banned(self, peer: str, context: Any) -> None:
@@ -110,8 +113,7 @@ class EnrolmentService(EnrolmentServicer):  # type: ignore[misc]  # generated wi
         return to_wire(standing) if standing is not None else None
 
     def _some_peers(self) -> list[pb.Candidate]:
-        banned = self._invites.banned
-        return [to_wire(peer) for peer in self._peers() if peer.peer not in banned][:MAX_BOOTSTRAP_PEERS]
+        return [to_wire(peer) for peer in self._peers()][:MAX_BOOTSTRAP_PEERS]
 
 
 def _address(context: Any) -> str:

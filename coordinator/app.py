@@ -15,6 +15,7 @@ from coordinator.checkpoints.facts import SNAPSHOT
 from coordinator.checkpoints.store import Checkpoints
 from coordinator.config import CoordinatorConfig
 from coordinator.genesis import RunFolder, open_run
+from coordinator.invites import Admission
 from coordinator.monitor import Monitor, Run
 from coordinator.network import Network, announced_hosts, check_ports
 from coordinator.sinks.base import Sinks
@@ -82,7 +83,7 @@ class _Session:
         self._sinks = sinks
         self._console = console
         self._network = network
-        self._inbox: queue.SimpleQueue[Observation] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Observation | Admission] = queue.SimpleQueue()
         self._interrupted = threading.Event()
         self._contributors = 0  # connected now
         self._monitor = Monitor(self._open(), sinks, checkpoints, self._inbox, network.fetch, console.status)
@@ -106,7 +107,7 @@ class _Session:
         monitor = self._monitor
         with contextlib.ExitStack() as stack:
             self._console.status("Opening the ports")
-            ticket = stack.enter_context(self._network.serving(lambda: monitor.held_out))
+            ticket = stack.enter_context(self._network.serving(lambda: monitor.held_out, self._inbox.put))
             monitor.start(self._folder.snapshot.read_bytes(), resumed=self._folder.resumed)
             auxiliary = self._auxiliary(ticket)
             stack.callback(auxiliary.stop)

@@ -3,15 +3,18 @@ commands and a running coordinator share it, and no crash loses an admission."""
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from protocols.ban_list import BanList
 from protocols.errors import TicketError, UsageError
 from protocols.identity import Ticket
+from protocols.round.records import MAX_PEERS
 
 FILE = Path("identity") / "admission.db"
 OPEN = "open"
@@ -26,6 +29,8 @@ CREATE TABLE IF NOT EXISTS admissions (
     number INTEGER PRIMARY KEY, peer TEXT NOT NULL, invite TEXT NOT NULL, at REAL NOT NULL, address TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS bans (peer TEXT PRIMARY KEY, until REAL);
+CREATE TABLE IF NOT EXISTS ban_list (only INTEGER PRIMARY KEY CHECK (only = 1), version INTEGER NOT NULL);
+INSERT OR IGNORE INTO ban_list VALUES (1, 0);
 CREATE INDEX IF NOT EXISTS by_invite ON admissions (invite, peer);
 """
 
@@ -53,8 +58,12 @@ class Admission:
 class Invites:
     """The invites of the run in `folder`. Each method is one transaction."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.time, admitted: Callable[[Admission], None] = lambda admission: None
+    ) -> None:
+        """`admitted` is told of each admission once it is on the disk."""
         self._clock = clock
+        self._admitted = admitted
         self._database = sqlite3.connect(folder / FILE, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         (folder / FILE).chmod(0o600)
         self._database.execute("PRAGMA journal_mode=WAL")
@@ -107,7 +116,8 @@ class Invites:
             invite = self._invite(name)
             if known is None and invite.uses is not None and invite.used >= invite.uses:
                 raise TicketError(f"the invite {name!r} was used {invite.used} times, as often as it may be")
-            database.execute("INSERT INTO admissions VALUES (NULL, ?, ?, ?, ?)", (peer, name, self._clock(), address))
+            admission = Admission(peer, name, self._clock(), address)
+            database.execute("INSERT INTO admissions VALUES (NULL, ?, ?, ?, ?)", astuple(admission))
             database.execute(
                 "DELETE FROM admissions WHERE invite = ? AND number <= (SELECT MAX(number) FROM admissions) - ?",
                 (OPEN, KEPT_ADMISSIONS),
@@ -116,19 +126,40 @@ class Invites:
             database.execute("ROLLBACK")
             raise
         database.execute("COMMIT")
+        self._admitted(admission)
         return name
 
     # -- bans --------------------------------------------------------------------------------------------------------------------
 
     def ban(self, peers: Iterable[str], lasts_s: float | None = None) -> None:
-        """These peers take no part for so long, None for ever."""
+        """These peers take no part for so long, None for ever. Raises UsageError when they are too many."""
         until = self._clock() + lasts_s if lasts_s is not None else None
-        with self._database:
+        with self._changing_bans():
             self._database.executemany("INSERT OR REPLACE INTO bans VALUES (?, ?)", [(peer, until) for peer in peers])
+            (count,) = self._database.execute("SELECT COUNT(*) FROM bans").fetchone()
+            if count > MAX_PEERS:
+                raise UsageError(
+                    f"at most {MAX_PEERS} peers can be banned",
+                    remedy="Limit the invite that they come by: dugnad coordinator invite RUN.toml --name open --uses N.",
+                )
 
     def unban(self, peers: Iterable[str]) -> None:
-        with self._database:
+        with self._changing_bans():
             self._database.executemany("DELETE FROM bans WHERE peer = ?", [(peer,) for peer in peers])
+
+    @contextlib.contextmanager
+    def _changing_bans(self) -> Iterator[None]:
+        """One transaction, after which the list has a larger version: milliseconds since 1970, so that a folder that was restored
+        from an older copy does not use a version twice."""
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            now_ms = int(self._clock() * 1000)
+            self._database.execute("UPDATE ban_list SET version = MAX(version + 1, ?)", (now_ms,))
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
 
     def end(self, name: str) -> None:
         """The invite admits nobody from now on. Raises UsageError."""
@@ -138,8 +169,16 @@ class Invites:
     @property
     def banned(self) -> frozenset[str]:
         """The peers that take no part now."""
-        rows = self._database.execute("SELECT peer FROM bans WHERE until IS NULL OR until > ?", (self._clock(),))
-        return frozenset(peer for (peer,) in rows)
+        return frozenset(self.ban_list.peers)
+
+    @property
+    def ban_list(self) -> BanList:
+        """As it is now. A ban that has ended leaves it, which makes a new version."""
+        over = [peer for (peer,) in self._database.execute("SELECT peer FROM bans WHERE until <= ?", (self._clock(),))]
+        if over:
+            self.unban(over)
+        rows = self._database.execute("SELECT version, peer FROM ban_list LEFT JOIN bans ORDER BY peer").fetchall()
+        return BanList(rows[0][0], tuple(peer for _, peer in rows if peer is not None))
 
     def admitted_by(self, name: str) -> list[str]:
         return [peer for (peer,) in self._database.execute("SELECT DISTINCT peer FROM admissions WHERE invite = ?", (name,))]

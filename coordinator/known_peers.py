@@ -20,6 +20,8 @@ class KnownPeers:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock`: seconds."""
         self._clock = clock
+        self.barred: frozenset[str] = frozenset()
+        """Peers of whom nobody is told."""
         self._announced: dict[str, tuple[float, Announcement]] = {}  # the one heard longest ago comes first
 
     def add(self, announcement: Announcement) -> None:
@@ -47,5 +49,6 @@ class KnownPeers:
 
     def _fresh(self) -> list[Announcement]:
         now = self._clock()
-        fresh = [item for at, item in self._announced.values() if now - at < ANNOUNCEMENT_S]
+        kept = [item for at, item in self._announced.values() if now - at < ANNOUNCEMENT_S]
+        fresh = [item for item in kept if item.peer not in self.barred]
         return sorted(fresh, key=lambda item: not item.auxiliary)

@@ -17,6 +17,7 @@ import torch
 
 from coordinator.checkpoints.facts import CheckpointFacts
 from coordinator.checkpoints.store import Checkpoints
+from coordinator.invites import Admission
 from coordinator.sinks.base import Sinks
 from coordinator.swarm_view import SwarmView
 from protocols.committed_rate import CommittedRate
@@ -59,7 +60,7 @@ class Monitor:
         run: Run,
         sinks: Sinks,
         checkpoints: Checkpoints,
-        inbox: queue.SimpleQueue[Observation],
+        inbox: queue.SimpleQueue[Observation | Admission],
         fetch: Callable[[], bytes],
         progress: Callable[[str | None], None],
         *,
@@ -118,19 +119,21 @@ class Monitor:
         except queue.Empty:
             return
 
-    def _take(self, observation: Observation) -> None:
+    def _take(self, observation: Observation | Admission) -> None:
         """A peer told it: whatever is wrong with it, the coordinator goes on."""
         try:
             self._observe(observation)
         except Exception:  # noqa: BLE001
             _log.exception("an observation was dropped: nobody foresaw it")
 
-    def _observe(self, observation: Observation) -> None:
+    def _observe(self, observation: Observation | Admission) -> None:
         match observation:
             case Swarm():
                 self._see(SwarmView.of(observation, self._run.spec))
             case Committed():
                 self._committed(observation)
+            case Admission(peer, invite, _, address):
+                self._sinks.event("admitted", peer=peer, invite=invite, address=address)
             case Failure(ballot, reason, peer, seconds):
                 self._sinks.event(
                     "attempt_failed",

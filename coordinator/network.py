@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from coordinator.admission import EnrolmentService
+from coordinator.ban_news import BanNews
 from coordinator.config import CoordinatorConfig
 from coordinator.genesis import RunFolder
-from coordinator.invites import Invites
+from coordinator.invites import Admission, Invites
 from coordinator.known_peers import KnownPeers
 from coordinator.watching import watch
 from protocols.errors import LocalError, PortInUseError, RemoteError, UnreachableError
@@ -54,14 +55,14 @@ class Network:
         self._standing: Standing | None = None  # of the auxiliary peer beside this coordinator
 
     @contextlib.contextmanager
-    def serving(self, held_out: Callable[[], Evaluation | None]) -> Iterator[Ticket]:
+    def serving(self, held_out: Callable[[], Evaluation | None], admitted: Callable[[Admission], None]) -> Iterator[Ticket]:
         """Serve enrolment and discovery. Gives the ticket by which newcomers find them. Raises PortInUseError.
 
-        `held_out`: the newest evaluation, for those who take part.
+        `held_out`: the newest evaluation, for those who take part. `admitted` is told of each newcomer.
         """
         stop = asyncio.Event()
         ready: concurrent.futures.Future[int] = concurrent.futures.Future()
-        serving = self._thread.start(self._serve(ready, stop, held_out))
+        serving = self._thread.start(self._serve(ready, stop, held_out, admitted))
         waiting: list[concurrent.futures.Future[Any]] = [serving, ready]
         concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
         if serving.done():
@@ -97,7 +98,11 @@ class Network:
     # -- on the network's thread -----------------------------------------------------------------------------------------------
 
     async def _serve(
-        self, ready: concurrent.futures.Future[int], stop: asyncio.Event, held_out: Callable[[], Evaluation | None]
+        self,
+        ready: concurrent.futures.Future[int],
+        stop: asyncio.Event,
+        held_out: Callable[[], Evaluation | None],
+        admitted: Callable[[Admission], None],
     ) -> None:
         config, folder = self._config, self._folder
         server, port = enrolment_server(folder.credentials, config.host, config.port)
@@ -115,8 +120,14 @@ class Network:
             stack.push_async_callback(self._transport.aclose)
             stack.push_async_callback(discovery.aclose)
             await discovery.start()
-            invites = stack.enter_context(contextlib.closing(Invites(folder.path)))
+            invites = stack.enter_context(contextlib.closing(Invites(folder.path, admitted=admitted)))
             invites.open_to_all(folder.secret)
+
+            def heed(banned: frozenset[str]) -> None:
+                self._known.barred = banned
+                discovery.bar(banned)
+
+            bans = BanNews(invites, folder.authority, self._transport, self._known.candidates, heed)
             service = EnrolmentService(
                 folder,
                 invites,
@@ -125,12 +136,13 @@ class Network:
                 announced=self._known.add,
                 news=lambda: (held_out(), self._known.names()),
                 standing=lambda: self._standing,
+                bans=lambda: bans.newest,
             )
             add_EnrolmentServicer_to_server(service, server)
             await server.start()
             stack.push_async_callback(server.stop, 0.5)
-            looking = asyncio.create_task(self._look_around(discovery))
-            stack.callback(looking.cancel)
+            for work in (self._look_around(discovery), bans.run()):
+                stack.callback(asyncio.create_task(work).cancel)
             ready.set_result(port)
             await stop.wait()
 

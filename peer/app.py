@@ -251,7 +251,7 @@ class _Session:
         network = NetworkTransport(credentials, self._spec.digest, limits)
         directory = SwarmDirectory(
             self._discovery_config(ways_in.listen_host),
-            credentials,
+            network,
             self._enrolment.coordinator,
             self._arrival.discovery_log,
             self._arrival.discovery,

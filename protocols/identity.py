@@ -11,6 +11,8 @@ import base64
 import datetime
 import hashlib
 import secrets
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from protocols.host.files import write_durably
 
 COORDINATOR_NAME = "coordinator.dugnad"
 VALIDITY = datetime.timedelta(days=365)
+# A peer's certificate is renewed before it is so old. Why it is valid for longer: protocols/transport/freshness.py.
+FRESH = datetime.timedelta(days=7)
 # Certificates are valid from a day before their issue, since clocks of home computers are wrong. No safety rule reads a clock.
 CLOCK_SLACK = datetime.timedelta(days=1)
 
@@ -101,9 +105,12 @@ class Key:
         return builder.sign(self.private, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Credentials:
-    """All that one process needs for mutual TLS: its key, its certificate and the authority's certificate (both PEM)."""
+    """All that one process needs for mutual TLS: its key, its certificate and the authority's certificate (both PEM).
+
+    The process's own certificate is replaced when it is renewed. Whatever was made from it is then to be made anew.
+    """
 
     key: Key
     certificate: bytes
@@ -113,22 +120,30 @@ class Credentials:
     def peer_id(self) -> str:
         return self.key.peer_id
 
+    def renew(self, certificate: bytes) -> None:
+        """Raises BadMessageError unless it (PEM) is the authority's, for this key."""
+        if _checked(certificate, self.authority)[1] != self.peer_id:
+            raise BadMessageError("a new certificate is for another key")
+        self.certificate = certificate
+
 
 class Authority:
     """The run's certificate authority. It lives in the coordinator's folder and nowhere else."""
 
-    def __init__(self, key: Key, certificate: x509.Certificate) -> None:
+    def __init__(self, key: Key, certificate: x509.Certificate, clock: Callable[[], float] = time.time) -> None:
+        """`clock`: seconds since 1970."""
         self._key = key
         self._certificate = certificate
+        self._clock = clock
 
     @classmethod
-    def load_or_create(cls, folder: Path) -> Authority:
+    def load_or_create(cls, folder: Path, clock: Callable[[], float] = time.time) -> Authority:
         """Load the authority in `folder`, or create it there."""
         key = Key.load_or_create(folder / "authority.key")
         path = folder / "authority.pem"
         if not path.exists():
-            write_durably(path, _self_signed(key).public_bytes(serialization.Encoding.PEM))
-        return cls(key, x509.load_pem_x509_certificate(path.read_bytes()))
+            write_durably(path, _self_signed(key, clock()).public_bytes(serialization.Encoding.PEM))
+        return cls(key, x509.load_pem_x509_certificate(path.read_bytes()), clock)
 
     @property
     def pem(self) -> bytes:
@@ -146,6 +161,19 @@ class Authority:
         peer_id = peer_id_of(public)
         return self._issue(public, _named(peer_id, invite), server_name(peer_id))
 
+    def renewed(self, certificate: bytes) -> bytes | None:
+        """A new one (PEM) for the key and the invite of a certificate of this authority, if that is half as old as it may get."""
+        old = x509.load_pem_x509_certificate(certificate)
+        if self._clock() - issued_at(old) < FRESH.total_seconds() / 2:
+            return None
+        public, peer_id = old.public_key(), holder_of(old)
+        assert isinstance(public, ec.EllipticCurvePublicKey)
+        return self._issue(public, _named(peer_id, invite_of(old)), server_name(peer_id))
+
+    def sign(self, message: bytes) -> bytes:
+        """See `authority_signed`."""
+        return self._key.sign(message)
+
     def coordinator_credentials(self, key: Key) -> Credentials:
         """Issue the coordinator's own credentials, under the name COORDINATOR_NAME."""
         return Credentials(key, self._issue(key.private.public_key(), _named(key.peer_id), COORDINATOR_NAME), self.pem)
@@ -153,7 +181,7 @@ class Authority:
     def _issue(self, public: ec.EllipticCurvePublicKey, subject: x509.Name, dns_name: str) -> bytes:
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         certificate = (
-            _draft(subject, self._certificate.subject, public, dns_name, VALIDITY)
+            _draft(subject, self._certificate.subject, public, dns_name, VALIDITY, self._clock())
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .sign(self._key.private, hashes.SHA256())
@@ -161,18 +189,23 @@ class Authority:
         return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _self_signed(key: Key) -> x509.Certificate:
+def _self_signed(key: Key, now_s: float) -> x509.Certificate:
     # The enrolment endpoint shows it behind its own. So a newcomer can check it, though it has only the fingerprint.
     name = _named("dugnad authority " + key.peer_id)
-    draft = _draft(name, name, key.private.public_key(), COORDINATOR_NAME, 10 * VALIDITY)
+    draft = _draft(name, name, key.private.public_key(), COORDINATOR_NAME, 10 * VALIDITY, now_s)
     return draft.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(key.private, hashes.SHA256())
 
 
 def _draft(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, dns_name: str, validity: datetime.timedelta
+    subject: x509.Name,
+    issuer: x509.Name,
+    public: ec.EllipticCurvePublicKey,
+    dns_name: str,
+    validity: datetime.timedelta,
+    now_s: float,
 ) -> x509.CertificateBuilder:
     """What every certificate of the run has, before its issuer adds the key's usage and signs."""
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.fromtimestamp(now_s, datetime.timezone.utc)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -188,6 +221,23 @@ def _draft(
 def _named(common_name: str, unit: str = "") -> x509.Name:
     name = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
     return x509.Name([*name, x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit)] if unit else name)
+
+
+def issued_at(certificate: x509.Certificate) -> float:
+    """Seconds since 1970, by the coordinator's clock."""
+    return (certificate.not_valid_before_utc + CLOCK_SLACK).timestamp()
+
+
+def invite_of(certificate: x509.Certificate) -> str:
+    """By which its holder was admitted."""
+    units = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
+    return str(units[0].value) if units else ""
+
+
+def is_coordinators(certificate: x509.Certificate) -> bool:
+    """Of one that the authority issued: no peer gets this name."""
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return COORDINATOR_NAME in names.get_values_for_type(x509.DNSName)
 
 
 def _requested(request: bytes) -> ec.EllipticCurvePublicKey:
@@ -218,19 +268,36 @@ def verify_signature(message: bytes, signature: bytes, certificate: bytes, autho
     `certificate` (PEM) is the signer's, issued by `authority` (PEM). Raises BadMessageError if the certificate is not of this
     run, or the signature is not of this message.
     """
+    public, signer = _checked(certificate, authority)
+    try:
+        public.verify(signature, message, _ECDSA)
+    except Exception as error:
+        raise BadMessageError("the signature does not hold under this run's authority") from error
+    return signer
+
+
+def _checked(certificate: bytes, authority: bytes) -> tuple[ec.EllipticCurvePublicKey, str]:
+    """The key of a certificate (PEM) that `authority` (PEM) issued, and the key's peer id. Raises BadMessageError."""
     try:
         theirs = x509.load_pem_x509_certificate(certificate)
         theirs.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
         public = theirs.public_key()
-        if not _is_p256(public):
-            raise BadMessageError("the certificate holds no P-256 key")
-        assert isinstance(public, ec.EllipticCurvePublicKey)
-        public.verify(signature, message, _ECDSA)
-    except BadMessageError:
-        raise
     except Exception as error:  # the parser of certificates raises errors of a dozen kinds
         raise BadMessageError("the signature does not hold under this run's authority") from error
-    return peer_id_of(public)
+    if not isinstance(public, ec.EllipticCurvePublicKey) or not _is_p256(public):
+        raise BadMessageError("the certificate holds no P-256 key")
+    return public, peer_id_of(public)
+
+
+def authority_signed(message: bytes, signature: bytes, authority: bytes) -> bool:
+    """Whether the key of the certificate `authority` (PEM) made the signature of `message`."""
+    public = x509.load_pem_x509_certificate(authority).public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    try:
+        public.verify(signature, message, _ECDSA)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def signer_of(message: bytes, signature: bytes, key: bytes) -> str:

@@ -23,6 +23,7 @@ class Reason(str, Enum):
     BUSY = "busy"  # the peer was asked the same a moment ago
     BAD_TICKET = "bad-ticket"
     BANNED = "banned"  # the organiser does not let it take part
+    OLD_CERTIFICATE = "old-certificate"  # the coordinator has not renewed it, though it was there to do so
     OTHER_VERSION = "other-version"
     BAD_MESSAGE = "bad-message"  # a call breaks the protocol
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from protocols.ban_list import SignedBanList, check_ban_list
 from protocols.errors import BadMessageError
 from protocols.identity import Credentials, signer_of, verify_signature
 from protocols.round.records import Commit, Result, SignedCommit, Vote, signed_message, vote_message
@@ -25,6 +26,9 @@ class Signer(Protocol):
     def check_vote(self, vote: Vote, message: bytes) -> None:
         """Raises BadMessageError unless it is the signature of the peer that it names, over `message`."""
 
+    def check_bans(self, signed: SignedBanList) -> None:
+        """Raises BadMessageError unless the run's authority signed this list."""
+
 
 class CertificateSigner:
     """Signs with the key of a certificate of the run's authority."""
@@ -45,6 +49,9 @@ class CertificateSigner:
 
     def check_vote(self, vote: Vote, message: bytes) -> None:
         check_vote(vote, message)
+
+    def check_bans(self, signed: SignedBanList) -> None:
+        check_ban_list(signed, self._credentials.authority)
 
 
 def check_signed(signed: SignedCommit, authority: bytes) -> SignedCommit:

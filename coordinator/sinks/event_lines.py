@@ -22,6 +22,8 @@ def describe(record: Mapping[str, Any]) -> str:
         return f"run {printable(str(record.get('run', '')))} started"
     if event == "run_resumed":
         return f"run {printable(str(record.get('run', '')))} resumed at epoch {epoch}"
+    if event == "admitted":
+        return printable(f"admitted {who} by the invite {record.get('invite', '?')} from {record.get('address', '?')}", 200)
     if event == "peer_joined":
         kinds = [record["role"]] if record.get("role") == "auxiliary" else []
         kinds += ["client-mode"] if record.get("reachable") is False else []

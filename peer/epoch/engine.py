@@ -28,6 +28,7 @@ from peer.catch_up.pushed_snapshots import PushedSnapshots, max_snapshot_bytes, 
 from peer.catch_up.sources import Sources
 from peer.environment import Environment
 from peer.epoch.bandwidth_probe import BandwidthProbe
+from peer.epoch.bans import Bans
 from peer.epoch.follower_streams import FollowerStreams
 from peer.epoch.following import Following
 from peer.epoch.neighbours import Neighbours
@@ -120,6 +121,7 @@ class Engine:
         if bootstrap:
             self.succession.know(bootstrap)
         self._sources = Sources(self, bootstrap)
+        self.bans = Bans(environment, self._sources.reachable, self.events)
         self._probe = BandwidthProbe(environment, self._sources.reachable)
         said = lambda: self.news.standing or standing  # noqa: E731
         self._claims = Claims(environment, settings.genesis, self._sources, lambda: replica.tip, self._record, said)
@@ -129,7 +131,7 @@ class Engine:
         self._lost_forks = LostForks(environment, self.commits, self._sources, self.events)
         introduction: Callable[[], Hello] = lambda: self.hello  # noqa: E731
         self._following = Following(me, self, self.succession, transport, introduction, environment.clock)
-        self._neighbours = Neighbours(environment, introduction, found=self._found, heard=self.heard_standing)
+        self._neighbours = Neighbours(environment, introduction, found=self._found, heard=self.heard_standing, bans=self.bans)
         self.reachability = Reachability(environment, hello, self._sources.reachable)
         self._encoded: Bytes = b""  # this epoch's contribution, as every attempt sends it
         self._accumulating = (0, 0)  # counters of the samples that are drawn and not frozen
@@ -170,7 +172,7 @@ class Engine:
         self._failure = asyncio.get_running_loop().create_future()
         self._spawn(self._catch_up(Reason.JOINED))
         watching = functools.partial(self.reachability.watch, self._introduce, lambda: self.following is None)
-        for loop in (self._ticks, self._following.run, self._neighbours.run, self._probe.watch, watching):
+        for loop in (self._ticks, self._following.run, self._neighbours.run, self._probe.watch, watching, self.bans.run):
             self._spawn(self._again_and_again(loop))
         try:
             await self._failure
@@ -286,13 +288,14 @@ class Engine:
     @property
     def banned(self) -> frozenset[str]:
         """Peers that the organiser does not let take part now."""
-        return self.news.banned
+        return self.bans.peers
 
     def _shut_out(self, now: float) -> None:
-        """Nobody follows a banned peer, and none follows this one."""
-        for peer in self.banned:
-            self.succession.silent(peer)
-            if peer in self.followers.peers:
+        """Nobody follows a banned peer, and none follows this one. Raises RefusedError when this peer is banned itself."""
+        self.bans.check_self()
+        self.succession.barred = self.banned
+        for peer in self.followers.peers:
+            if peer in self.banned:
                 self.events("shut_out", peer=peer)
                 self.followers.close(peer)
                 self.perform(self.leader.left(peer, Reason.BANNED, now))

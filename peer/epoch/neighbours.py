@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from peer.environment import Environment
+from peer.epoch.bans import Bans
 from protocols.errors import LocalError, PortInUseError, RefusedError, RemoteError
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, Hello, Standing
@@ -34,11 +35,13 @@ class Neighbours:
         *,
         found: Callable[[Iterable[Candidate]], None],
         heard: Callable[[Standing, str], None],
+        bans: Bans,
     ) -> None:
         self._environment = environment
         self._hello = hello
         self._found = found
         self._heard = heard
+        self._bans = bans
         self.news = News()  # the newest
 
     async def run(self) -> None:
@@ -51,9 +54,10 @@ class Neighbours:
                 if self._hello() != announced or environment.clock() - announced_at >= ANNOUNCE_S:
                     announced, announced_at = self._hello(), environment.clock()
                     self.news = await directory.announce(announced)
-                others = [
-                    candidate for candidate in (*self.news.peers, *await directory.peers()) if candidate.peer != environment.me
-                ]
+                    if self.news.bans is not None:
+                        self._bans.hear(self.news.bans, "coordinator")
+                left_out = {environment.me, *self._bans.peers}
+                others = [other for other in (*self.news.peers, *await directory.peers()) if other.peer not in left_out]
                 self._found(others)
             except (RemoteError, LocalError, PortInUseError) as error:
                 if isinstance(error, RefusedError) and error.reason == Reason.BANNED.value:

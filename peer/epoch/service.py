@@ -12,7 +12,8 @@ from peer.epoch.bandwidth_probe import ProbeServer
 from peer.epoch.engine import HEARTBEAT_S, Engine
 from peer.epoch.reachability import dial_back
 from peer.epoch.shard_server import serve_shard
-from protocols.errors import BadMessageError, RemoteError
+from protocols.ban_list import KnownBans
+from protocols.errors import BadMessageError, RefusedError, RemoteError
 from protocols.messages import (
     NOBODY,
     AskReply,
@@ -52,10 +53,13 @@ class PeerService:
 
     async def serve(self, stream: Stream, opening: Any) -> None:
         """One call, which `opening` began. Raises RefusedError to say no, BadMessageError for what breaks the protocol."""
+        bans = self._engine.bans
         with self._engine.guarded(stream.peer):
-            if stream.peer in self._engine.banned:
-                raise refusal(Reason.BANNED, "the organiser does not let this peer take part now")
-            await self._serve(stream, opening)
+            if isinstance(opening, KnownBans):
+                await bans.serve(stream, opening)
+                return
+            with bans.door(stream.peer):
+                await self._serve(stream, opening)
 
     async def _serve(self, stream: Stream, opening: Any) -> None:
         match opening:
@@ -143,13 +147,15 @@ class PeerService:
 
     async def serve_bulk(self, stream: FrameStream, kind: Kind, length: int) -> None:
         """One request on a bulk connection, whose frame has this kind and length."""
-        with self._engine.guarded(stream.peer):
-            await self._serve_bulk(stream, kind, length)
+        try:
+            with self._engine.guarded(stream.peer), self._engine.bans.door(stream.peer):
+                await self._serve_bulk(stream, kind, length)
+        except RefusedError as error:
+            if error.reason != Reason.BANNED.value:
+                raise
+            await refuse(stream, Reason.BANNED, error.sentence)
 
     async def _serve_bulk(self, stream: FrameStream, kind: Kind, length: int) -> None:
-        if stream.peer in self._engine.banned:
-            await refuse(stream, Reason.BANNED, "the organiser does not let this peer take part now")
-            return
         if kind is Kind.PROBE:
             await self._probes.serve(stream, length)
             return

@@ -17,8 +17,10 @@ import torch
 
 from peer.simulation.faults import damaged
 from peer.simulation.made_up import MadeUp
+from peer.simulation.transport import STRANGER, ban_list_by_the_organiser
 from peer.training.gradient_norm import gradient_norm
 from peer.training.replica import Frozen
+from protocols.ban_list import BanList, KnownBans, SignedBanList
 from protocols.errors import BadMessageError
 from protocols.gradients.codecs import Codec
 from protocols.messages import Abort, AskReply, Chunk, DialBackReply, Heartbeat, Manifest
@@ -31,6 +33,7 @@ from protocols.round.plans import MemberPlan
 from protocols.round.records import (
     MAX_COUNT,
     MAX_EPOCHS,
+    MAX_INCARNATION,
     MAX_SAMPLES,
     Averages,
     Ballot,
@@ -323,6 +326,26 @@ class ReachedNobody(Lie):
         return DialBackReply("no route to you") if isinstance(record, DialBackReply) else record
 
 
+# -- of bans ---------------------------------------------------------------------------------------------------------------------
+
+
+class MakesBans(Lie):
+    """It bans everybody with a list that it made up, or sends the organiser's first list again."""
+
+    def __init__(self, process: SimulatedPeer, random: Random) -> None:
+        super().__init__(process, random)
+        others = tuple(name for name in process.swarm.names if name != process.name)
+        self._forged = SignedBanList(BanList(MAX_INCARNATION, others), random.randbytes(16))
+        self._first = ban_list_by_the_organiser(BanList(1, (STRANGER,)))
+
+    def says(self, record: Any) -> Any | None:
+        signed = self._first if self.random.random() < 0.5 else self._forged
+        if isinstance(record, KnownBans):
+            self.process.engine.bans.newest = self._forged  # so that it goes on to give a list, whoever has called
+            return self.random.choice((signed, KnownBans(MAX_INCARNATION)))
+        return signed if isinstance(record, SignedBanList) else record
+
+
 # -- as a leader -----------------------------------------------------------------------------------------------------------------
 
 
@@ -405,6 +428,7 @@ LIES: dict[str, type[Lie]] = {
     "damaged state": DamagedState,
     "other chunks": OtherChunks,
     "dial-back": ReachedNobody,
+    "bans": MakesBans,
     "silent leader": SilentLeader,
     "many followers": ManyFollowers,
     "told drift": TellsOfDrift,

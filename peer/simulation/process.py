@@ -50,12 +50,16 @@ class _Directory:
     """Where the process finds others."""
 
     process: SimulatedPeer
+    barred: frozenset[str] = frozenset()
 
     async def announce(self, hello: Hello) -> News:
         return News()
 
     async def peers(self) -> list[Candidate]:
-        return self.process.swarm.look(self.process)
+        return [other for other in self.process.swarm.look(self.process) if other.peer not in self.barred]
+
+    def bar(self, peers: frozenset[str]) -> None:
+        self.barred = peers
 
 
 class SimulatedPeer:

@@ -134,6 +134,7 @@ def _play(world: World, swarm: Swarm, seed_result: SeedResult, faults: bool) -> 
     for name in swarm.names[1:]:
         world.at(random.uniform(0.1, 2), None, lambda name=name: swarm.start(name))  # type: ignore[misc]
     world.run_until(WARM_UP_S)
+    swarm.ban_a_stranger()
     if not faults:
         world.run_until(WARM_UP_S + FAULTS_S)
         _settle(world, swarm, seed_result)
@@ -174,8 +175,9 @@ def _kill_one(world: World, swarm: Swarm, seed_result: SeedResult, fault: Fault)
 
 
 def _settle(world: World, swarm: Swarm, seed_result: SeedResult) -> None:
-    """Liveness: all live and honest processes come to one lineage, and go on committing there."""
+    """Liveness: all live and honest processes come to one lineage, go on committing there, and hear of a new ban list."""
     began, observer = world.now, swarm.observer
+    swarm.ban_a_stranger()
 
     looked_at, answer = -1, False
 
@@ -183,7 +185,7 @@ def _settle(world: World, swarm: Swarm, seed_result: SeedResult) -> None:
         nonlocal looked_at, answer
         if looked_at != observer.moves:
             looked_at, answer = observer.moves, look()
-        return answer
+        return answer and all(process.engine.bans.newest == swarm.bans for process in swarm.honest)
 
     def look() -> bool:
         standings = {observer.standing_of(process) for process in swarm.honest}

@@ -12,8 +12,10 @@ from peer.simulation.network import Machine, Network
 from peer.simulation.observer import Observer
 from peer.simulation.problem import MAX_NORM, REGRESSION, Problem
 from peer.simulation.process import SimulatedPeer
+from peer.simulation.transport import STRANGER, ban_list_by_the_organiser
 from peer.simulation.world import World
 from peer.training.strategies import build_strategy
+from protocols.ban_list import NO_BANS, BanList
 from protocols.round.planner import WINDOW_BYTES
 from protocols.round.records import Candidate, Tip
 from protocols.run_spec import AveragingSpec
@@ -92,6 +94,7 @@ class Swarm:
         self.processes: dict[str, SimulatedPeer] = {}
         self.disks: dict[str, bytes] = {first: genesis_snapshot(problem, self.settings)}  # the newest snapshot of each machine
         self.restarts = True
+        self.bans = NO_BANS  # the organiser's newest list
         self._ever: list[SimulatedPeer] = []
         self._phases: dict[SimulatedPeer, str] = {}
         world.after = self._after
@@ -190,6 +193,14 @@ class Swarm:
         if all(self.network.is_blocked(process.name, other.peer) for other in there):
             return []
         return [other for other in there if self.world.random.randrange(MISSED_LOOKS)]
+
+    def ban_a_stranger(self) -> None:
+        """The organiser signs a new list, of one who is not here, and only one honest peer is told of it."""
+        self.bans = ban_list_by_the_organiser(BanList(self.bans.bans.version + 1, (STRANGER,)))
+        if self.honest:
+            told = self.world.random.choice(self.honest)
+            with told.loop.running():
+                told.engine.bans.hear(self.bans, "coordinator")
 
     # -- lines -----------------------------------------------------------------------------------------------------------------
 

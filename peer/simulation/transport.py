@@ -12,6 +12,7 @@ from typing import Any
 
 from peer.simulation.network import BULK, SMALL_BYTES, Network, Process
 from peer.simulation.network import Stream as NetworkStream
+from protocols.ban_list import BanList, SignedBanList
 from protocols.errors import BadMessageError, RefusedError, RemoteError, UnreachableError
 from protocols.messages import AskRequest, Chunk
 from protocols.reasons import Reason
@@ -277,6 +278,9 @@ class SimulatedTransport:
                 await self.service.serve_bulk(stream, kind, length)
 
 
+STRANGER = "stranger"  # whom the organiser bans: nobody here
+
+
 class SimulatedSigner:
     """Signatures that are cheap, deterministic, and nobody else's."""
 
@@ -293,6 +297,10 @@ class SimulatedSigner:
         if vote.signature != _signature(vote.peer, message.decode()):
             raise BadMessageError(f"a vote of {vote.peer} is not signed by it")
 
+    def check_bans(self, signed: SignedBanList) -> None:
+        if signed != ban_list_by_the_organiser(signed.bans):
+            raise BadMessageError("a ban list that the organiser has not signed")
+
     def verify(self, signed: SignedCommit) -> SignedCommit:
         signer = signed.certificate.decode(errors="replace")
         if signer != signed.commit.leader.peer or signed.signature != _signature(signer, signed.commit.digest):
@@ -301,6 +309,10 @@ class SimulatedSigner:
         for vote in signed.votes:
             self.check_vote(vote, message)
         return signed
+
+
+def ban_list_by_the_organiser(bans: BanList) -> SignedBanList:
+    return SignedBanList(bans, _signature("the organiser", digest_of(bans)))
 
 
 def _signature(peer: str, digest: str) -> bytes:

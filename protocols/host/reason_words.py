@@ -19,6 +19,7 @@ WORDS = {
     Reason.BUSY: "it was asked the same a moment ago",
     Reason.BAD_TICKET: "its ticket is wrong",
     Reason.BANNED: "the organiser has banned it",
+    Reason.OLD_CERTIFICATE: "its certificate was not renewed",
     Reason.OTHER_VERSION: "it has another version of dugnad",
     Reason.BAD_MESSAGE: "it broke the protocol",
     Reason.CONNECTION_LOST: "the connection broke",

@@ -21,6 +21,8 @@ class Succession:
         self._me = me  # its address is empty in client mode: nobody could connect to such a leader
         self._tip: Tip | None = None
         self._others: dict[str, Candidate] = {}
+        self.barred: frozenset[str] = frozenset()
+        """Peers that are never followed."""
         self._silent: set[str] = set()
         self._undecided: dict[str, float] = {}  # peer that may yet find that it leads -> when we first asked it
         self._fell_silent: dict[str, float] = {}  # leader that this peer itself found silent -> when
@@ -78,7 +80,7 @@ class Succession:
         rest = sorted([*self._others.values(), self._me], key=lambda candidate: candidate.peer)
         newest = {**self._others, self._me.peer: self._me}
         unique = {candidate.peer: newest.get(candidate.peer, candidate) for candidate in [*named, *rest]}
-        return [candidate for candidate in unique.values() if candidate.address]
+        return [candidate for candidate in unique.values() if candidate.address and candidate.peer not in self.barred]
 
     def address_of(self, peer: str) -> str:
         """Where it takes calls; '' if it takes none, or is not known."""

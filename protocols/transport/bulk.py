@@ -15,10 +15,11 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
+from cryptography import x509
 from OpenSSL import SSL
 
 from protocols.errors import BadMessageError, PortInUseError, RemoteError, UnreachableError
-from protocols.identity import Credentials
+from protocols.identity import Credentials, holder_of
 from protocols.messages import BulkHello
 from protocols.reasons import Reason
 from protocols.transport import tls
@@ -26,6 +27,7 @@ from protocols.transport.addresses import EVERYWHERE, family_of, joined
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.channels import PROTOCOL_VERSION
 from protocols.transport.frames import RECORD_BYTES, FrameStream, Kind, refuse
+from protocols.transport.freshness import OLD_CERTIFICATE, Freshness
 from protocols.transport.interface import DIAL_S
 from protocols.transport.network_thread import cancel_all
 
@@ -93,10 +95,10 @@ class TlsStream(FrameStream):
             with contextlib.suppress(OSError):  # a system without it, or a connection that is closed: it shows soon enough
                 self._connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, rate.to_bytes(8, sys.byteorder))
 
-    async def handshake(self) -> str:
-        """Who is at the other end, by its certificate."""
+    async def handshake(self) -> x509.Certificate:
+        """The certificate of whoever is at the other end."""
         await self._until_done(self._connection.do_handshake)
-        return tls.peer_of(self._connection)
+        return tls.shown_by(self._connection)
 
     async def drain(self) -> None:
         """Read and forget until the other side closes."""
@@ -191,6 +193,7 @@ class BulkConnections:
 
     def __init__(self, credentials: Credentials, run_digest: str, bandwidth: Bandwidth) -> None:
         self.bandwidth = bandwidth
+        self._credentials = credentials
         self._tls = tls.context(credentials)
         self._hello = BulkHello(PROTOCOL_VERSION, run_digest)
         self._idle: dict[tuple[str, str], list[TlsStream]] = defaultdict(list)
@@ -234,7 +237,7 @@ class BulkConnections:
         connection.set_connect_state()
         stream = TlsStream(connection, peer, self.bandwidth)
         try:
-            if (answers := await stream.handshake()) != peer:
+            if (answers := holder_of(await stream.handshake())) != peer:
                 raise UnreachableError(f"{answers[:8]} answers at {address}, not {peer[:8]}")
             await stream.send_record(Kind.HELLO, self._hello)
         except BaseException:
@@ -251,6 +254,11 @@ class BulkConnections:
             if not streams:
                 del self._idle[key]
 
+    def renew(self) -> None:
+        """Requests from now on go over new connections, which show the certificate of now."""
+        self._tls = tls.context(self._credentials)
+        self.close()
+
     def close(self) -> None:
         for streams in self._idle.values():
             for stream in streams:
@@ -264,8 +272,18 @@ Serve = Callable[[FrameStream, Kind, int], Awaitable[None]]  # (stream, request'
 class BulkServer:
     """Listens for other peers' connections, and answers one request after another on each."""
 
-    def __init__(self, credentials: Credentials, run_digest: str, bandwidth: Bandwidth, host: str, port: int) -> None:
-        """Raises PortInUseError."""
+    def __init__(
+        self,
+        credentials: Credentials,
+        run_digest: str,
+        bandwidth: Bandwidth,
+        host: str,
+        port: int,
+        freshness: Freshness | None = None,
+    ) -> None:
+        """Without `freshness` certificates are taken however old they are. Raises PortInUseError."""
+        self._credentials = credentials
+        self._freshness = freshness or Freshness()
         self._tls = tls.context(credentials)
         self._run_digest = run_digest
         self._bandwidth = bandwidth
@@ -280,6 +298,10 @@ class BulkServer:
             raise PortInUseError(f"cannot listen on {where}: {error.strerror}", remedy="Choose another --port.") from error
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]  # that of the argument unless that was 0
+
+    def renew(self) -> None:
+        """Show the certificate of now to whoever connects from now on."""
+        self._tls = tls.context(self._credentials)
 
     def start(self, serve: Serve) -> None:
         self._spawn(self._accept(serve))
@@ -358,9 +380,12 @@ class BulkServer:
             self._connections += Counter()  # forgets those who have none
 
     async def _greeted(self, stream: TlsStream) -> None:
-        stream.peer = await stream.handshake()
+        certificate = await stream.handshake()
+        stream.peer = holder_of(certificate)
         hello = await stream.expect(Kind.HELLO, BulkHello)
         if hello.protocol != PROTOCOL_VERSION:
             await refuse(stream, Reason.OTHER_VERSION, f"this peer speaks protocol {PROTOCOL_VERSION}")
+        if self._freshness.refuses(certificate):
+            await refuse(stream, Reason.OLD_CERTIFICATE, OLD_CERTIFICATE)
         if hello.run_digest != self._run_digest:
             await refuse(stream, Reason.OTHER_RUN, f"this peer trains run {self._run_digest[:12]}, not {hello.run_digest[:12]}")

@@ -16,6 +16,7 @@ from protocols.errors import PortInUseError, RefusedError, RemoteError, Unreacha
 from protocols.identity import COORDINATOR_NAME, Credentials, holder_of, server_name
 from protocols.reasons import Reason
 from protocols.transport.addresses import joined
+from protocols.transport.freshness import OLD_CERTIFICATE, Freshness
 
 PROTOCOL_VERSION = 2
 MAX_MESSAGE_BYTES = 8 << 20
@@ -48,9 +49,7 @@ class Channels:
 
     def __init__(self, credentials: Credentials, run_digest: str) -> None:
         self.metadata = (("dugnad-protocol", str(PROTOCOL_VERSION)), ("dugnad-run", run_digest))
-        self._tls = grpc.ssl_channel_credentials(
-            root_certificates=credentials.authority, private_key=credentials.key.pem, certificate_chain=credentials.certificate
-        )
+        self._credentials = credentials
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
         self._calls: Counter[grpc.aio.Channel] = Counter()
 
@@ -68,7 +67,7 @@ class Channels:
             await self._close_unused(channel)
 
     async def renew(self) -> None:
-        """Calls from now on go over new connections. Those under way keep theirs."""
+        """Calls from now on go over new connections, which show the certificate of now. Those under way keep theirs."""
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             await self._close_unused(channel)
@@ -98,7 +97,11 @@ class Channels:
 
     def _opened(self, peer: str, address: str) -> grpc.aio.Channel:
         options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", server_name(peer))]
-        return grpc.aio.secure_channel(address, self._tls, options=options)
+        mine = self._credentials
+        tls = grpc.ssl_channel_credentials(
+            root_certificates=mine.authority, private_key=mine.key.pem, certificate_chain=mine.certificate
+        )
+        return grpc.aio.secure_channel(address, tls, options=options)
 
     async def aclose(self) -> None:
         channels, self._channels = {*self._channels.values(), *self._calls}, {}
@@ -113,8 +116,25 @@ def coordinator_channel(address: str, authority: bytes) -> grpc.aio.Channel:
 
 def peer_server(credentials: Credentials, host: str, port: int) -> tuple[grpc.aio.Server, int]:
     """A server for peers of the run, and the port that it is bound to (`port` unless that was 0). Raises PortInUseError."""
-    tls = grpc.ssl_server_credentials(
-        [(credentials.key.pem, credentials.certificate)], root_certificates=credentials.authority, require_client_auth=True
+    shown = credentials.certificate
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration(
+            [(credentials.key.pem, credentials.certificate)], root_certificates=credentials.authority
+        )
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """At each handshake, on a thread of gRPC's."""
+        nonlocal shown
+        if shown == credentials.certificate:
+            return None
+        shown = credentials.certificate
+        return configuration()
+
+    tls = grpc.dynamic_ssl_server_credentials(
+        configuration(),
+        renewed,  # type: ignore[arg-type]  # None: as before
+        require_client_authentication=True,
     )
     return _bound_server(tls, host, port)
 
@@ -141,20 +161,19 @@ def _bound_server(tls: grpc.ServerCredentials, host: str, port: int, *more: tupl
     return server, bound
 
 
-def caller(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """The peer id of whoever makes this call, from the certificate that TLS verified."""
-    (pem,) = context.auth_context()["x509_pem_cert"]
-    return holder_of(x509.load_pem_x509_certificate(pem))
-
-
-async def admit(context: grpc.aio.ServicerContext[Any, Any], run_digest: str) -> str:
-    """The caller's peer id, once its handshake names this protocol and this run; ends the call otherwise."""
+async def admit(context: grpc.aio.ServicerContext[Any, Any], run_digest: str, freshness: Freshness) -> str:
+    """The caller's peer id, from the certificate that TLS verified, once its handshake names this protocol and this run; ends the
+    call otherwise."""
     said = {str(key): value for key, value in context.invocation_metadata() or ()}
     if said.get("dugnad-protocol") != str(PROTOCOL_VERSION):
         await refuse(context, Reason.OTHER_VERSION, f"this peer speaks protocol {PROTOCOL_VERSION}")
     if said.get("dugnad-run") != run_digest:
         await refuse(context, Reason.OTHER_RUN, f"this peer trains run {run_digest[:12]}, not {str(said.get('dugnad-run'))[:12]}")
-    return caller(context)
+    (pem,) = context.auth_context()["x509_pem_cert"]
+    certificate = x509.load_pem_x509_certificate(pem)
+    if freshness.refuses(certificate):
+        await refuse(context, Reason.OLD_CERTIFICATE, OLD_CERTIFICATE)
+    return holder_of(certificate)
 
 
 async def refuse(context: grpc.aio.ServicerContext[Any, Any], reason: Reason, sentence: str) -> NoReturn:

@@ -101,6 +101,8 @@ class Discovery:
         self._daemon_pid = 0
         self._client_mode = False
         self._is_stale = False
+        self._barred: frozenset[str] = frozenset()
+        self._has_barred: tuple[Process | None, frozenset[str]] = (None, frozenset())  # which child was told of whom
         self._known: tuple[str, ...] = ()  # other nodes, for when the first ones are gone at a restart
         self._lock = asyncio.Lock()
         self.addresses: tuple[str, ...] = ()
@@ -135,6 +137,10 @@ class Discovery:
         """This machine has another address: the next `be` starts the node again."""
         self._is_stale = True
 
+    def bar(self, peers: frozenset[str]) -> None:
+        """From the next request on, the node keeps no announcement of these, and neither answers nor believes their nodes."""
+        self._barred = peers
+
     async def be(self, *, client_mode: bool) -> None:
         """Start again in that mode, unless it is the present one. Raises as `start` does; the next request then tries again."""
         if client_mode != self._client_mode or self._is_stale:
@@ -155,7 +161,9 @@ class Discovery:
         found = []
         for value in reply.get("values", []):
             with contextlib.suppress(BadMessageError):
-                found.append(read_announcement(bytes.fromhex(value), self._credentials.authority))
+                announcement = read_announcement(bytes.fromhex(value), self._credentials.authority)
+                if announcement.peer not in self._barred:
+                    found.append(announcement)
         others = [address for item in found for address in item.discovery if address not in self.addresses]
         self._known = tuple(others[:KNOWN]) or self._known
         return found
@@ -165,6 +173,10 @@ class Discovery:
             _log.warning("the DHT process ended; starting it again")
             await self.aclose()
             await self.start(client_mode=self._client_mode)
+        if self._has_barred != (self._process, self._barred) and (self._barred or self._has_barred[1]):
+            told = (self._process, self._barred)
+            await self._call({"do": "bar", "peers": sorted(told[1])}, CALL_S)
+            self._has_barred = told
         return await self._call(request, CALL_S)
 
     async def _call(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:

@@ -49,7 +49,9 @@ _OVERHEAD_BYTES = 8  # of a value as msgpack writes it
 
 class AnnouncementValidator(RecordValidatorBase):  # type: ignore[misc]  # hivemind is untyped
     """Accepts announcements of this run alone: under its key, with the signer's id as the subkey, at most MAX_RECORD_BYTES, and
-    with an end that the signer named and that lies at most MAX_AHEAD_S ahead."""
+    with an end that the signer named and that lies at most MAX_AHEAD_S ahead. Those of `barred` peers are refused."""
+
+    barred: frozenset[str] = frozenset()
 
     def __init__(self, run_digest: str, authority: bytes, clock: Callable[[], float] = time.time) -> None:
         """`clock`: seconds since 1970."""
@@ -71,6 +73,8 @@ class AnnouncementValidator(RecordValidatorBase):  # type: ignore[misc]  # hivem
             value, subkey = msgpack.unpackb(record.value), msgpack.unpackb(record.subkey)
             announcement = self.read(value)
         except Exception:  # noqa: BLE001  besides BadMessageError whatever msgpack raises, and TypeError for what is not bytes
+            return False
+        if announcement.peer in self.barred:
             return False
         return bool(announcement.peer == subkey and record.expiration_time <= announcement.expires)
 
@@ -99,8 +103,8 @@ class AdmittedP2P(P2P):  # type: ignore[misc]
         self._ways: dict[str, dict[Multiaddr, None]] = {}  # libp2p id -> where that node is said to be
 
         @functools.lru_cache(maxsize=KEPT_CHECKS)
-        def check(node: str, certificate: bytes, signature: bytes) -> None:
-            verify_signature(NODE + node.encode(), signature, certificate, authority)
+        def check(node: str, certificate: bytes, signature: bytes) -> str:
+            return verify_signature(NODE + node.encode(), signature, certificate, authority)
 
         self._check = check
 
@@ -166,10 +170,11 @@ class AdmittedP2P(P2P):  # type: ignore[misc]
             log(f"refused {node.to_base58()}: {type(error).__name__}: {error}")
 
     def _admitted(self, node: PeerID, shown: AccessToken) -> None:
-        """Raises BadMessageError for a node without a certificate of the run."""
+        """Raises BadMessageError for a node without a certificate of the run, or of a barred peer."""
         if len(shown.public_key) + len(shown.signature) > MAX_RECORD_BYTES:
             raise BadMessageError("too long a certificate")
-        self._check(node.to_base58(), shown.public_key, shown.signature)
+        if self._check(node.to_base58(), shown.public_key, shown.signature) in self._validator.barred:
+            raise BadMessageError("the organiser does not let this peer take part now")
 
     def _sift_store(self, request: Any) -> None:
         for at, tag in enumerate(request.subkeys):
@@ -280,6 +285,9 @@ async def _greet(node: DHTNode, peer: PeerID) -> None:
 
 
 async def _answer(node: DHTNode, key: str, request: dict[str, Any]) -> dict[str, Any]:
+    if request["do"] == "bar":
+        node.protocol.record_validator.barred = frozenset(request["peers"])
+        return {}
     if request["do"] == "store":
         value, expires = bytes.fromhex(request["value"]), request["expires"]
         storing = asyncio.ensure_future(node.store(key, value, expires, subkey=request["subkey"]))
@@ -292,8 +300,10 @@ async def _answer(node: DHTNode, key: str, request: dict[str, Any]) -> dict[str,
             search.finish_search()
     found = await looking
     entries = found.value if found is not None and isinstance(found.value, dict) else {}
+    validator = node.protocol.record_validator
     values = [entry.value for entry in entries.values() if isinstance(entry.value, bytes)][:MAX_RECORDS]
-    announced = [node.protocol.record_validator.read(value) for value in values]
+    values = [value for value in values if validator.read(value).peer not in validator.barred]  # kept since before a ban
+    announced = [validator.read(value) for value in values]
     await _meet(node, node.p2p.learn(address for announcement in announced for address in announcement.discovery))
     return {"values": [value.hex() for value in values]}
 

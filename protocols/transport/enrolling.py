@@ -15,6 +15,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import hashes, serialization
 from OpenSSL import SSL
 
+from protocols.ban_list import SignedBanList
 from protocols.errors import BadMessageError, DugnadError, RefusedError, RemoteError, TicketError, UnreachableError
 from protocols.identity import Credentials, Key, Ticket
 from protocols.observations import Evaluation
@@ -89,19 +90,23 @@ async def fetch_assets(enrolment: Enrolment, ticket: Ticket, missing: list[str],
             take(name, bytes(content))
 
 
-async def announce_to(coordinator: str, authority: bytes, signed: bytes) -> News:
-    """Tell the coordinator where this peer is, and hear what is new. `signed` is a serialised SignedAnnouncement.
+async def announce_to(coordinator: str, authority: bytes, signed: bytes, bans_version: int = 0) -> News:
+    """Tell the coordinator where this peer is, and hear what is new. `signed` is a serialised SignedAnnouncement; a ban list of
+    `bans_version` is known.
 
     Raises RemoteError.
     """
     async with coordinator_channel(coordinator, authority) as channel:
         with translated(f"the coordinator at {coordinator}"):
-            reply = await EnrolmentStub(channel).Announce(pb.SignedAnnouncement.FromString(signed), timeout=CONNECT_S)
+            request = pb.SignedAnnouncement.FromString(signed)
+            request.bans_version = bans_version
+            reply = await EnrolmentStub(channel).Announce(request, timeout=CONNECT_S)
     return News(
         peers=tuple(from_wire(Candidate, peer) for peer in reply.peers[:MAX_NAMED]),
         held_out=from_wire(Evaluation, reply.held_out) if reply.HasField("held_out") else None,
         standing=from_wire(Standing, reply.standing) if reply.HasField("standing") else None,
-        banned=frozenset(reply.banned[:MAX_NAMED]),
+        certificate=reply.certificate,
+        bans=from_wire(SignedBanList, reply.bans) if reply.HasField("bans") else None,
         names={peer: reply.names[peer][:MAX_NAME] for peer in itertools.islice(reply.names, MAX_NAMED)},
     )
 

@@ -19,6 +19,7 @@ from protocols.errors import BadMessageError, RefusedError, RemoteError
 from protocols.reasons import Reason
 from protocols.round.records import Candidate
 from protocols.transport.channels import Channels, admit, translated
+from protocols.transport.freshness import Freshness
 from protocols.transport.interface import Service
 from protocols.wire.calls import CALL_OF, CALLS, Call, Envelope, Single
 
@@ -96,17 +97,18 @@ async def opened(channels: Channels, peer: Candidate, opening: Any) -> AsyncIter
             call.cancel()
 
 
-def answers(service: Service, run_digest: str) -> grpc.GenericRpcHandler[Any, Any]:
+def answers(service: Service, run_digest: str, freshness: Freshness) -> grpc.GenericRpcHandler[Any, Any]:
     """For a gRPC server: answers the calls of other peers of the run with `service`."""
     handlers = {
-        call.name: grpc.stream_stream_rpc_method_handler(_handler(service, run_digest, call), bytes, bytes) for call in CALLS
+        call.name: grpc.stream_stream_rpc_method_handler(_handler(service, run_digest, freshness, call), bytes, bytes)
+        for call in CALLS
     }
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
-def _handler(service: Service, run_digest: str, call: Call) -> Callable[[Any, Any], Awaitable[None]]:
+def _handler(service: Service, run_digest: str, freshness: Freshness, call: Call) -> Callable[[Any, Any], Awaitable[None]]:
     async def handle(_requests: Any, context: Any) -> None:
-        peer = await admit(context, run_digest)
+        peer = await admit(context, run_digest, freshness)
         stream = GrpcStream(peer, context.read, context.write, incoming=call.up, outgoing=call.down)
         try:
             opening = await stream.receive()

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from protocols.ban_list import SignedBanList
 from protocols.errors import BadMessageError, RefusedError, UnreachableError
 from protocols.observations import Evaluation
 from protocols.reasons import Reason
@@ -82,8 +83,10 @@ class News:
     """What peers call themselves, by their ids."""
     standing: Standing | None = None
     """Where the coordinator's own auxiliary peer stands."""
-    banned: frozenset[str] = frozenset()
-    """Peers that the organiser does not let take part now."""
+    certificate: bytes = b""
+    """A new one for this peer (PEM), when its own is old."""
+    bans: SignedBanList | None = None
+    """Its ban list, when that is newer than the last one that it sent. The signature is not checked."""
 
 
 class Directory(Protocol):
@@ -94,6 +97,9 @@ class Directory(Protocol):
 
     async def peers(self) -> list[Candidate]:
         """Reachable peers, as far as they can be found now. Raises RemoteError or LocalError."""
+
+    def bar(self, peers: frozenset[str]) -> None:
+        """From now on, what these announce is dropped."""
 
 
 async def call(transport: Transport, peer: Candidate, request: Any, limit_s: float) -> Any:

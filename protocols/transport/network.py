@@ -23,6 +23,7 @@ from protocols.transport.channels import Channels, peer_server
 from protocols.transport.discovery import Discovery, DiscoveryConfig
 from protocols.transport.enrolling import announce_to
 from protocols.transport.frames import FrameStream
+from protocols.transport.freshness import Freshness
 from protocols.transport.grpc_streams import answers, opened
 from protocols.transport.interface import DIAL_S, News, Service, Stream
 
@@ -38,7 +39,8 @@ class NetworkTransport:
         self.bandwidth = bandwidth or Bandwidth()
         self._channels = Channels(credentials, run_digest)
         self._connections = BulkConnections(credentials, run_digest, self.bandwidth)
-        self._credentials = credentials
+        self.credentials = credentials
+        self.freshness = Freshness()
         self._run_digest = run_digest
         self._server: grpc.aio.Server | None = None
         self._bulk_server: BulkServer | None = None
@@ -57,21 +59,33 @@ class NetworkTransport:
 
     def listen(self, host: str, port: int) -> tuple[int, int]:
         """(port for calls, port for bulk): `port` and the next, or free ones if it is 0. Raises PortInUseError."""
-        self._server, port_of_calls = peer_server(self._credentials, host, port)
-        self._bulk_server = BulkServer(self._credentials, self._run_digest, self.bandwidth, host, port and port + 1)
+        self._server, port_of_calls = peer_server(self.credentials, host, port)
+        bulk_port = port and port + 1
+        self._bulk_server = BulkServer(self.credentials, self._run_digest, self.bandwidth, host, bulk_port, self.freshness)
         return port_of_calls, self._bulk_server.port
 
     async def serve(self, service: Service) -> None:
         """Answer on the ports of `listen` from here on; without those, nobody is answered."""
         if self._server is not None and self._bulk_server is not None:
-            self._server.add_generic_rpc_handlers((answers(service, self._run_digest),))
+            self._server.add_generic_rpc_handlers((answers(service, self._run_digest, self.freshness),))
             await self._server.start()
             self._bulk_server.start(service.serve_bulk)
 
     async def moved(self) -> None:
         """This machine has another address, and packets of its old connections may vanish: make new ones from now on."""
         await self._channels.renew()
-        self._connections.close()
+        self._connections.renew()
+
+    async def renew(self, certificate: bytes) -> None:
+        """New connections, both ways, show this certificate (PEM) from now on; those under way go on.
+
+        Raises BadMessageError unless it is the authority's, for this process.
+        """
+        self.credentials.renew(certificate)
+        await self._channels.renew()
+        self._connections.renew()
+        if self._bulk_server is not None:
+            self._bulk_server.renew()  # the server for calls looks by itself
 
     async def aclose(self) -> None:
         if self._server is not None:
@@ -88,17 +102,18 @@ class SwarmDirectory:
     def __init__(
         self,
         config: DiscoveryConfig,
-        credentials: Credentials,
+        network: NetworkTransport,
         coordinator: str,
         log_file: Path,
         launched: asyncio.subprocess.Process | None = None,
     ) -> None:
         """`coordinator`: host:port of its enrolment endpoint. `launched`: as for `Discovery`."""
-        self._discovery = Discovery(config, credentials, log_file, launched)
+        self._discovery = Discovery(config, network.credentials, log_file, launched)
+        self._network = network
         self._announced = 0
-        self._credentials = credentials
+        self._credentials = network.credentials
         self._coordinator = coordinator
-        self._banned: frozenset[str] = frozenset()  # when the coordinator last answered
+        self._bans_version = 0  # of the last list that the coordinator sent
 
     async def start(self, hello: Hello) -> None:
         """Raises UnreachableError when no DHT node answers, PortInUseError when the port is taken."""
@@ -133,16 +148,25 @@ class SwarmDirectory:
             await _tried(self._discovery.announce(announcement))
         signed = sign_announcement(announcement, self._credentials)
         try:
-            news = await announce_to(self._coordinator, self._credentials.authority, signed)
+            news = await announce_to(self._coordinator, self._credentials.authority, signed, self._bans_version)
         except RemoteError as error:
             if isinstance(error, RefusedError) and error.reason == Reason.BANNED.value:
                 raise
-            return News(banned=self._banned)  # the coordinator is away; training does not need it
-        self._banned = news.banned
+            self._network.freshness.answered(by_coordinator=False)
+            return News()  # it is away; training does not need it
+        self._network.freshness.answered(by_coordinator=True)
+        if news.certificate:
+            await self._network.renew(news.certificate)
+            _log.info("the coordinator has renewed this peer's certificate")
+        if news.bans is not None:
+            self._bans_version = news.bans.bans.version
         return news
 
     async def peers(self) -> list[Candidate]:
         return [Candidate(item.peer, item.address) for item in await self._discovery.peers()]
+
+    def bar(self, peers: frozenset[str]) -> None:
+        self._discovery.bar(peers)
 
 
 async def _tried(work: Coroutine[Any, Any, None]) -> None:

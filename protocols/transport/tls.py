@@ -12,7 +12,7 @@ from OpenSSL import SSL
 from OpenSSL.crypto import X509
 
 from protocols.errors import UnreachableError
-from protocols.identity import Credentials, holder_of
+from protocols.identity import Credentials
 from protocols.transport.addresses import split
 
 # What lies in the kernel without being on its way: little, so that a contribution does not queue before somebody's averages.
@@ -105,8 +105,8 @@ def _is_shaken(connection: SSL.Connection) -> bool:
     return True
 
 
-def peer_of(connection: SSL.Connection) -> str:
-    """Who has shown a certificate of this run, and its key."""
+def shown_by(connection: SSL.Connection) -> x509.Certificate:
+    """The other side's certificate, of this run, whose key it has."""
     certificate = connection.get_peer_certificate(as_cryptography=True)
     assert certificate is not None  # the context insists
-    return holder_of(certificate)
+    return certificate

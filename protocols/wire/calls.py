@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from protocols import messages, observations
+from protocols.ban_list import KnownBans, SignedBanList
 from protocols.errors import BadMessageError
 from protocols.messages import Manifest
 from protocols.round import member
@@ -75,6 +76,7 @@ _FROM_LEADER = Envelope(
 )
 _SNAPSHOT = Envelope(pb.SnapshotPart, [Manifest, messages.Chunk])
 _COMMITS = Envelope(pb.CommitPart, [SignedCommit, messages.Chunk])
+_BANS = Envelope(pb.BansMessage, [KnownBans, SignedBanList])
 _OBSERVATIONS = Envelope(pb.Observation, typing.get_args(observations.Observation))
 
 CALLS = (
@@ -86,5 +88,6 @@ CALLS = (
     Call("Commits", messages.CommitsRequest, Single(messages.CommitsRequest), _COMMITS),
     Call("Push", Manifest, _SNAPSHOT, Single(messages.PushReply)),
     Call("Observe", messages.ObserveRequest, Single(messages.ObserveRequest), _OBSERVATIONS),
+    Call("Bans", KnownBans, _BANS, _BANS),
 )
 CALL_OF = {call.opening: call for call in CALLS}

@@ -673,7 +673,7 @@ class Announcement(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., auxiliary: _Optional[bool] = ..., discovery: _Optional[_Iterable[str]] = ..., number: _Optional[int] = ..., expires_ms: _Optional[int] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
-    __slots__ = ("peers", "held_out", "names", "standing", "banned")
+    __slots__ = ("peers", "held_out", "names", "standing", "bans", "certificate")
     class NamesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -685,13 +685,15 @@ class AnnounceReply(_message.Message):
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     NAMES_FIELD_NUMBER: _ClassVar[int]
     STANDING_FIELD_NUMBER: _ClassVar[int]
-    BANNED_FIELD_NUMBER: _ClassVar[int]
+    BANS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     peers: _containers.RepeatedCompositeFieldContainer[Candidate]
     held_out: Evaluation
     names: _containers.ScalarMap[str, str]
     standing: Standing
-    banned: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., held_out: _Optional[_Union[Evaluation, _Mapping]] = ..., names: _Optional[_Mapping[str, str]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ..., banned: _Optional[_Iterable[str]] = ...) -> None: ...
+    bans: SignedBanList
+    certificate: bytes
+    def __init__(self, peers: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., held_out: _Optional[_Union[Evaluation, _Mapping]] = ..., names: _Optional[_Mapping[str, str]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ..., bans: _Optional[_Union[SignedBanList, _Mapping]] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("epoch", "loss")
@@ -702,11 +704,43 @@ class Evaluation(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class SignedAnnouncement(_message.Message):
-    __slots__ = ("announcement", "signature", "certificate")
+    __slots__ = ("announcement", "signature", "certificate", "bans_version")
     ANNOUNCEMENT_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    BANS_VERSION_FIELD_NUMBER: _ClassVar[int]
     announcement: bytes
     signature: bytes
     certificate: bytes
-    def __init__(self, announcement: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+    bans_version: int
+    def __init__(self, announcement: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., bans_version: _Optional[int] = ...) -> None: ...
+
+class BanList(_message.Message):
+    __slots__ = ("version", "peers")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    peers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[int] = ..., peers: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SignedBanList(_message.Message):
+    __slots__ = ("bans", "signature")
+    BANS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    bans: BanList
+    signature: bytes
+    def __init__(self, bans: _Optional[_Union[BanList, _Mapping]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class KnownBans(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class BansMessage(_message.Message):
+    __slots__ = ("known_bans", "signed_ban_list")
+    KNOWN_BANS_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_BAN_LIST_FIELD_NUMBER: _ClassVar[int]
+    known_bans: KnownBans
+    signed_ban_list: SignedBanList
+    def __init__(self, known_bans: _Optional[_Union[KnownBans, _Mapping]] = ..., signed_ban_list: _Optional[_Union[SignedBanList, _Mapping]] = ...) -> None: ...

@@ -75,6 +75,11 @@ class PeerStub:
                 request_serializer=dugnad__pb2.ObserveRequest.SerializeToString,
                 response_deserializer=dugnad__pb2.Observation.FromString,
                 _registered_method=True)
+        self.Bans = channel.stream_stream(
+                '/dugnad.v1.Peer/Bans',
+                request_serializer=dugnad__pb2.BansMessage.SerializeToString,
+                response_deserializer=dugnad__pb2.BansMessage.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -137,6 +142,14 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Bans(self, request_iterator, context):
+        """Compares two ban lists: whoever has the newer one gives it to the other. The caller says first how new its own is. Then comes either
+        the callee's list, or how new it is; in the latter case the caller may give its own, and hears again how new the callee's is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +192,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Observe,
                     request_deserializer=dugnad__pb2.ObserveRequest.FromString,
                     response_serializer=dugnad__pb2.Observation.SerializeToString,
+            ),
+            'Bans': grpc.stream_stream_rpc_method_handler(
+                    servicer.Bans,
+                    request_deserializer=dugnad__pb2.BansMessage.FromString,
+                    response_serializer=dugnad__pb2.BansMessage.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -398,6 +416,33 @@ class Peer:
             '/dugnad.v1.Peer/Observe',
             dugnad__pb2.ObserveRequest.SerializeToString,
             dugnad__pb2.Observation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Bans(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/dugnad.v1.Peer/Bans',
+            dugnad__pb2.BansMessage.SerializeToString,
+            dugnad__pb2.BansMessage.FromString,
             options,
             channel_credentials,
             insecure,

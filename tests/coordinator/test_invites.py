@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import threading
 import time
@@ -13,9 +15,10 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from coordinator import organising
-from coordinator.invites import OPEN, Invites
+from coordinator.invites import OPEN, Admission, Invites
 from protocols.errors import TicketError, UsageError
 from protocols.identity import Authority, Key, Ticket, requester
+from protocols.round.records import MAX_PEERS
 
 DAY_S = 86_400.0
 
@@ -50,6 +53,47 @@ def test_the_open_invite_admits_anybody_and_a_secret_of_nobody_admits_nobody(inv
     assert [invites.admit(b"open secret 1234", f"peer {number}", "::1") for number in range(5)] == [OPEN] * 5
     with pytest.raises(TicketError, match="secret"):
         invites.admit(b"open secret 1235", "eve", "::1")
+
+
+def test_each_admission_is_told_once_it_is_kept_and_a_refusal_is_not(folder: Path, clock: Clock) -> None:
+    told: list[Admission] = []
+    with contextlib.closing(Invites(folder, clock, told.append)) as invites:
+        secret = invites.make("ann", 1, None)
+        for peer in ("a", "a"):
+            invites.admit(secret, peer, "192.0.2.7")
+        with pytest.raises(TicketError):
+            invites.admit(secret, "b", "192.0.2.8")
+    assert told == [Admission("a", "ann", clock.now, "192.0.2.7")] * 2
+
+
+def test_the_ban_list_gets_a_larger_version_with_each_change_and_when_a_ban_ends(invites: Invites, clock: Clock) -> None:
+    lists = [invites.ban_list]
+    for change in (
+        lambda: invites.ban(["a", "b"]),
+        lambda: invites.ban(["c"], lasts_s=60.0),
+        lambda: invites.unban(["a"]),
+        lambda: setattr(clock, "now", clock.now + 61),
+    ):
+        change()
+        lists.append(invites.ban_list)
+    assert [bans.peers for bans in lists] == [(), ("a", "b"), ("a", "b", "c"), ("b", "c"), ("b",)]
+    assert all(later.version > earlier.version for earlier, later in itertools.pairwise(lists))
+    assert invites.ban_list == lists[-1], "nothing changed"
+
+
+def test_a_clock_that_was_put_back_makes_no_smaller_version(invites: Invites, clock: Clock) -> None:
+    invites.ban(["a"])
+    before = invites.ban_list.version
+    clock.now -= 1000.0
+    invites.ban(["b"])
+    assert invites.ban_list.version == before + 1
+
+
+def test_more_bans_than_a_list_holds_are_refused_and_change_nothing(invites: Invites) -> None:
+    before = invites.ban_list
+    with pytest.raises(UsageError, match="at most"):
+        invites.ban([f"{number:032x}" for number in range(MAX_PEERS + 1)])
+    assert invites.ban_list == before
 
 
 def test_an_invite_is_used_up_by_other_peers_and_not_by_one_that_comes_again(invites: Invites) -> None:

@@ -82,7 +82,7 @@ class Organiser:
     def __init__(self, folder: RunFolder, checkpoints: Checkpoints, fetch: Callable[[], bytes]) -> None:
         self.now = 100.0
         self.events = Events()
-        self.inbox: queue.SimpleQueue[Observation] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._folder = folder
         task = open_task(folder.spec, folder.path)
         model = task.build_model()

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from peer.catch_up.claims import Claims
-from peer.epoch.engine import Engine
 from peer.simulation.made_up import MadeUp
-from peer.simulation.transport import SimulatedSigner
+from peer.simulation.transport import SimulatedSigner, ban_list_by_the_organiser
+from protocols.ban_list import BanList
 from protocols.errors import BadMessageError, RemoteError
 from protocols.messages import (
     NOBODY,
@@ -362,15 +362,17 @@ def test_without_its_rule_the_heaviest_claim_would_be_followed(
 
 @pytest.mark.parametrize("banned", ["p0", "p2"])
 def test_who_is_banned_is_shut_out_as_leader_and_as_follower_and_the_others_commit(
-    banned: str, monkeypatch: pytest.MonkeyPatch
+    banned: str,
 ) -> None:
     with SmallSwarm(4) as swarm:
         swarm.start_all()
         swarm.until(lambda: min(map(swarm.epoch, swarm.names)) >= 2)
         assert swarm.processes["p0"].engine.leader.active
         others = [name for name in swarm.names if name != banned]
-        of = property(lambda engine: frozenset({banned} - {engine.me}))
-        monkeypatch.setattr(Engine, "banned", of)
+        swarm.processes[banned].engine.bans.hear = lambda signed, source: None  # type: ignore[method-assign]  # it goes on
+        told = swarm.processes[others[0]]
+        with told.loop.running():
+            told.engine.bans.hear(ban_list_by_the_organiser(BanList(1, (banned,))), "coordinator")
         began = max(map(swarm.epoch, others))
         swarm.until(lambda: min(map(swarm.epoch, others)) >= began + 3)
         for signed in list(swarm.processes[others[0]].engine.commits)[-2:]:

@@ -65,6 +65,9 @@ class NobodyElse:
     async def peers(self) -> list[Candidate]:
         return []
 
+    def bar(self, peers: frozenset[str]) -> None:
+        """It names nobody anyway."""
+
 
 class Node:
     """A process on a machine of its own. It calls others, and answers them with `service`."""

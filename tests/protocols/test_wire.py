@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import protocols.wire
-from protocols import messages, observations
+from protocols import ban_list, messages, observations
+from protocols.ban_list import BanList, KnownBans, SignedBanList
 from protocols.errors import BadMessageError
 from protocols.messages import MAX_CHUNK_BYTES, Manifest
 from protocols.observations import Absence, Committed, Evaluation, Failure, PeerView, Seen, Swarm
@@ -148,6 +149,7 @@ def whole_part(plan: Plan) -> MemberPlan:
 
 
 reasons = st.sampled_from(Reason)
+ban_lists = st.builds(BanList, version=counts, peers=st.lists(peers, max_size=3).map(tuple))
 peer_views = st.builds(
     PeerView,
     peer=peers,
@@ -279,6 +281,9 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
     messages.Probed: st.builds(messages.Probed, bytes_s=st.floats(0, 1e11)),
     messages.Refused: st.builds(messages.Refused, reason=reasons.map(lambda reason: reason.value), sentence=texts),
     messages.ObserveRequest: st.builds(messages.ObserveRequest, after_epoch=counts, once=st.booleans()),
+    KnownBans: st.builds(KnownBans, version=counts),
+    BanList: ban_lists,
+    SignedBanList: st.builds(SignedBanList, bans=ban_lists, signature=st.binary(max_size=72)),
 }
 MESSAGES = {kind for kind in vars(messages).values() if isinstance(kind, type) and kind.__module__ == messages.__name__}
 # Records whose every field may be absent, empty or zero.
@@ -287,9 +292,12 @@ MAY_BE_EMPTY = {
     Evaluation,
     Candidate,
     member.Accept,
+    KnownBans,
+    BanList,
     *(kind for kind in MESSAGES if kind not in (messages.Heartbeat, messages.Abort, messages.AskReply, Manifest)),
 }
 WITHOUT_DIGEST = {
+    SignedBanList,
     SignedCommit,
     Vote,
     member.Ready,
@@ -321,7 +329,7 @@ def test_a_record_comes_back_from_the_wire_as_it_went_with_the_same_digest(kind:
 def test_every_record_that_has_a_message_is_put_to_the_test() -> None:
     here = {
         name
-        for module in (records, round_plans, member, observations, messages)
+        for module in (records, round_plans, member, observations, messages, ban_list)
         for name, kind in vars(module).items()
         if dataclasses.is_dataclass(kind) and name in pb.DESCRIPTOR.message_types_by_name
     }

@@ -18,10 +18,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import psutil
 
@@ -35,6 +35,7 @@ from protocols.transport.network import NetworkTransport
 from protocols.transport.network_thread import NetworkThread
 from tests.factories import CORPUS
 
+T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOOKS = Path(__file__).parent / "hooks"
 # For processes that can be told to fail at a phase of a round.
@@ -220,17 +221,20 @@ class Swarm:
         overlap: bool = False,
         faults: bool = False,
         pace_s: float = 0.0,
+        fresh_s: float = 0.0,
         host: str = "127.0.0.1",
         under: tuple[str, ...] = (),
     ) -> None:
         """`faults`: its processes can be told to fail at a phase of a round (tests/swarm/hooks).
 
         `pace_s`: each micro-batch takes so much longer, so that epochs have a least length on any machine; needs `faults`.
+        `fresh_s`: certificates are fresh for so long, instead of a week; needs `faults`.
 
         `host`: where the coordinator listens; `under`: what runs it, and peers for which nothing else is named.
         """
         print(f"seed {seed}")
-        self._environment = {**HOOKED, "DUGNAD_TEST_PACE_S": str(pace_s)} if faults else {}
+        hooks = {"DUGNAD_TEST_PACE_S": str(pace_s), "DUGNAD_TEST_FRESH_S": str(fresh_s)}
+        self._environment = {**HOOKED, **hooks} if faults else {}
         self._host, self._under = host, under
         self.folder = folder
         limit = f"max_epochs = {max_epochs}" if max_epochs is not None else ""
@@ -336,6 +340,10 @@ class Swarm:
                 await transport.aclose()
 
         return self._network.call(visiting())
+
+    def now(self, work: Coroutine[Any, Any, T]) -> T:
+        """Its result, on the network's thread."""
+        return self._network.call(work)
 
     def snapshot_of(self, process: Process) -> bytes:
         candidate = Candidate(self.id_of(process), address_of(process))

@@ -53,6 +53,9 @@ def test_a_node_that_becomes_reachable_takes_connections_and_outlives_the_one_it
             assert third.addresses == ()
             await announce(third, 2)
             assert await incarnations(moving) == [2], "they find each other without the first"
+            for barred, is_found in ((frozenset({ours.peer_id, "eve"}), False), (frozenset({"eve"}), True)):
+                moving.bar(barred)
+                assert bool(await incarnations(moving)) is is_found
         finally:
             for discovery in (third, moving, first):
                 await discovery.aclose()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from peer.epoch.bans import Bans
 from peer.epoch.neighbours import ANNOUNCE_S, EAGER_LOOK_S, LOOK_S, Neighbours
 from protocols.errors import LocalError, UnreachableError
 from protocols.messages import NOBODY, AskReply, AskRequest
@@ -42,6 +43,9 @@ class Directory:
             raise self.problem
         return self.there
 
+    def bar(self, peers: frozenset[str]) -> None:
+        self.barred = peers
+
 
 class Me:
     def __init__(self, net: Net) -> None:
@@ -50,11 +54,14 @@ class Me:
         self.hello = HELLO
         self.found: list[list[str]] = []
         self.heard: list[Standing] = []
+        environment = self.node.environment(directory=self.directory)
+        self.bans = Bans(environment, lambda: [], self.node.told)
         neighbours = Neighbours(
-            self.node.environment(directory=self.directory),
+            environment,
             lambda: self.hello,
             found=lambda others: self.found.append([candidate.peer for candidate in others]),
             heard=lambda standing, peer: self.heard.append(standing),
+            bans=self.bans,
         )
         self.running = self.node.start(neighbours.run())
 

@@ -110,6 +110,17 @@ def test_nobody_announces_for_another_or_without_the_runs_certificate(
     assert not validator.validate(record(stranger.peer_id, announced(stranger), NOW + 30))
 
 
+def test_what_a_barred_peer_announces_is_dropped_until_it_is_barred_no_more(
+    validator: AnnouncementValidator, ann: Credentials
+) -> None:
+    of_ann = record(ann.peer_id, announced(ann), NOW + 30)
+    assert validator.validate(of_ann)
+    validator.barred = frozenset({ann.peer_id})
+    assert not validator.validate(of_ann)
+    validator.barred = frozenset()
+    assert validator.validate(of_ann)
+
+
 @pytest.mark.parametrize(
     "value", [b"", b"\xc1", bytes(900_000), msgpack.packb(b"x" * MAX_RECORD_BYTES), msgpack.packb({"a": []})]
 )
@@ -242,6 +253,19 @@ def test_who_shows_no_certificate_of_the_run_gets_no_answer(
     request = dht.FindRequest(keys=[key()])
     request.auth.client_access_token.CopyFrom(passport(NODE, bob))
     assert answered(door, line, request).auth.service_access_token.public_key
+
+
+def test_the_node_of_a_barred_peer_gets_no_answer_and_is_not_believed(
+    door: AdmittedP2P, validator: AnnouncementValidator, line: Line, authority: Authority
+) -> None:
+    bob = factories.admitted(authority)
+    request = dht.FindRequest(keys=[key()])
+    request.auth.client_access_token.CopyFrom(passport(NODE, bob))
+    assert answered(door, line, request).ByteSize()
+    validator.barred = frozenset({bob.peer_id})
+    assert not answered(door, line, request).ByteSize()
+    with pytest.raises(BadMessageError, match="does not let"):
+        found(door, line, bob, dht.FindResult(type=dht.NOT_FOUND))
 
 
 def test_answers_of_a_stranger_are_not_believed(door: AdmittedP2P, line: Line, authority: Authority) -> None:

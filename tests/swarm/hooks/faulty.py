@@ -21,6 +21,7 @@ A name that is gone from production raises AttributeError when the process start
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import importlib.abc
 import importlib.machinery
@@ -36,6 +37,7 @@ from types import ModuleType
 from typing import Any
 
 PACE_S = float(os.environ.get("DUGNAD_TEST_PACE_S", "0"))  # that each micro-batch takes longer
+FRESH_S = float(os.environ.get("DUGNAD_TEST_FRESH_S", "0"))  # instead of a week, for certificates
 MID_SHARD_CHUNKS = 3  # of fp32; the tests' shards are of more
 
 
@@ -45,6 +47,8 @@ def install(arguments: Sequence[str]) -> None:
     if not role:
         return  # hivemind's child, or some other helper
     signal.signal(signal.SIGUSR1, lambda number, frame: cut_connections())
+    if FRESH_S:
+        sys.meta_path.insert(0, AfterImport({"protocols.identity": fresh_for_less}))
     if role == "peer":
         folder = Path(arguments[arguments.index("--home") + 1])
         hooks = Hooks(folder)
@@ -58,6 +62,11 @@ def install(arguments: Sequence[str]) -> None:
                 }
             ),
         )
+
+
+def fresh_for_less(module: ModuleType) -> None:
+    assert module.FRESH.days == 7
+    module.FRESH = datetime.timedelta(seconds=FRESH_S)  # type: ignore[attr-defined]
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
