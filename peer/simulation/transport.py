@@ -17,7 +17,7 @@ from protocols.errors import BadMessageError, RefusedError, RemoteError, Unreach
 from protocols.messages import AskRequest, Chunk
 from protocols.reasons import Reason
 from protocols.round.plans import MemberPlan
-from protocols.round.records import Candidate, Commit, SignedCommit, Vote, vote_message
+from protocols.round.records import Candidate, Commit, SignedCommit, Vote, digest_of, vote_message
 from protocols.signing import voted_result
 from protocols.transport.bandwidth import Bandwidth
 from protocols.transport.frames import FrameStream, Kind
