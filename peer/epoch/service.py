@@ -30,12 +30,13 @@ from protocols.messages import (
 )
 from protocols.reasons import Reason
 from protocols.round.member import Phase, Ready
-from protocols.round.records import Hello, Report
+from protocols.round.records import MAX_PEERS, Hello, Report
 from protocols.transport.frames import FrameStream, Kind, refuse
 from protocols.transport.interface import Stream, refusal
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 256 << 10  # of a commit's result
+MAX_FOLLOWERS = MAX_PEERS - 1  # the leader takes part, and no record lists more
 
 
 class PeerService:
@@ -88,6 +89,8 @@ class PeerService:
         earlier = engine.leader.followers.get(peer)
         if earlier is not None and hello.incarnation < earlier.hello.incarnation:
             raise refusal(Reason.OTHER_INCARNATION, "a newer process of this peer takes part")
+        if peer not in engine.followers.peers and len(engine.followers) >= MAX_FOLLOWERS:
+            raise refusal(Reason.BUSY, f"{MAX_FOLLOWERS} peers follow this leader, as many as a run has")
         follower = engine.followers.open(stream)
         engine.perform(engine.leader.joined(peer, hello, self._clock()))
         engine.observers.joined(peer, hello)
@@ -101,7 +104,8 @@ class PeerService:
             await asyncio.gather(listening, closed, return_exceptions=True)
             said_goodbye = listening.done() and not listening.cancelled() and listening.result()
             if engine.followers.gone(follower):
-                reason = Reason.LEFT if said_goodbye else Reason.CONNECTION_LOST
+                lost = Reason.UNREAD if follower.is_full else Reason.CONNECTION_LOST
+                reason = Reason.LEFT if said_goodbye else lost
                 engine.observers.left(peer, hello, reason)
                 engine.perform(engine.leader.left(peer, reason, self._clock()))
             elif engine.leader.active and peer not in engine.leader.followers:
@@ -223,11 +227,12 @@ class PeerService:
         await stream.send(observers.swarm())
         if request.once:
             return
-        with observers.subscribe() as inbox:
+        with observers.subscribe(stream.peer) as observer:
             for committed in observers.committed_after(request.after_epoch):
                 await stream.send(committed)
-            while True:
+            while observer.ended is None:
                 try:
-                    await stream.send(await asyncio.wait_for(inbox.get(), HEARTBEAT_S))
+                    await stream.send(await asyncio.wait_for(observer.inbox.get(), HEARTBEAT_S))
                 except asyncio.TimeoutError:
                     await stream.send(observers.swarm())
+            raise refusal(observer.ended, "this peer has others to tell; ask again")

@@ -255,10 +255,10 @@ def test_who_leaves_finishes_the_round_says_goodbye_and_says_what_it_gives_up(sw
     process, gone = swarm.processes["p1"], list[float]()
     swarm.until(lambda: process.engine.member.phase is Phase.REDUCING)
     epoch = swarm.epoch("p1")
-    with swarm.processes["p0"].engine.observers.subscribe() as inbox:
+    with swarm.processes["p0"].engine.observers.subscribe("zoe") as observer:
         process.leave(lambda: gone.append(swarm.world.now))
         swarm.until(lambda: gone)
-        left = [inbox.get_nowait() for _ in range(inbox.qsize())]
+        left = [observer.inbox.get_nowait() for _ in range(observer.inbox.qsize())]
     assert swarm.epoch("p1") > epoch, "the round under way is finished first"
     assert [it.reason for it in left if getattr(it, "present", None) is False] == [Reason.LEFT.value]
     given_up = sum(it["samples"] for it in process.told_of("given_up") if it["reason"] is Reason.LEFT)

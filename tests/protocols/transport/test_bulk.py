@@ -98,7 +98,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, LIMIT_S))
 
 
-@pytest.mark.parametrize("size", [0, 1, 16 << 10, (16 << 10) + 1, 3_000_001])
+@pytest.mark.parametrize("size", [0, 1, 16 << 10, (16 << 10) + 1, 512 << 10])
 def test_a_frame_arrives_as_it_went_and_both_sides_count_it(tmp_path: Path, size: int) -> None:
     payload = os.urandom(size)
 
@@ -116,18 +116,24 @@ def test_a_frame_arrives_as_it_went_and_both_sides_count_it(tmp_path: Path, size
 
 
 def test_large_frames_both_ways_at_once_do_not_wait_for_each_other(tmp_path: Path) -> None:
-    size = 8 << 20
+    size, frames = 512 << 10, 32  # 16 MiB: more than two systems' buffers hold
+
+    async def send(stream: FrameStream) -> None:
+        for _ in range(frames):
+            await stream.send(Kind.CHUNK, bytes(size))
+
+    async def receive(stream: FrameStream, frames: int = frames) -> None:
+        for _ in range(frames):
+            assert await stream.header() == (Kind.CHUNK, size)
+            await stream.receive_into(memoryview(bytearray(size)))
 
     async def both(stream: FrameStream, kind: Kind, length: int) -> None:
-        await asyncio.gather(stream.send(Kind.CHUNK, bytes(size)), stream.receive_into(memoryview(bytearray(length))))
+        await stream.receive_into(memoryview(bytearray(length)))
+        await asyncio.gather(send(stream), receive(stream, frames - 1))
 
     async def work() -> None:
         async with pair(tmp_path, both) as two, two.to() as stream:
-            sending = asyncio.create_task(stream.send(Kind.CHUNK, bytes(size)))
-            kind, length = await stream.header()
-            await stream.receive_into(memoryview(bytearray(length)))
-            await sending
-            assert (kind, length) == (Kind.CHUNK, size)
+            await asyncio.gather(send(stream), receive(stream))
 
     run(work())
 
