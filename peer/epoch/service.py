@@ -12,6 +12,7 @@ from peer.epoch.bandwidth_probe import ProbeServer
 from peer.epoch.engine import HEARTBEAT_S, Engine
 from peer.epoch.reachability import dial_back
 from peer.epoch.shard_server import serve_shard
+from peer.epoch.slots import Slots
 from protocols.errors import BadMessageError, RemoteError
 from protocols.messages import (
     NOBODY,
@@ -36,6 +37,10 @@ from protocols.transport.interface import Stream, refusal
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 256 << 10  # of a commit's result
+# A joiner takes from one donor what it is given to take, and asks for the rest then. Each holds a part of the state in memory.
+MAX_GIFTS_OF_PEER, MAX_GIFTS = 4, 64
+# A peer that finds its way in asks for one after another. Each dials up to two addresses that the caller names, for six seconds.
+MAX_DIALS_OF_PEER, MAX_DIALS = 2, 16
 MAX_FOLLOWERS = MAX_PEERS - 1  # the leader takes part, and no record lists more
 
 
@@ -48,6 +53,8 @@ class PeerService:
         self._clock = environment.clock
         in_round = lambda: engine.member.phase is Phase.REDUCING  # noqa: E731
         self._rate = ServingRate(in_round, bandwidth.up, environment.clock)
+        self._gifts = Slots(MAX_GIFTS_OF_PEER, MAX_GIFTS)
+        self._dials = Slots(MAX_DIALS_OF_PEER, MAX_DIALS)
         self._probes = ProbeServer(environment, in_round=lambda: bandwidth.up.began_at is not None)
 
     async def serve(self, stream: Stream, opening: Any) -> None:
@@ -64,15 +71,18 @@ class PeerService:
             case AskRequest():
                 await stream.send(self._whereabouts())
             case DialBackRequest():
-                await stream.send(await dial_back(self._engine.environment.transport, stream.peer, opening))
+                with self._dials.taken(stream.peer, "dials"):
+                    await stream.send(await dial_back(self._engine.environment.transport, stream.peer, opening))
             case OfferRequest():
                 await stream.send(await self._offer(opening))
             case SnapshotRequest():
-                await self._send_chunks(stream, opening)
+                with self._gifts.taken(stream.peer, "transfers"):
+                    await self._send_chunks(stream, opening)
             case Manifest():
                 await self._engine.pushed_snapshots.receive(stream, opening)
             case CommitsRequest():
-                await self._send_commits(stream, opening)
+                with self._gifts.taken(stream.peer, "transfers"):
+                    await self._send_commits(stream, opening)
             case ObserveRequest():
                 await self._observe(stream, opening)
             case _:
@@ -207,13 +217,17 @@ class PeerService:
         chunks = (chunk_at(manifest, snapshot, index) for index in range(request.first_chunk, end))
         async for chunk in self._rate.parts(chunks, manifest.chunk_bytes, waits_for_rounds=True):
             await stream.send(chunk)
-            kept.fetched(peer, request.digest)
+            if kept.fetched(peer, request.digest) is None:  # who reads too slowly keeps no old snapshot in memory
+                raise refusal(Reason.SUPERSEDED, "this peer does not have that snapshot any more")
 
     async def _send_commits(self, stream: Stream, request: CommitsRequest) -> None:
         kept = self._engine.kept_state.commits_after(request.after)
         if kept is None:
             raise refusal(Reason.OTHER_LINEAGE, "this peer's commits do not reach back to that lineage")
-        for item in kept:
+        for lineage in [item.signed.commit.digest for item in kept]:
+            item = self._engine.kept_state.commit(lineage)
+            if item is None:  # and no old result either
+                raise refusal(Reason.OTHER_LINEAGE, "this peer does not have the next commit any more")
             await stream.send(item.signed)
             result = item.result
             chunks = (Chunk(at, bytes(result[at : at + _CHUNK_BYTES])) for at in range(0, len(result), _CHUNK_BYTES))

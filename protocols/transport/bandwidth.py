@@ -33,6 +33,11 @@ class RateLimiter:
         self._free_at = -math.inf
 
     @property
+    def wait_s(self) -> float:
+        """Seconds until what passed before is paid for."""
+        return max(0.0, self._free_at - self._clock())
+
+    @property
     def is_rested(self) -> bool:
         """A whole burst may pass now: nothing is lost if this object is forgotten."""
         return self._free_at <= self._clock() - self._burst_s

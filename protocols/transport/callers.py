@@ -38,16 +38,21 @@ def network_of(address: str) -> str:
 class Pace:
     """How fast records of each caller are read."""
 
-    def __init__(self, bytes_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, bytes_s: float, clock: Callable[[], float], burst_s: float = BURST_S) -> None:
         self._bytes_s = bytes_s
         self._clock = clock
+        self._burst_s = burst_s
         self._limits: dict[str, RateLimiter] = {}
 
     async def turn(self, caller: str, size: int) -> None:
         """Returns when a record of `size` bytes, or what takes as long, may be read."""
         if caller not in self._limits and len(self._limits) >= REMEMBERED:
             self._limits = {name: limit for name, limit in self._limits.items() if not limit.is_rested}
-        await self._limits.setdefault(caller, RateLimiter(self._bytes_s, self._clock, BURST_S)).turn(size)
+        await self._limits.setdefault(caller, RateLimiter(self._bytes_s, self._clock, self._burst_s)).turn(size)
+
+    def wait_s(self, caller: str) -> float:
+        """How long the next record would wait."""
+        return self._limits[caller].wait_s if caller in self._limits else 0.0
 
 
 class Callers:

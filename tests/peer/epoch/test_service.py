@@ -16,6 +16,7 @@ from protocols.messages import (
     AskReply,
     AskRequest,
     CommitsRequest,
+    DialBackRequest,
     Heartbeat,
     Leave,
     Manifest,
@@ -299,6 +300,55 @@ async def answer_for_ever(node: Node) -> None:
     async with node.transport.open(at("p0"), ObserveRequest(0, once=False)) as stream:
         while True:
             await stream.receive()
+
+
+# -- what is costly ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opening", "most"),
+    [(CommitsRequest(""), service.MAX_GIFTS_OF_PEER), (DialBackRequest("nobody:1", "nobody:2"), service.MAX_DIALS_OF_PEER)],
+    ids=["commits", "dials"],
+)
+def test_a_peer_has_few_costly_things_done_at_a_time(swarm: SmallSwarm, opening: Any, most: int) -> None:
+    if isinstance(opening, CommitsRequest):
+        kept = swarm.processes["p0"].engine.kept_state._commits
+        opening = CommitsRequest(kept[0].signed.commit.ballot.parent)
+        swarm.processes["p0"].engine.bandwidth.up._limit.bytes_s = 1.0  # so that none ends soon
+    node, reasons = swarm.node("zoe"), list[str]()
+
+    async def ask() -> None:
+        try:
+            async with node.transport.open(at("p0"), opening) as stream:
+                while await stream.receive() is not None:
+                    pass
+        except RefusedError as error:
+            reasons.append(error.reason)
+
+    for _ in range(most + 1):
+        node.start(ask())
+    swarm.for_s(0.5)
+    assert reasons == [Reason.BUSY.value]
+
+
+def test_a_snapshot_that_is_dropped_is_not_kept_for_who_reads_slowly(swarm: SmallSwarm) -> None:
+    node, engine = swarm.node("zoe"), swarm.processes["p0"].engine
+    offer = node.play(answer(node, "p0", OfferRequest("", None)))
+
+    async def read() -> str:
+        async with node.transport.open(at("p0"), SnapshotRequest(offer.digest, 0, len(offer.chunk_sha256))) as stream:
+            await stream.receive()
+            engine.kept_state._held.clear()
+            try:
+                while await stream.receive() is not None:
+                    pass
+            except RefusedError as error:
+                return error.reason
+        return ""
+
+    engine.bandwidth.up._limit.bytes_s = 10e3
+    assert len(offer.chunk_sha256) > 2
+    assert node.play(read()) == Reason.SUPERSEDED.value
 
 
 # -- bulk -----------------------------------------------------------------------------------------------------------------------
