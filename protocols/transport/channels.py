@@ -181,7 +181,7 @@ def translated(whom: str) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise _translation(error, whom) from error
-    except asyncio.InvalidStateError as error:
+    except (asyncio.InvalidStateError, grpc.aio.InternalError) as error:  # written to a call that ended meanwhile
         raise UnreachableError(f"the call with {whom} is over") from error
 
 

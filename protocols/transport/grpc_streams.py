@@ -118,7 +118,9 @@ class GrpcStream:
             await self.flush()
 
     async def _post_all(self) -> None:
-        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):  # the reading side notices too, and says so
+        with contextlib.suppress(
+            grpc.RpcError, asyncio.InvalidStateError, grpc.aio.InternalError
+        ):  # the reading side notices too, and says so
             while self._posted:
                 await self._write(self._posted[0])
                 self._posted_bytes -= len(self._posted.popleft())
