@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+from protocols.host.files import keep_short
+
 # Started again at once the first time, then after pauses that double up to this many seconds.
 LONGEST_PAUSE_S = 30.0
 STABLE_S = 60.0
+LOG_BYTES = 8 << 20  # of its output, twice; what matters of it is in its own event log, too
 
 
 class AuxiliaryPeer:
@@ -49,6 +52,7 @@ class AuxiliaryPeer:
         """Start the child again if it died; says why it died, or '' when there was nothing to do."""
         if self._process is None:
             return ""
+        keep_short(self._log, LOG_BYTES)
         code = self._process.poll()
         now = time.monotonic()
         if code is None:

@@ -116,8 +116,8 @@ def ban(run: _RunFile, peer: _Peer = None, of: _OfInvite = None, directory: _Dir
     """Send a peer away for good, or all of an invite, which then admits nobody any more.
 
     The running coordinator passes it on, and every peer heeds it within ten seconds, also once the coordinator is gone. If it
-    does not run now, it passes it on when it starts. Whoever is banned can come again with another key, unless its invite is used up
-    or ended.
+    does not run now, it passes it on when it starts. Whoever is banned can come again with another key, unless its invite is used
+    up or ended.
     """
     from coordinator.organising import ban
 

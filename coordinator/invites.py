@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from protocols.ban_list import BanList
+from protocols.ban_list import MAX_BANNED, BanList
 from protocols.errors import TicketError, UsageError
 from protocols.identity import Ticket
-from protocols.round.records import MAX_PEERS
 
 FILE = Path("identity") / "admission.db"
 OPEN = "open"
@@ -137,9 +136,9 @@ class Invites:
         with self._changing_bans():
             self._database.executemany("INSERT OR REPLACE INTO bans VALUES (?, ?)", [(peer, until) for peer in peers])
             (count,) = self._database.execute("SELECT COUNT(*) FROM bans").fetchone()
-            if count > MAX_PEERS:
+            if count > MAX_BANNED:
                 raise UsageError(
-                    f"at most {MAX_PEERS} peers can be banned",
+                    f"at most {MAX_BANNED} peers can be banned",
                     remedy="Limit the invite that they come by: dugnad coordinator invite RUN.toml --name open --uses N.",
                 )
 

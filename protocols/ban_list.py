@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from protocols.errors import BadMessageError
 from protocols.identity import authority_signed
-from protocols.round.records import MAX_INCARNATION, MAX_PEERS, require
+from protocols.round.records import MAX_INCARNATION, require
 
+MAX_BANNED = 4096
 _SIGNED = b"dugnad bans "
 
 
@@ -20,11 +21,11 @@ class BanList:
     """`peers` take no part. Of two lists, the one of the larger `version` holds; 0 is that of who has heard of none."""
 
     version: int
-    peers: tuple[str, ...] = field(metadata={"max_bytes": 64})
+    peers: tuple[str, ...] = field(metadata={"max_bytes": 64, "max_items": MAX_BANNED})
 
     def __post_init__(self) -> None:
         require(0 <= self.version <= MAX_INCARNATION, "the version of a ban list is a number of 63 bits")
-        require(len(self.peers) <= MAX_PEERS, f"at most {MAX_PEERS} peers are banned")
+        require(len(self.peers) <= MAX_BANNED, f"at most {MAX_BANNED} peers are banned")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from protocols.round.drift_votes import DriftVerdict
 from protocols.round.records import MAX_COUNT, MAX_EPOCHS, MAX_PEERS, MAX_REDUCERS, Candidate, Contribution, Standing, require
 
 NOBODY = Candidate("", "")
-# A chunk of state, or of a round's result, is never larger.
-MAX_CHUNK_BYTES = 4 << 20
+# A chunk of state, or of a round's result, is never larger. A call holds one that comes in, whole, in memory.
+MAX_CHUNK_BYTES = 1 << 20
+MAX_CHUNKS = 20_000  # of a snapshot: 20 GB
 
 
 # -- between a follower and its leader ---------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ class Manifest:
     lineage: str
     total_bytes: int
     chunk_bytes: int
-    chunk_sha256: tuple[bytes, ...]
+    chunk_sha256: tuple[bytes, ...] = field(metadata={"max_items": MAX_CHUNKS})
 
     def __post_init__(self) -> None:
         if not 0 < self.chunk_bytes <= MAX_CHUNK_BYTES or self.total_bytes <= 0:

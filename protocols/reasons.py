@@ -29,6 +29,7 @@ class Reason(str, Enum):
 
     # An attempt ends.
     CONNECTION_LOST = "connection-lost"  # the connection to a member broke: the member or its network failed
+    UNREAD = "unread"  # a peer does not read what it is sent, and too much waits
     SILENT = "silent"  # a member sent no byte for the detection time
     STALLED = "stalled"  # no byte of the round moved for the attempt's patience
     REDUCER_LOST = "reducer-lost"  # a contributor could not send its shard to a reducer, or get the average back

@@ -15,12 +15,15 @@ from coordinator.sinks.base import Sink
 from protocols.errors import DiskError
 from protocols.host.event_log import EventLog
 
+# Twice: the older file stays beside it. A hundred thousand epochs of a small swarm, and no liar can fill the disk.
+HISTORY_BYTES = 1 << 30
+
 
 class History(Sink):
     """The run's events and scalars in the folder `directory`. Every method raises DiskError; the next call tries anew."""
 
     def __init__(self, directory: Path) -> None:
-        self._events = EventLog(directory / "events.jsonl")
+        self._events = EventLog(directory / "events.jsonl", max_bytes=HISTORY_BYTES)
         self.path = self._events.path
         self._scalars_folder = directory / "tensorboard"
         self._scalars: Any = None  # tensorboard's SummaryWriter, once there is a scalar

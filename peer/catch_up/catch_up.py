@@ -12,6 +12,7 @@ from peer.catch_up.claims import Claims
 from peer.catch_up.kept_state import KeptState
 from peer.catch_up.pushed_snapshots import max_snapshot_bytes
 from peer.catch_up.sources import Sources
+from peer.catch_up.witnesses import Witnesses
 from peer.environment import Environment
 from peer.training.side import TrainingSide
 from protocols.errors import BadMessageError, DriftError, RefusedError, RemoteError, UnreachableError
@@ -93,7 +94,15 @@ class CatchUp:
         if reason is Reason.DRIFT:
             await self._forget()
         max_bytes = max_snapshot_bytes(self._replica.elements)
-        fetch = SnapshotFetch(self._transport, max_bytes, self._environment.progress, self._failed)
+        self._witnesses = Witnesses(
+            self._transport,
+            self._environment.random,
+            self._failed,
+            anchor=self._replica.settings.genesis.leader.peer,
+            parameters=frozenset(name for name, _ in self._replica.model.named_parameters()),
+            steps=lambda epoch: self._replica.slices.age(epoch + 1),
+        )
+        fetch = SnapshotFetch(self._transport, max_bytes, self._environment.progress, self._failed, self._witnesses)
         self._distrusted, self._sound = set(), set(sound)
         self._drifted_at = None
         problem: RemoteError = UnreachableError("no peer answers that holds the run's state")
@@ -211,8 +220,9 @@ class CatchUp:
                 problem = error
                 self._failed(there.peer.peer, error)
         if trusted:
+            anchor = [there for there in trusted[DONORS_A_TRY:] if there.peer.peer == self._witnesses.anchor]
             try:
-                await self._take_snapshot(trusted[:DONORS_A_TRY], fetch, restored)
+                await self._take_snapshot([*trusted[: DONORS_A_TRY - len(anchor)], *anchor], fetch, restored)
                 return
             except RemoteError as error:
                 problem = error
@@ -235,7 +245,11 @@ class CatchUp:
         at_least = mine.standing if mine is not None else self._drifted_at
         if at_least is not None and not donors[0].standing.heavier_than(at_least):
             at_least = None  # more votes were given for their lineage
-        snapshot = await fetch.run([there.peer for there in donors], best=furthest, at_least=at_least, strictly=True)
+        candidates = [there.peer for there in donors]
+        is_anchored = self._witnesses.anchor in {candidate.peer for candidate in candidates}
+        votes = {} if is_anchored or len(candidates) == 1 else await self._claims.electorate(candidates, donors[0].standing)
+        self._witnesses.ask(candidates, votes)
+        snapshot = await fetch.run(candidates, best=furthest, at_least=at_least, strictly=True)
         shares = dict(fetch.download.verified_by)
         self._events("fetched", bytes=len(snapshot), chunks=shares, seconds=self._environment.clock() - began)
         fetch.download.forget()

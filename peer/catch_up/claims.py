@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from peer.catch_up.sources import Sources
 from peer.environment import Environment
 from protocols.errors import RemoteError
-from protocols.round.history import FEWEST_VOTERS, RECENT_EPOCHS, Fork, has_majority, share_of
+from protocols.round.history import FEWEST_VOTERS, RECENT_EPOCHS, Fork, electorate, has_majority, share_of
 from protocols.round.records import Candidate, SignedCommit, Standing, Tip
 from protocols.snapshot.commits import chain_to, fetch_records
 from protocols.transport.whereabouts import ask_all
@@ -158,6 +158,23 @@ class Claims:
             self._earlier = max(self._earlier, chain_to(tip.lineage, records), key=len)
             if len(self._earlier) >= min(RECENT_EPOCHS, tip.epoch):
                 return
+
+    async def electorate(self, holders: Iterable[Candidate], at: Standing) -> dict[str, float]:
+        """What the votes of peers weigh at `at`, by the longest record of it that a holder tells; nothing if none does.
+
+        A record is as true as the lineage: each commit names the one before.
+        """
+        longest = list[SignedCommit]()
+        for candidate in holders:
+            try:
+                records = await self._fetch(candidate, max(0, at.epoch - RECENT_EPOCHS), at.lineage)
+            except RemoteError as error:
+                _log.info("no records from %s: %s", candidate.peer[:8], error)
+                continue
+            longest = max(longest, chain_to(at.lineage, records), key=len)
+            if len(longest) >= min(RECENT_EPOCHS, at.epoch):
+                break
+        return electorate([signed.commit for signed in longest], self._genesis.leader.peer) if longest else {}
 
     async def _fetch(self, candidate: Candidate, after: int, lineage: str) -> list[SignedCommit]:
         environment = self._environment

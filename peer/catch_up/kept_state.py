@@ -116,6 +116,10 @@ class KeptState:
                 return iter(kept[index:])
         return None
 
+    def commit(self, lineage: str) -> KeptCommit | None:
+        """The kept commit that led to `lineage`."""
+        return next((kept for kept in self._commits if kept.signed.commit.digest == lineage), None)
+
     # -- snapshots ---------------------------------------------------------------------------------------------------------------
 
     @property

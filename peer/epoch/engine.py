@@ -60,6 +60,7 @@ from protocols.transport.whereabouts import ask
 TICK_S = 0.25
 HEARTBEAT_S = 0.5
 LEAVE_S = 30.0  # a round under way is waited for at most so long
+REPORT_S = 0.005  # between two reports of micro-batches: a leader reads no more than 512 records a second of a peer
 AGAIN_S = 0.5  # after an error that nobody foresaw
 KEPT_RECORDS = 4096
 CONSIDERS_S = 15.0  # at most, where another lineage comes from
@@ -136,6 +137,8 @@ class Engine:
         self._encoded: Bytes = b""  # this epoch's contribution, as every attempt sends it
         self._accumulating = (0, 0)  # counters of the samples that are drawn and not frozen
         self.samples_per_second = self._step_s = 0.0
+        self._reported_at = float("-inf")
+        self._reporting: asyncio.TimerHandle | None = None  # the next report, which was to wait
         self._planned_at = 0.0  # when this peer last planned an attempt, or heard of a plan
         self._queue: deque[Any] = deque()
         self._performing = False
@@ -177,6 +180,8 @@ class Engine:
         try:
             await self._failure
         finally:
+            if self._reporting is not None:
+                self._reporting.cancel()
             await cancel_all(self._tasks)
 
     async def leave(self) -> None:
@@ -327,7 +332,11 @@ class Engine:
         if self.member.phase is not Phase.CATCHING_UP:
             self._accumulates(first, end)
         self.samples_per_second, self._step_s = samples_per_second, step_s
-        self.report()
+        wait_s = self._reported_at + REPORT_S - self.environment.clock()
+        if wait_s <= 0:
+            self.report()
+        elif self._reporting is None:
+            self._reporting = asyncio.get_running_loop().call_later(wait_s, self.report)
 
     def _accumulates(self, first: int, end: int) -> None:
         """Counters only grow: a range told before a freeze may arrive after the freeze is known here."""
@@ -339,7 +348,10 @@ class Engine:
 
     def report(self) -> None:
         """Tell the leader, which may be this peer itself, how far this peer is."""
-        bandwidth = self.bandwidth
+        bandwidth, self._reported_at = self.bandwidth, self.environment.clock()
+        if self._reporting is not None:
+            self._reporting.cancel()
+            self._reporting = None
         report = self.member.report(
             self._leader_id,
             accumulated=self.accumulated,

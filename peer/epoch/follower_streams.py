@@ -17,6 +17,7 @@ class FollowerStream:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.closed = asyncio.Event()
+        self.is_full = False  # the follower does not read what it is sent
 
 
 class FollowerStreams:
@@ -56,8 +57,10 @@ class FollowerStreams:
 
     def send(self, to: Iterable[str], record: Any) -> None:
         for peer in to:
-            if peer in self._streams:
-                self._streams[peer].stream.post(record)
+            follower = self._streams.get(peer)
+            if follower is not None and not follower.stream.post(record):
+                follower.is_full = True
+                follower.closed.set()  # the service tells the leader that it is gone
 
     def heartbeat(self, leader: Leader) -> Heartbeat | None:
         """Tell every follower how the swarm stands; what they were told.

@@ -41,6 +41,7 @@ class LeaderLink:
         self._stream: Stream | None = None
         self._ended = asyncio.Event()
         self._moved = False  # since the stream was opened
+        self._is_full = False  # the leader does not read what it is sent
 
     def moved(self) -> None:
         """This machine has another address. If the stream falls silent now, the leader is not to blame."""
@@ -56,7 +57,7 @@ class LeaderLink:
     def send(self, record: Any, to: str = "") -> None:
         """To the leader at the other end. Dropped if there is none, or if it is not `to`: the plan of another leader is over."""
         if self._stream is not None and to in ("", self._stream.peer):
-            self._stream.post(record)
+            self._is_full |= not self._stream.post(record)
 
     async def follow(self, leader: Candidate, opened: Callable[[], None], goes_on: Callable[[], bool]) -> Departure | None:
         """Until the stream ends; None once `goes_on()` is false, since somebody else leads, and if a move broke the stream.
@@ -66,13 +67,15 @@ class LeaderLink:
         Raises RefusedError when the leader is of another run.
         """
         self._ended.clear()
-        led = self._moved = False
+        led = self._moved = self._is_full = False
         try:
             async with self._transport.open(leader, self._hello()) as stream:
                 self._stream = stream
                 opened()
                 while goes_on():
                     record = await asyncio.wait_for(stream.receive(), DETECTION_S if led else FIRST_ANSWER_S)
+                    if self._is_full:
+                        return Departure(Reason.UNREAD, led)
                     if record is None:
                         return Departure(Reason.CONNECTION_LOST, led)
                     if isinstance(record, NotLeader):

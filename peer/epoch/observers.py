@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -12,7 +13,27 @@ from protocols.observations import Absence, Committed, Failure, Observation, Pee
 from protocols.reasons import Reason
 from protocols.round.records import Hello, SignedCommit
 
+_log = logging.getLogger(__name__)
 ANNOUNCED = 64  # commits of which a leader remembers seconds, attempts and absences
+
+
+# Observations that wait for one observer. In a swarm of a thousand, so many peers may come at once.
+MAX_WAITING = 1024
+# A coordinator needs two, and `dugnad status` one. Each costs a view of the swarm twice a second.
+MAX_OBSERVERS_OF_PEER, MAX_OBSERVERS = 4, 64
+
+
+class Observer:
+    """Somebody who has subscribed. `ended`: why nothing more comes."""
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.inbox: asyncio.Queue[Observation] = asyncio.Queue(MAX_WAITING)
+        self.ended: Reason | None = None
+
+    def end(self, reason: Reason) -> None:
+        _log.warning("observer %s is told nothing more: %s", self.peer[:8], reason.value)
+        self.ended = reason
 
 
 class Observers:
@@ -23,16 +44,23 @@ class Observers:
         self.swarm = swarm
         self._commits = commits
         self._announced: deque[Committed] = deque(maxlen=ANNOUNCED)  # with what only their leader knows
-        self._inboxes: list[asyncio.Queue[Observation]] = []
+        self._observers: list[Observer] = []  # the oldest first
 
     @contextlib.contextmanager
-    def subscribe(self) -> Iterator[asyncio.Queue[Observation]]:
-        inbox: asyncio.Queue[Observation] = asyncio.Queue()
-        self._inboxes.append(inbox)
+    def subscribe(self, peer: str) -> Iterator[Observer]:
+        """`peer` observes, within. Where there are too many, the oldest makes room: it can ask again, and nobody is shut out."""
+        here = [observer for observer in self._observers if observer.ended is None]
+        of_peer = [observer for observer in here if observer.peer == peer]
+        if len(of_peer) >= MAX_OBSERVERS_OF_PEER:
+            of_peer[0].end(Reason.BUSY)
+        elif len(here) >= MAX_OBSERVERS:
+            here[0].end(Reason.BUSY)
+        observer = Observer(peer)
+        self._observers.append(observer)
         try:
-            yield inbox
+            yield observer
         finally:
-            self._inboxes.remove(inbox)
+            self._observers.remove(observer)
 
     def happened(self, event: str, fields: dict[str, Any]) -> None:
         """One of the engine's events; those that outsiders need are passed on."""
@@ -57,8 +85,11 @@ class Observers:
         return [announced.get(signed.commit.digest, Committed(signed)) for signed in commits]
 
     def _tell(self, observation: Observation) -> None:
-        for inbox in self._inboxes:
-            inbox.put_nowait(observation)
+        for observer in self._observers:
+            if observer.ended is None and observer.inbox.full():
+                observer.end(Reason.UNREAD)
+            if observer.ended is None:
+                observer.inbox.put_nowait(observation)
 
 
 def _view(peer: str, hello: Hello) -> PeerView:

@@ -12,6 +12,7 @@ from peer.epoch.bandwidth_probe import ProbeServer
 from peer.epoch.engine import HEARTBEAT_S, Engine
 from peer.epoch.reachability import dial_back
 from peer.epoch.shard_server import serve_shard
+from peer.epoch.slots import Slots
 from protocols.ban_list import KnownBans
 from protocols.errors import BadMessageError, RefusedError, RemoteError
 from protocols.messages import (
@@ -32,12 +33,17 @@ from protocols.messages import (
 from protocols.reasons import Reason
 from protocols.round.drift_votes import Drifted, refusal_message
 from protocols.round.member import Phase, Ready
-from protocols.round.records import Hello, Report, vote_message
+from protocols.round.records import MAX_PEERS, Hello, Report, vote_message
 from protocols.transport.frames import FrameStream, Kind, refuse
 from protocols.transport.interface import Stream, refusal
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 256 << 10  # of a commit's result
+# A joiner takes from one donor what it is given to take, and asks for the rest then. Each holds a part of the state in memory.
+MAX_GIFTS_OF_PEER, MAX_GIFTS = 4, 64
+# A peer that finds its way in asks for one after another. Each dials up to two addresses that the caller names, for six seconds.
+MAX_DIALS_OF_PEER, MAX_DIALS = 2, 16
+MAX_FOLLOWERS = MAX_PEERS - 1  # the leader takes part, and no record lists more
 
 
 class PeerService:
@@ -49,6 +55,8 @@ class PeerService:
         self._clock = environment.clock
         in_round = lambda: engine.member.phase is Phase.REDUCING  # noqa: E731
         self._rate = ServingRate(in_round, bandwidth.up, environment.clock)
+        self._gifts = Slots(MAX_GIFTS_OF_PEER, MAX_GIFTS)
+        self._dials = Slots(MAX_DIALS_OF_PEER, MAX_DIALS)
         self._probes = ProbeServer(environment, in_round=lambda: bandwidth.up.began_at is not None)
 
     async def serve(self, stream: Stream, opening: Any) -> None:
@@ -68,15 +76,18 @@ class PeerService:
             case AskRequest():
                 await stream.send(self._whereabouts())
             case DialBackRequest():
-                await stream.send(await dial_back(self._engine.environment.transport, stream.peer, opening))
+                with self._dials.taken(stream.peer, "dials"):
+                    await stream.send(await dial_back(self._engine.environment.transport, stream.peer, opening))
             case OfferRequest():
                 await stream.send(await self._offer(opening))
             case SnapshotRequest():
-                await self._send_chunks(stream, opening)
+                with self._gifts.taken(stream.peer, "transfers"):
+                    await self._send_chunks(stream, opening)
             case Manifest():
                 await self._engine.pushed_snapshots.receive(stream, opening)
             case CommitsRequest():
-                await self._send_commits(stream, opening)
+                with self._gifts.taken(stream.peer, "transfers"):
+                    await self._send_commits(stream, opening)
             case ObserveRequest():
                 await self._observe(stream, opening)
             case _:
@@ -93,6 +104,8 @@ class PeerService:
         earlier = engine.leader.followers.get(peer)
         if earlier is not None and hello.incarnation < earlier.hello.incarnation:
             raise refusal(Reason.OTHER_INCARNATION, "a newer process of this peer takes part")
+        if peer not in engine.followers.peers and len(engine.followers) >= MAX_FOLLOWERS:
+            raise refusal(Reason.BUSY, f"{MAX_FOLLOWERS} peers follow this leader, as many as a run has")
         follower = engine.followers.open(stream)
         engine.perform(engine.leader.joined(peer, hello, self._clock()))
         engine.observers.joined(peer, hello)
@@ -106,7 +119,8 @@ class PeerService:
             await asyncio.gather(listening, closed, return_exceptions=True)
             said_goodbye = listening.done() and not listening.cancelled() and listening.result()
             if engine.followers.gone(follower):
-                reason = Reason.LEFT if said_goodbye else Reason.CONNECTION_LOST
+                lost = Reason.UNREAD if follower.is_full else Reason.CONNECTION_LOST
+                reason = Reason.LEFT if said_goodbye else lost
                 engine.observers.left(peer, hello, reason)
                 engine.perform(engine.leader.left(peer, reason, self._clock()))
             elif engine.leader.active and peer not in engine.leader.followers:
@@ -211,13 +225,17 @@ class PeerService:
         chunks = (chunk_at(manifest, snapshot, index) for index in range(request.first_chunk, end))
         async for chunk in self._rate.parts(chunks, manifest.chunk_bytes, waits_for_rounds=True):
             await stream.send(chunk)
-            kept.fetched(peer, request.digest)
+            if kept.fetched(peer, request.digest) is None:  # who reads too slowly keeps no old snapshot in memory
+                raise refusal(Reason.SUPERSEDED, "this peer does not have that snapshot any more")
 
     async def _send_commits(self, stream: Stream, request: CommitsRequest) -> None:
         kept = self._engine.kept_state.commits_after(request.after)
         if kept is None:
             raise refusal(Reason.OTHER_LINEAGE, "this peer's commits do not reach back to that lineage")
-        for item in kept:
+        for lineage in [item.signed.commit.digest for item in kept]:
+            item = self._engine.kept_state.commit(lineage)
+            if item is None:  # and no old result either
+                raise refusal(Reason.OTHER_LINEAGE, "this peer does not have the next commit any more")
             await stream.send(item.signed)
             result = item.result
             chunks = (Chunk(at, bytes(result[at : at + _CHUNK_BYTES])) for at in range(0, len(result), _CHUNK_BYTES))
@@ -231,11 +249,12 @@ class PeerService:
         await stream.send(observers.swarm())
         if request.once:
             return
-        with observers.subscribe() as inbox:
+        with observers.subscribe(stream.peer) as observer:
             for committed in observers.committed_after(request.after_epoch):
                 await stream.send(committed)
-            while True:
+            while observer.ended is None:
                 try:
-                    await stream.send(await asyncio.wait_for(inbox.get(), HEARTBEAT_S))
+                    await stream.send(await asyncio.wait_for(observer.inbox.get(), HEARTBEAT_S))
                 except asyncio.TimeoutError:
                     await stream.send(observers.swarm())
+            raise refusal(observer.ended, "this peer has others to tell; ask again")

@@ -6,6 +6,7 @@ observer's rules among its honest peers, and commits. UNSTOPPED are those that i
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 
 from peer.simulation.faults import damaged
 from peer.simulation.made_up import MadeUp
@@ -48,6 +50,7 @@ from protocols.round.records import (
     Vote,
     vote_message,
 )
+from protocols.snapshot.format import manifest_of, read_header
 from protocols.transport.interface import refusal
 from protocols.wire.convert import from_wire, to_wire
 
@@ -319,6 +322,33 @@ class OtherChunks(Lie):
         return replace(record, chunk_sha256=tuple(names))
 
 
+class OtherWeights(Lie):
+    """Its snapshots have other weights under the true lineage. Its chunks are those that it promises."""
+
+    def __init__(self, process: SimulatedPeer, random: Random) -> None:
+        super().__init__(process, random)
+        self._told = set[str]()
+
+    def says(self, record: Any) -> Any | None:
+        if not isinstance(record, Manifest) or record.digest in self._told:
+            return record
+        for held in self.process.engine.kept_state._held:
+            if held.manifest.digest == record.digest:
+                held.snapshot = other_weights(held.snapshot)
+                held.manifest = manifest_of(held.snapshot, read_header(held.snapshot), record.chunk_bytes)
+                self._told.add(held.manifest.digest)
+                return held.manifest
+        return record
+
+
+def other_weights(snapshot: bytes) -> bytes:
+    """The same in every other respect."""
+    header = json.loads(snapshot[8 : 8 + int.from_bytes(snapshot[:8], "little")])
+    tensors = {name: 1 - tensor if name.startswith("parameters.") else tensor for name, tensor in load(snapshot).items()}
+    changed: bytes = save(tensors, metadata=header["__metadata__"])
+    return changed
+
+
 class ReachedNobody(Lie):
     """It could not dial back whoever asks."""
 
@@ -427,6 +457,7 @@ LIES: dict[str, type[Lie]] = {
     "claims": ClaimsAndGivesNothing,
     "damaged state": DamagedState,
     "other chunks": OtherChunks,
+    "other weights": OtherWeights,
     "dial-back": ReachedNobody,
     "bans": MakesBans,
     "silent leader": SilentLeader,

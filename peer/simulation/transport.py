@@ -138,10 +138,11 @@ class SimulatedStream:
         if told is not None:
             await self.link.send(told, size_of(told))
 
-    def post(self, record: Any) -> None:
+    def post(self, record: Any) -> bool:
         told = self._transport.tamper(record)
         if told is not None and self.link.error is None:
             self.link.stream.send(self.link.process, told, size_of(told))
+        return True
 
     async def receive(self) -> Any | None:
         message = await self.link.next()

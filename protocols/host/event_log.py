@@ -69,7 +69,7 @@ class EventLog:
 
     def _begin_anew(self) -> None:
         try:
-            self.path.replace(self.path.with_suffix(f".1{self.path.suffix}"))
+            self.path.replace(_older(self.path))
         except OSError as error:
             raise _disk_error(self.path, error) from error
         os.close(self._file)
@@ -94,10 +94,13 @@ def event_record(at: float, event: str, fields: Mapping[str, Any]) -> dict[str, 
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield every whole event in the file, oldest first, with `time` in Unix seconds. Raises DiskError if it cannot be read.
+    """Yield every whole event in the file and in the older one beside it, oldest first, with `time` in Unix seconds. Raises
+    DiskError if it cannot be read.
 
     A line torn by a crash or a full disk is skipped with a warning.
     """
+    if _older(path).exists():
+        yield from read_events(_older(path))
     try:
         file = path.open("rb")
     except OSError as error:
@@ -147,6 +150,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
+
+
+def _older(path: Path) -> Path:
+    return path.with_suffix(f".1{path.suffix}")
 
 
 def _ends_torn(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 from protocols.errors import DiskError
@@ -34,6 +35,15 @@ def matching_files(pattern: Path) -> list[Path]:
     path = pattern.expanduser().absolute()
     matches = [path] if path.exists() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
     return [match for match in matches if match.is_file()]
+
+
+def keep_short(path: Path, max_bytes: int) -> None:
+    """Once a child's output in `path` has `max_bytes`, move what it holds to NAME.1. The child, which has `path` open to append,
+    goes on at its beginning. Does nothing where that fails: a log ends nobody."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_size >= max_bytes:
+            shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+            os.truncate(path, 0)
 
 
 def sync_folder(folder: Path) -> None:

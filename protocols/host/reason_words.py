@@ -23,6 +23,7 @@ WORDS = {
     Reason.OTHER_VERSION: "it has another version of dugnad",
     Reason.BAD_MESSAGE: "it broke the protocol",
     Reason.CONNECTION_LOST: "the connection broke",
+    Reason.UNREAD: "it took nothing of what it was sent",
     Reason.SILENT: "it fell silent",
     Reason.STALLED: "no byte moved any more",
     Reason.REDUCER_LOST: "a shard could not be exchanged",

@@ -24,7 +24,8 @@ MAX_SAMPLES = 1 << 32  # of one contribution
 MAX_EPOCHS = 1 << 32
 MAX_INCARNATION = (1 << 63) - 1
 MAX_ELEMENTS = 1 << 48
-MAX_PEERS = 4096  # that a record lists
+# That a record lists, and that follow one leader. A commit of so many is read and its votes are checked in 0.1 s.
+MAX_PEERS = 1024
 MAX_LOSS = 1e9
 MAX_NORM = 1e50
 MAX_SUM_OF_SQUARES = 1e100

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
 
 from protocols.errors import BadMessageError, RemoteError, UnreachableError
 from protocols.messages import Chunk, Manifest, OfferRequest, SnapshotRequest
@@ -18,14 +20,44 @@ IDLE_S = 10.0
 OFFER_S = 30.0
 # Once the first donor has offered, the others have this long to offer the same; later ones may still help if they do.
 GRACE_S = 1.0
+# And so long, from the first offer on, until it can be told which of their states is right.
+JUDGE_S = 10.0
 
 DonorFailed = Callable[[str, RemoteError], None]  # (peer, what it did)
+
+
+class Judge(Protocol):
+    """Decides which of the offered snapshots to take. `asked`: the donors that may yet offer, or did."""
+
+    def is_enough(self, offers: Mapping[str, Manifest], asked: Collection[str]) -> bool:
+        """Whether nobody else needs to be waited for."""
+
+    async def choose(
+        self, offers: Mapping[str, Manifest], asked: Collection[str], best: Collection[str], target: Manifest | None
+    ) -> Manifest | None:
+        """None when it cannot be told now which one is right."""
+
+
+class Anybody:
+    """Believes every donor: for who asks one that it trusts."""
+
+    def is_enough(self, offers: Mapping[str, Manifest], asked: Collection[str]) -> bool:
+        return bool(offers)
+
+    async def choose(
+        self, offers: Mapping[str, Manifest], asked: Collection[str], best: Collection[str], target: Manifest | None
+    ) -> Manifest | None:
+        return choose(offers, best, target)
 
 
 class SnapshotFetch:
     """One peer's search for state. Chunks that were verified stay for the next `run`, from whichever donors."""
 
-    def __init__(self, transport: Transport, max_bytes: int, progress: Progress, failed: DonorFailed) -> None:
+    def __init__(
+        self, transport: Transport, max_bytes: int, progress: Progress, failed: DonorFailed, judge: Judge | None = None
+    ) -> None:
+        """`judge`: without one every donor is believed."""
+        self._judge = judge or Anybody()
         self.download = Download()
         self._transport = transport
         self._max_bytes = max_bytes
@@ -49,6 +81,7 @@ class SnapshotFetch:
         """
         problems: list[RemoteError] = [UnreachableError("no peer offers a snapshot")]
         offers: dict[str, Manifest] = {}
+        asked = {donor.peer for donor in donors}
         chosen = asyncio.Event()
 
         async def serve_from(donor: Candidate) -> None:
@@ -59,6 +92,7 @@ class SnapshotFetch:
                 if self.download.manifest is not None and offer.digest == self.download.manifest.digest:
                     await self._pull(donor)
             except RemoteError as problem:
+                asked.discard(donor.peer)
                 problems.append(problem)
                 self._failed(donor.peer, problem)
             finally:
@@ -67,9 +101,12 @@ class SnapshotFetch:
 
         workers = [asyncio.create_task(serve_from(donor)) for donor in donors]
         try:
-            await self._first_offers(workers, offers)
+            await self._first_offers(workers, offers, asked)
             if offers:
-                self.download.aim(choose(offers, set(best), self.download.manifest))
+                target = await self._judge.choose(offers, asked, set(best), self.download.manifest)
+                if target is None:
+                    raise UnreachableError("the donors' states are not the same, and too few have one of them")
+                self.download.aim(target)
                 chosen.set()
                 self._told()
             while not self.download.done and not all(worker.done() for worker in workers):
@@ -87,8 +124,10 @@ class SnapshotFetch:
 
     # -- choosing --------------------------------------------------------------------------------------------------------------
 
-    async def _first_offers(self, workers: Sequence[asyncio.Task[None]], offers: dict[str, Manifest]) -> None:
-        """Wait until every donor has offered or failed; not much longer than for the first."""
+    async def _first_offers(
+        self, workers: Sequence[asyncio.Task[None]], offers: dict[str, Manifest], asked: Collection[str]
+    ) -> None:
+        """Wait until every donor has offered or failed; not much longer than until they are enough."""
 
         def undecided() -> bool:
             return len(offers) + sum(worker.done() for worker in workers) < len(workers)
@@ -98,10 +137,9 @@ class SnapshotFetch:
                 await self._changed.wait()
 
         await wait(lambda: bool(offers))
-        try:
-            await asyncio.wait_for(wait(lambda: False), GRACE_S)
-        except asyncio.TimeoutError:
-            return
+        for enough, limit_s in ((lambda: self._judge.is_enough(offers, asked), JUDGE_S), (lambda: False, GRACE_S)):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(wait(enough), limit_s)
 
     async def _offer(self, donor: Candidate, at_least: Standing | None, strictly: bool) -> Manifest:
         target = self.download.manifest

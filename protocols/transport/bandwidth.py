@@ -26,15 +26,26 @@ MBIT_BYTES = 125_000  # in a Mbit
 class RateLimiter:
     """Lets `bytes_s` bytes a second pass, in the order in which they ask: one token bucket, whatever passes through it."""
 
-    def __init__(self, bytes_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, bytes_s: float, clock: Callable[[], float], burst_s: float = BURST_S) -> None:
         self.bytes_s = bytes_s
         self._clock = clock
+        self._burst_s = burst_s
         self._free_at = -math.inf
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until what passed before is paid for."""
+        return max(0.0, self._free_at - self._clock())
+
+    @property
+    def is_rested(self) -> bool:
+        """A whole burst may pass now: nothing is lost if this object is forgotten."""
+        return self._free_at <= self._clock() - self._burst_s
 
     async def turn(self, size: int) -> None:
         """Returns when `size` more bytes may pass."""
         now = self._clock()
-        self._free_at = max(self._free_at, now - BURST_S) + size / self.bytes_s
+        self._free_at = max(self._free_at, now - self._burst_s) + size / self.bytes_s
         if self._free_at > now:
             await asyncio.sleep(self._free_at - now)
 

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import socket
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from protocols.reasons import Reason
 from protocols.transport import tls
 from protocols.transport.addresses import EVERYWHERE, family_of, joined
 from protocols.transport.bandwidth import Bandwidth
+from protocols.transport.callers import Pace, network_of
 from protocols.transport.channels import PROTOCOL_VERSION
 from protocols.transport.frames import RECORD_BYTES, FrameStream, Kind, refuse
 from protocols.transport.freshness import OLD_CERTIFICATE, Freshness
@@ -42,6 +44,9 @@ DRAIN_S = 5.0
 MAX_CONNECTIONS_OF_PEER = 128
 # Callers that have not shown a certificate yet, from one address and in all. Beyond that the one that waits longest is let go.
 MAX_STRANGERS_OF_ADDRESS, MAX_STRANGERS = 128, 512
+# A handshake takes 1.5 ms of the network thread. All peers of a large run may come at once from behind one router, but not
+# again and again.
+HANDSHAKES_S, HANDSHAKES_BURST_S = 32.0, 8.0
 SO_MAX_PACING_RATE = 47 if sys.platform == "linux" else 0  # Python has no name for it
 UNPACED = (1 << 64) - 1
 # Once the kernel has put off a packet, no later change of pace hastens it.
@@ -99,6 +104,10 @@ class TlsStream(FrameStream):
         """The certificate of whoever is at the other end."""
         await self._until_done(self._connection.do_handshake)
         return tls.shown_by(self._connection)
+
+    async def readable(self) -> None:
+        """Returns when something came."""
+        await self._wait(self._readers, self._loop.add_reader, self._loop.remove_reader)
 
     async def drain(self) -> None:
         """Read and forget until the other side closes."""
@@ -289,6 +298,7 @@ class BulkServer:
         self._bandwidth = bandwidth
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: Counter[str] = Counter()  # by peer
+        self._handshakes = Pace(HANDSHAKES_S, time.monotonic, HANDSHAKES_BURST_S)  # by network
         self._strangers: dict[asyncio.Task[None], str] = {}  # who serves one -> its address, the oldest first
         try:
             both = host == EVERYWHERE[socket.AF_INET6] and socket.has_dualstack_ipv6()  # as gRPC does it
@@ -331,7 +341,10 @@ class BulkServer:
                 _log.warning("a bulk connection could not be accepted: %s", error)
                 await asyncio.sleep(1.0)
                 continue
-            self._let_wait(self._spawn(self._connected(plain, serve)), address)
+            if self._handshakes.wait_s(network_of(address)) > DIAL_S:
+                plain.close()
+                continue
+            self._let_wait(self._spawn(self._connected(plain, network_of(address), serve)), network_of(address))
 
     def _let_wait(self, stranger: asyncio.Task[None], address: str) -> None:
         """Until it has shown a certificate."""
@@ -342,7 +355,7 @@ class BulkServer:
         elif len(self._strangers) > MAX_STRANGERS:
             next(iter(self._strangers)).cancel()
 
-    async def _connected(self, plain: socket.socket, serve: Serve) -> None:
+    async def _connected(self, plain: socket.socket, network: str, serve: Serve) -> None:
         try:
             tls.tune(plain)
         except OSError:
@@ -352,7 +365,7 @@ class BulkServer:
         connection.set_accept_state()
         stream = TlsStream(connection, "", self._bandwidth)
         try:
-            await asyncio.wait_for(self._greeted(stream), DIAL_S)
+            await asyncio.wait_for(self._greeted(stream, network), DIAL_S)
             if (me := asyncio.current_task()) is not None:
                 self._strangers.pop(me, None)
             with self._counted(stream.peer) as count:
@@ -379,7 +392,9 @@ class BulkServer:
             self._connections[peer] -= 1
             self._connections += Counter()  # forgets those who have none
 
-    async def _greeted(self, stream: TlsStream) -> None:
+    async def _greeted(self, stream: TlsStream, network: str) -> None:
+        await stream.readable()  # who says nothing costs no handshake
+        await self._handshakes.turn(network, 1)
         certificate = await stream.handshake()
         stream.peer = holder_of(certificate)
         hello = await stream.expect(Kind.HELLO, BulkHello)

@@ -7,6 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -15,11 +16,14 @@ from cryptography import x509
 from protocols.errors import PortInUseError, RefusedError, RemoteError, UnreachableError
 from protocols.identity import COORDINATOR_NAME, Credentials, holder_of, server_name
 from protocols.reasons import Reason
+from protocols.round.records import MAX_PEERS
 from protocols.transport.addresses import joined
+from protocols.transport.callers import MAX_CALLS_OF_PEER, network_of
 from protocols.transport.freshness import OLD_CERTIFICATE, Freshness
+from protocols.wire.calls import STATE_BYTES
 
 PROTOCOL_VERSION = 2
-MAX_MESSAGE_BYTES = 8 << 20
+MAX_MESSAGE_BYTES = STATE_BYTES  # of the largest kind: so much of a message that is not whole yet is held for each call
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -27,13 +31,16 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 # Ports are never shared: two processes that listen on one would each get half of the connections.
-# Who connects has ten seconds to show a certificate, and a caller so many calls at once.
+# Who connects has ten seconds to show a certificate. A connection carries as many calls at once as one peer may make.
+# Twice as many connections as a run has peers may stand. Others are closed at once, so that descriptors are left.
+MAX_CONNECTIONS = 2 * MAX_PEERS
 ENROLMENT_BYTES = 64 << 10  # of what strangers send
 _SERVER_OPTIONS: list[tuple[str, Any]] = [
     *_OPTIONS,
     ("grpc.so_reuseport", 0),
     ("grpc.server_handshake_timeout_ms", 10_000),
-    ("grpc.max_concurrent_streams", 128),
+    ("grpc.max_concurrent_streams", MAX_CALLS_OF_PEER),
+    ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
 ]
 # A peer that comes back must be found again within about a second, not after gRPC's default of up to two minutes.
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
@@ -161,6 +168,11 @@ def _bound_server(tls: grpc.ServerCredentials, host: str, port: int, *more: tupl
     return server, bound
 
 
+def network(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """Where this call comes from, as `network_of` names it."""
+    return network_of(unquote(context.peer()).partition(":")[2].rpartition(":")[0].strip("[]"))
+
+
 async def admit(context: grpc.aio.ServicerContext[Any, Any], run_digest: str, freshness: Freshness) -> str:
     """The caller's peer id, from the certificate that TLS verified, once its handshake names this protocol and this run; ends the
     call otherwise."""
@@ -188,7 +200,7 @@ def translated(whom: str) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise _translation(error, whom) from error
-    except asyncio.InvalidStateError as error:
+    except (asyncio.InvalidStateError, grpc.aio.InternalError) as error:  # written to a call that ended meanwhile
         raise UnreachableError(f"the call with {whom} is over") from error
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import BadMessageError, LocalError, PortInUseError, UnreachableError
+from protocols.host.files import keep_short
 from protocols.identity import Credentials
 from protocols.transport.announcements import (
     MAX_ADDRESSES,
@@ -47,6 +48,7 @@ MAX_INITIAL = 32  # addresses of other nodes that are tried at a start
 MAX_RECORDS = 900  # announcements that one node keeps: hivemind hands them out in one message of at most 4 MiB
 MAX_LINE_BYTES = 4 * MAX_RECORDS * MAX_RECORD_BYTES  # all announcements in hex are half of it
 CLOCK_IS_OFF = "local time must be within"  # in hivemind's words
+LOG_BYTES = 4 << 20  # of what the child complains of, twice
 NODE = b"dugnad DHT node "
 _log = logging.getLogger(__name__)
 
@@ -177,6 +179,7 @@ class Discovery:
             told = (self._process, self._barred)
             await self._call({"do": "bar", "peers": sorted(told[1])}, CALL_S)
             self._has_barred = told
+        keep_short(self._log_file, LOG_BYTES)
         return await self._call(request, CALL_S)
 
     async def _call(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from protocols.messages import Refused
 from protocols.reasons import Reason
 from protocols.wire.convert import from_bytes, to_bytes
 
-MAX_RECORD_BYTES = 8 << 20
 RECORD_BYTES = 16 << 10  # of TLS: a frame's header rides in one with the payload's beginning
 _HEADER = struct.Struct("<BI")
 T = TypeVar("T")
@@ -39,8 +38,8 @@ class Kind(IntEnum):
 MAX_BYTES = {
     Kind.HELLO: 1 << 10,
     Kind.OPEN: 4 << 10,
-    Kind.CHUNK: MAX_RECORD_BYTES,
-    Kind.AVERAGED: MAX_RECORD_BYTES,
+    Kind.CHUNK: 512 << 10,  # the largest chunk of a shard, in fp64
+    Kind.AVERAGED: 256 << 10,  # MAX_PEERS contributions
     Kind.DONE: 4 << 10,
     Kind.REFUSED: 16 << 10,
     Kind.PROBE: 1 << 10,

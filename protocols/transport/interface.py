@@ -34,10 +34,13 @@ class Stream(Protocol):
     peer: str  # who is at the other end, by its certificate
 
     async def send(self, record: Any) -> None:
-        """Returns when the stream can take more. Raises as `receive` does."""
+        """Returns when the stream can take more. Raises as `receive` does, also when the other side takes nothing for long."""
 
-    def post(self, record: Any) -> None:
-        """Send a small record without waiting. It is dropped when the stream has ended."""
+    def post(self, record: Any) -> bool:
+        """Send a small record without waiting. It is dropped when the stream has ended.
+
+        False once too much waits to be sent: the other side does not read, and gets nothing more on this stream.
+        """
 
     async def receive(self) -> Any | None:
         """The next record; None when the other side has ended the call."""

@@ -16,21 +16,25 @@ from google.protobuf.message import DecodeError, Message
 
 from protocols.errors import BadMessageError
 from protocols.reasons import Reason
+from protocols.round.records import MAX_PEERS
 from protocols.wire import dugnad_pb2 as pb
 
 MAX_TEXT = 4096  # characters of a text, bytes of a bytes field
-MAX_REPEATED = 20_000  # items of a repeated field
+MAX_REPEATED = MAX_PEERS  # items of a repeated field: each may be a record, which takes 10 us to make
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
 
 @cache
-def _fields(kind: Hashable) -> dict[str, tuple[Any, int]]:
-    """Field name -> (its type, the most bytes or characters that it may have)."""
+def _fields(kind: Hashable) -> dict[str, tuple[Any, int, int]]:
+    """Field name -> (its type, the most bytes or characters that it may have, the most items)."""
     record = typing.cast(Any, kind)
     hints = typing.get_type_hints(record)
-    return {field.name: (hints[field.name], field.metadata.get("max_bytes", MAX_TEXT)) for field in dataclasses.fields(record)}
+    return {
+        field.name: (hints[field.name], field.metadata.get("max_bytes", MAX_TEXT), field.metadata.get("max_items", MAX_REPEATED))
+        for field in dataclasses.fields(record)
+    }
 
 
 def to_wire(record: Any) -> Any:
@@ -52,12 +56,12 @@ def from_wire(kind: type[T], message: Message) -> T:
     """A protobuf message -> the record of class `kind`. Raises BadMessageError if it breaks a bound or a check."""
     try:
         fields = _fields(typing.cast(Hashable, kind))
-        return kind(**{name: _value(hint, message, name, max_bytes) for name, (hint, max_bytes) in fields.items()})
+        return kind(**{name: _value(hint, message, name, *most) for name, (hint, *most) in fields.items()})
     except (ValueError, TypeError, OverflowError) as error:
         raise BadMessageError(f"{kind.__name__}: {error}") from error
 
 
-def _value(hint: Any, message: Message, name: str, max_bytes: int) -> Any:
+def _value(hint: Any, message: Message, name: str, max_bytes: int, max_items: int) -> Any:
     value = getattr(message, name)
     optional = typing.get_origin(hint) in (types.UnionType, typing.Union)
     if optional:
@@ -66,7 +70,7 @@ def _value(hint: Any, message: Message, name: str, max_bytes: int) -> Any:
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
-        if len(value) > MAX_REPEATED:
+        if len(value) > max_items:
             raise BadMessageError(f"{name} has {len(value)} items")
         return tuple(_single(item, element, max_bytes) for element in value)
     if dataclasses.is_dataclass(hint) and not optional and not message.HasField(name):

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from peer.catch_up.claims import Claims
+from peer.catch_up.witnesses import Witnesses
 from peer.simulation.made_up import MadeUp
 from peer.simulation.transport import SimulatedSigner, ban_list_by_the_organiser
+from peer.simulation.world import ViolationError
 from protocols.ban_list import BanList
 from protocols.errors import BadMessageError, RemoteError
 from protocols.messages import (
@@ -54,6 +56,7 @@ from protocols.round.records import (
     Tip,
     vote_message,
 )
+from protocols.snapshot.fetch import Anybody
 from protocols.transport.frames import Kind
 from protocols.transport.interface import refusal
 from protocols.wire.convert import from_wire, to_wire
@@ -411,3 +414,33 @@ def test_a_leader_that_never_plans_is_left_and_the_others_commit(seed: int, coun
         print(f"seed {seed}: three epochs after {waited:.0f} s")
         assert waited < 3 * (ANY_S + 10)
         assert any(process.told_of("leader_idle") for process in swarm.processes.values())
+
+
+def weights_of(swarm: SmallSwarm, name: str) -> bytes:
+    return bytes(next(swarm.processes[name].device.model.parameters()).detach().numpy().tobytes())
+
+
+def joined_beside_a_crowd(swarm: SmallSwarm) -> None:
+    """p5 joins where three of five donors have agreed on other weights."""
+    swarm.start_all("p0", "p1", "p2", "p3", "p4")
+    swarm.until(lambda: swarm.epoch("p1") >= 1)
+    swarm.start("p5")
+    swarm.until(lambda: swarm.processes["p5"].told_of("caught_up"))
+
+
+CROWD = {"p2": "other weights", "p3": "other weights", "p4": "other weights"}
+
+
+def test_a_newcomer_has_the_bits_of_the_honest_peers_though_most_donors_give_other_weights() -> None:
+    with SmallSwarm(6, liars=CROWD) as swarm:
+        joined_beside_a_crowd(swarm)
+        tips = lambda: {swarm.processes[name].engine.member.tip for name in ("p1", "p5")}  # noqa: E731
+        began = swarm.epoch("p5")
+        swarm.until(lambda: swarm.epoch("p5") > began and len(tips()) == 1)
+        assert weights_of(swarm, "p5") == weights_of(swarm, "p1")
+
+
+def test_without_that_rule_it_would_take_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Witnesses, "choose", Anybody.choose)
+    with pytest.raises(ViolationError), SmallSwarm(6, liars=CROWD) as swarm:
+        joined_beside_a_crowd(swarm)

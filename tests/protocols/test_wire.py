@@ -17,7 +17,7 @@ import protocols.wire
 from protocols import ban_list, messages, observations
 from protocols.ban_list import BanList, KnownBans, SignedBanList
 from protocols.errors import BadMessageError
-from protocols.messages import MAX_CHUNK_BYTES, Manifest
+from protocols.messages import MAX_CHUNK_BYTES, MAX_CHUNKS, Manifest
 from protocols.observations import Absence, Committed, Evaluation, Failure, PeerView, Seen, Swarm
 from protocols.reasons import Reason
 from protocols.round import member, records
@@ -234,7 +234,7 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         lambda epoch, lineage, chunk_bytes, chunks: Manifest(epoch, lineage, chunk_bytes * len(chunks), chunk_bytes, chunks),
         epoch=epochs,
         lineage=digests,
-        chunk_bytes=st.integers(1, 2**22),
+        chunk_bytes=st.integers(1, MAX_CHUNK_BYTES),
         chunks=st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=5).map(tuple),
     ),
     messages.Leave: st.just(messages.Leave()),
@@ -628,9 +628,11 @@ def test_fields_removed_since_the_release_would_be_noticed() -> None:
 
 
 def test_convert_reads_and_writes_nothing_but_what_the_records_name() -> None:
-    fields = {"epoch": (int, MAX_TEXT), "parent": (str, MAX_TEXT), "attempt": (int, MAX_TEXT), "leader": (str, MAX_TEXT)}
+    most = (MAX_TEXT, MAX_REPEATED)
+    fields = {"epoch": (int, *most), "parent": (str, *most), "attempt": (int, *most), "leader": (str, *most)}
     assert convert._fields(Ballot) == fields
-    assert convert._fields(messages.Chunk) == {"offset": (int, MAX_TEXT), "data": (bytes, MAX_CHUNK_BYTES)}
+    assert convert._fields(messages.Chunk) == {"offset": (int, *most), "data": (bytes, MAX_CHUNK_BYTES, MAX_REPEATED)}
+    assert convert._fields(Manifest)["chunk_sha256"] == (tuple[bytes, ...], MAX_TEXT, MAX_CHUNKS)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ async def follows_with(transport: NetworkTransport, peer: Candidate, message: by
 
 async def calls(transport: NetworkTransport, peer: Candidate) -> None:
     """Requests that would make a careless peer allocate, dial or search for long."""
-    large = Manifest(1, DIGEST, 2 << 30, 4 << 20, (bytes(32),) * 512)
+    large = Manifest(1, DIGEST, 2 << 30, 1 << 20, (bytes(32),) * 2048)
     for opening in (
         large,
         SnapshotRequest(DIGEST, 0, 1 << 53),
@@ -83,6 +83,26 @@ async def calls(transport: NetworkTransport, peer: Candidate) -> None:
         with contextlib.suppress(RemoteError, asyncio.TimeoutError):
             async with transport.open(peer, opening) as stream:
                 await asyncio.wait_for(stream.receive(), 0.5)
+
+
+async def crowd(transport: NetworkTransport, peer: Candidate, lineage: str) -> None:
+    """Follows and floods, reads nothing, and asks for all that costs something, many times at once."""
+
+    async def flood() -> None:
+        report = Report(Standing(1, lineage, 1), 4, 5.0, 0.1, 0, 0, caught_up=False, phase="joining")
+        async with transport.open(peer, Hello(1, False, "", "", "mallory")) as stream:
+            for _ in range(5000):
+                await stream.send(report)
+
+    async def ask(opening: Any) -> None:
+        async with transport.open(peer, opening) as stream:
+            while await stream.receive() is not None:
+                pass
+
+    openings = (ObserveRequest(0, once=False), DialBackRequest("127.0.0.1:1", "127.0.0.1:2"), CommitsRequest(lineage))
+    work = [flood(), *(ask(opening) for opening in openings for _ in range(30))]
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(asyncio.gather(*work, return_exceptions=True), 3.0)
 
 
 async def bulk_frames(transport: NetworkTransport, peer: str, address: str, run_digest: str) -> None:
@@ -115,6 +135,7 @@ def attack(swarm: Swarm, visitor: Enrolment, lineage: str) -> None:
             for message in strange_messages(lineage):
                 await follows_with(transport, peer, message.SerializeToString())
             await calls(transport, peer)
+            await crowd(transport, peer, lineage)
             reply = None
             with contextlib.suppress(RemoteError):
                 reply = await ask(transport, peer)

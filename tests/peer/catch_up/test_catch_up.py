@@ -3,6 +3,7 @@ virtual time; the donors do what each test says."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -40,6 +41,7 @@ class Donor:
         self.asked: list[Any] = []
         self.when_asked: Callable[[Any], None] = lambda opening: None
         self.sends: Callable[[], bytes] = lambda: self.history.snapshots[self.epoch]
+        self.offers_after_s = 0.0
         self.chunks_a_call = 10**6  # then it breaks the link off
         self.damage: Callable[[SignedCommit], SignedCommit] = lambda signed: signed
 
@@ -53,6 +55,7 @@ class Donor:
             case AskRequest():
                 await stream.send(AskReply(self.history.tips[self.epoch].standing, True, NOBODY, 0, ""))
             case OfferRequest():
+                await asyncio.sleep(self.offers_after_s)
                 snapshot = self.sends()
                 await stream.send(manifest_of(snapshot, read_header(snapshot), CHUNK))
             case SnapshotRequest(_, first, count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -251,14 +252,33 @@ def test_a_heavier_lineage_that_nobody_holds_is_sought_once_and_then_left_alone(
 # -- leaving ----------------------------------------------------------------------------------------------------------------
 
 
+def test_micro_batches_of_a_millisecond_are_reported_together(swarm: SmallSwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = swarm.processes["p1"].engine
+    reports = list[float]()
+    monkeypatch.setattr(engine._following, "send", lambda record, to="": reports.append(swarm.world.now))
+
+    async def train() -> None:
+        first = engine._accumulating[1]
+        for number in range(100):
+            engine.progressed(first + number, first + number + 1, 1000.0, 0.001)
+            await asyncio.sleep(0.001)
+
+    swarm.processes["p1"].loop.create_task(train())
+    began = swarm.world.now
+    swarm.for_s(0.12)
+    mine = [at for at in reports if at - began < 0.11]
+    assert 15 <= len(mine) <= 30, "one in 5 ms, and those of other causes"
+    assert reports[-1] - began > 0.099, "the last is told, too"
+
+
 def test_who_leaves_finishes_the_round_says_goodbye_and_says_what_it_gives_up(swarm: SmallSwarm) -> None:
     process, gone = swarm.processes["p1"], list[float]()
     swarm.until(lambda: process.engine.member.phase is Phase.REDUCING)
     epoch = swarm.epoch("p1")
-    with swarm.processes["p0"].engine.observers.subscribe() as inbox:
+    with swarm.processes["p0"].engine.observers.subscribe("zoe") as observer:
         process.leave(lambda: gone.append(swarm.world.now))
         swarm.until(lambda: gone)
-        left = [inbox.get_nowait() for _ in range(inbox.qsize())]
+        left = [observer.inbox.get_nowait() for _ in range(observer.inbox.qsize())]
     assert swarm.epoch("p1") > epoch, "the round under way is finished first"
     assert [it.reason for it in left if getattr(it, "present", None) is False] == [Reason.LEFT.value]
     given_up = sum(it["samples"] for it in process.told_of("given_up") if it["reason"] is Reason.LEFT)

@@ -14,9 +14,11 @@ class Stream:
     def __init__(self, peer: str) -> None:
         self.peer = peer
         self.posted: list[Any] = []
+        self.room = 1000
 
-    def post(self, record: Any) -> None:
+    def post(self, record: Any) -> bool:
         self.posted.append(record)
+        return len(self.posted) <= self.room
 
     async def send(self, record: Any) -> None:
         raise AssertionError("a leader waits for nobody")
@@ -74,3 +76,14 @@ def test_records_go_to_those_who_are_connected_and_to_nobody_else() -> None:
     desk.close_all()
     desk.send(("bob", "cid"), "too late")
     assert (streams["bob"].posted, streams["cid"].posted) == (["a record"], [])
+
+
+def test_the_stream_of_a_follower_that_does_not_read_ends_and_the_others_get_theirs() -> None:
+    desk, streams = FollowerStreams(), [Stream("bob"), Stream("cid")]
+    bob, cid = (desk.open(stream) for stream in streams)
+    streams[0].room = 1
+    for _ in range(3):
+        desk.send(("bob", "cid"), "a record")
+    assert bob.closed.is_set() and bob.is_full
+    assert not cid.closed.is_set() and len(streams[1].posted) == 3
+    assert desk.gone(bob), "the leader is told that it is gone"

@@ -133,6 +133,20 @@ def test_a_leader_that_loses_power_is_noticed_by_its_silence(net: Net, leaders: 
     assert me.node.told_of("leader_lost") == [{"peer": "ann", "reason": Reason.SILENT}]
 
 
+def test_a_leader_that_speaks_and_does_not_read_is_left(
+    net: Net, leaders: dict[str, Leads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = Participant(net)
+    net.world.run_until(3.0)
+    stream = me.following._link._stream
+    assert stream is not None
+    monkeypatch.setattr(stream, "post", lambda record: False)
+    me.node.loop.call_soon(me.following.send, BEAT)
+    net.world.run_until(5.0)
+    assert me.leader == "bob"
+    assert me.node.told_of("leader_lost") == [{"peer": "ann", "reason": Reason.UNREAD}]
+
+
 @pytest.mark.parametrize("moved", [True, False])
 def test_a_stream_that_falls_silent_after_a_move_is_opened_again_and_no_leader_is_lost(
     net: Net, leaders: dict[str, Leads], moved: bool

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
+from peer.epoch import service
 from peer.epoch.engine import HEARTBEAT_S
+from peer.epoch.observers import MAX_OBSERVERS_OF_PEER
 from peer.epoch.round_traffic import PLAN_ARRIVES_S
 from protocols.errors import RefusedError, RemoteError, UnreachableError
 from protocols.messages import (
     AskReply,
     AskRequest,
     CommitsRequest,
+    DialBackRequest,
     Heartbeat,
     Leave,
     Manifest,
@@ -130,7 +133,7 @@ def test_a_newer_process_of_a_follower_takes_its_place_and_an_older_one_is_refus
 @pytest.mark.parametrize("politely", [True, False])
 def test_a_follower_that_leaves_is_told_apart_from_one_whose_link_breaks(swarm: SmallSwarm, politely: bool) -> None:
     leader = swarm.processes["p0"].engine
-    with leader.observers.subscribe() as inbox:
+    with leader.observers.subscribe("ann") as observer:
         zoe = Follower(swarm)
         swarm.for_s(1.0)
         if politely:
@@ -139,8 +142,8 @@ def test_a_follower_that_leaves_is_told_apart_from_one_whose_link_breaks(swarm: 
             zoe.node.die()
         swarm.for_s(1.0)
         seen = []
-        while not inbox.empty():
-            observation = inbox.get_nowait()
+        while not observer.inbox.empty():
+            observation = observer.inbox.get_nowait()
             if isinstance(observation, Seen) and observation.peer.peer == "zoe":
                 seen.append((observation.present, observation.reason))
     assert seen == [(True, ""), (False, (Reason.LEFT if politely else Reason.CONNECTION_LOST).value)]
@@ -249,16 +252,103 @@ def test_an_observer_that_goes_away_leaves_nothing_behind(swarm: SmallSwarm) -> 
     node, engine = swarm.node("zoe"), swarm.processes["p0"].engine
     node.start(answer_for_ever(node))
     swarm.for_s(1.0)
-    assert len(engine.observers._inboxes) == 1
+    assert len(engine.observers._observers) == 1
     node.die()
     swarm.for_s(2 * HEARTBEAT_S + 1.0)
-    assert not engine.observers._inboxes
+    assert not engine.observers._observers
+
+
+def test_an_observer_makes_room_for_the_fifth_of_the_same_peer(swarm: SmallSwarm) -> None:
+    node, other, ended = swarm.node("zoe"), swarm.node("yan"), list[str]()
+
+    async def observe() -> None:
+        try:
+            await answer_for_ever(node)
+        except RefusedError as error:
+            ended.append(error.reason)
+
+    other.start(answer_for_ever(other))
+    for number in range(MAX_OBSERVERS_OF_PEER + 1):
+        assert ended == [], f"{number} may observe at once"
+        node.start(observe())
+        swarm.for_s(1.0)
+    assert ended == [Reason.BUSY.value]
+    assert len(swarm.processes["p0"].engine.observers._observers) == MAX_OBSERVERS_OF_PEER + 1
+
+
+def test_a_leader_takes_no_more_followers_than_a_run_has_peers(swarm: SmallSwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_FOLLOWERS", 3)  # p1 and p2 follow
+    zoe = Follower(swarm)
+    yan = Follower(swarm, node=swarm.node("yan", reachable=False))
+    swarm.for_s(1.0)
+    assert zoe.ended is None and zoe.heard
+    assert isinstance(yan.ended, RefusedError) and yan.ended.reason == Reason.BUSY.value
+
+
+def test_a_follower_that_does_not_read_is_gone_with_that_reason(swarm: SmallSwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    zoe, engine = Follower(swarm), swarm.processes["p0"].engine
+    swarm.for_s(1.0)
+    (stream,) = (it.stream for peer, it in engine.followers._streams.items() if peer == "zoe")
+    left = list[Any]()
+    monkeypatch.setattr(engine.observers, "left", lambda peer, hello, reason: left.append((peer, reason)))
+    monkeypatch.setattr(stream, "post", lambda record: False)
+    swarm.until(lambda: zoe.ended is not None)
+    assert left == [("zoe", Reason.UNREAD)] and "zoe" not in engine.leader.followers
 
 
 async def answer_for_ever(node: Node) -> None:
     async with node.transport.open(at("p0"), ObserveRequest(0, once=False)) as stream:
         while True:
             await stream.receive()
+
+
+# -- what is costly ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opening", "most"),
+    [(CommitsRequest(""), service.MAX_GIFTS_OF_PEER), (DialBackRequest("nobody:1", "nobody:2"), service.MAX_DIALS_OF_PEER)],
+    ids=["commits", "dials"],
+)
+def test_a_peer_has_few_costly_things_done_at_a_time(swarm: SmallSwarm, opening: Any, most: int) -> None:
+    if isinstance(opening, CommitsRequest):
+        kept = swarm.processes["p0"].engine.kept_state._commits
+        opening = CommitsRequest(kept[0].signed.commit.ballot.parent)
+        swarm.processes["p0"].engine.bandwidth.up._limit.bytes_s = 1.0  # so that none ends soon
+    node, reasons = swarm.node("zoe"), list[str]()
+
+    async def ask() -> None:
+        try:
+            async with node.transport.open(at("p0"), opening) as stream:
+                while await stream.receive() is not None:
+                    pass
+        except RefusedError as error:
+            reasons.append(error.reason)
+
+    for _ in range(most + 1):
+        node.start(ask())
+    swarm.for_s(0.5)
+    assert reasons == [Reason.BUSY.value]
+
+
+def test_a_snapshot_that_is_dropped_is_not_kept_for_who_reads_slowly(swarm: SmallSwarm) -> None:
+    node, engine = swarm.node("zoe"), swarm.processes["p0"].engine
+    offer = node.play(answer(node, "p0", OfferRequest("", None)))
+
+    async def read() -> str:
+        async with node.transport.open(at("p0"), SnapshotRequest(offer.digest, 0, len(offer.chunk_sha256))) as stream:
+            await stream.receive()
+            engine.kept_state._held.clear()
+            try:
+                while await stream.receive() is not None:
+                    pass
+            except RefusedError as error:
+                return error.reason
+        return ""
+
+    engine.bandwidth.up._limit.bytes_s = 10e3
+    assert len(offer.chunk_sha256) > 2
+    assert node.play(read()) == Reason.SUPERSEDED.value
 
 
 # -- bulk -----------------------------------------------------------------------------------------------------------------------

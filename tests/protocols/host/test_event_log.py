@@ -71,6 +71,6 @@ def test_a_log_with_a_limit_keeps_one_older_file(tmp_path: Path) -> None:
     with EventLog(tmp_path / "events.jsonl", clock=lambda: 1.0, max_bytes=1000) as log:
         for number in range(100):
             log.record("tick", number=number)
-    newer, older = (list(read_events(tmp_path / name)) for name in ("events.jsonl", "events.1.jsonl"))
-    assert [record["number"] for record in (*older, *newer)] == list(range(100 - len(older) - len(newer), 100))
-    assert newer and older and all(file.stat().st_size <= 1000 for file in tmp_path.iterdir())
+    older, both = (list(read_events(tmp_path / name)) for name in ("events.1.jsonl", "events.jsonl"))
+    assert [record["number"] for record in both] == list(range(100 - len(both), 100)), "both are read, the older one first"
+    assert 0 < len(older) < len(both) and all(file.stat().st_size <= 1000 for file in tmp_path.iterdir())

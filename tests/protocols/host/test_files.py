@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from protocols.errors import DiskError
-from protocols.host.files import write_durably
+from protocols.host.files import keep_short, write_durably
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -79,3 +79,17 @@ def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DiskError):
         write_durably(tmp_path / "file" / "below", b"x")
+
+
+def test_a_childs_output_stays_short_while_the_child_writes_on(tmp_path: Path) -> None:
+    log = tmp_path / "output.log"
+    with log.open("ab", buffering=0) as child:
+        for number in range(50):
+            child.write(b"%09d\n" % number)
+            keep_short(log, 100)
+    both = log.with_name("output.log.1").read_bytes() + log.read_bytes()
+    assert len(both) <= 200 and both.endswith(b"000000049\n")
+
+
+def test_a_log_that_is_not_there_ends_nobody(tmp_path: Path) -> None:
+    keep_short(tmp_path / "absent.log", 100)

@@ -98,7 +98,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, LIMIT_S))
 
 
-@pytest.mark.parametrize("size", [0, 1, 16 << 10, (16 << 10) + 1, 3_000_001])
+@pytest.mark.parametrize("size", [0, 1, 16 << 10, (16 << 10) + 1, 512 << 10])
 def test_a_frame_arrives_as_it_went_and_both_sides_count_it(tmp_path: Path, size: int) -> None:
     payload = os.urandom(size)
 
@@ -116,18 +116,24 @@ def test_a_frame_arrives_as_it_went_and_both_sides_count_it(tmp_path: Path, size
 
 
 def test_large_frames_both_ways_at_once_do_not_wait_for_each_other(tmp_path: Path) -> None:
-    size = 8 << 20
+    size, frames = 512 << 10, 32  # 16 MiB: more than two systems' buffers hold
+
+    async def send(stream: FrameStream) -> None:
+        for _ in range(frames):
+            await stream.send(Kind.CHUNK, bytes(size))
+
+    async def receive(stream: FrameStream, frames: int = frames) -> None:
+        for _ in range(frames):
+            assert await stream.header() == (Kind.CHUNK, size)
+            await stream.receive_into(memoryview(bytearray(size)))
 
     async def both(stream: FrameStream, kind: Kind, length: int) -> None:
-        await asyncio.gather(stream.send(Kind.CHUNK, bytes(size)), stream.receive_into(memoryview(bytearray(length))))
+        await stream.receive_into(memoryview(bytearray(length)))
+        await asyncio.gather(send(stream), receive(stream, frames - 1))
 
     async def work() -> None:
         async with pair(tmp_path, both) as two, two.to() as stream:
-            sending = asyncio.create_task(stream.send(Kind.CHUNK, bytes(size)))
-            kind, length = await stream.header()
-            await stream.receive_into(memoryview(bytearray(length)))
-            await sending
-            assert (kind, length) == (Kind.CHUNK, size)
+            await asyncio.gather(send(stream), receive(stream))
 
     run(work())
 
@@ -469,3 +475,41 @@ def test_a_server_on_all_of_ipv6_is_reached_by_ipv4_too(tmp_path: Path) -> None:
     server = BulkServer(credentials(tmp_path), RUN, Bandwidth(), "::", 0)
     with contextlib.closing(server._listener), socket.create_connection(("127.0.0.1", server.port), LIMIT_S):
         pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is not everywhere")
+def test_who_makes_connections_without_end_waits_for_its_handshakes_and_others_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "HANDSHAKES_S", 10.0)
+    monkeypatch.setattr(bulk, "HANDSHAKES_BURST_S", 0.2)
+    made = 0
+
+    async def work() -> None:
+        nonlocal made
+        async with pair(tmp_path) as two:
+            context, port = two.connections._tls, int(two.address.split(":")[1])
+
+            async def from_address(address: str) -> None:
+                plain = socket.create_connection(("127.0.0.1", port), source_address=(address, 0))
+                plain.setblocking(False)
+                connection = SSL.Connection(context, plain)
+                connection.set_connect_state()
+                stream = TlsStream(connection, "", Bandwidth())
+                with contextlib.closing(stream):
+                    await stream.handshake()
+
+            async def flood() -> None:
+                nonlocal made
+                while True:
+                    await from_address("127.0.0.1")
+                    made += 1
+
+            flooding = asyncio.create_task(flood())
+            await asyncio.sleep(0.4)
+            await asyncio.wait_for(from_address("127.0.0.2"), 0.2)
+            assert 2 <= made <= 2 + 7
+            flooding.cancel()
+            await asyncio.gather(flooding, return_exceptions=True)
+
+    run(work())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from protocols.errors import BadMessageError, PortInUseError, RefusedError, UnreachableError
 from protocols.messages import (
     MAX_CHUNK_BYTES,
+    AskReply,
     AskRequest,
     Chunk,
     CommitsRequest,
@@ -27,10 +29,12 @@ from protocols.messages import (
 )
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, Hello, Report, Standing
+from protocols.transport import callers, channels, grpc_streams
 from protocols.transport.frames import FrameStream, Kind
 from protocols.transport.grpc_streams import SERVICE
 from protocols.transport.interface import Stream, call, refusal
 from protocols.transport.network import NetworkTransport
+from protocols.wire.calls import MEMBER_BYTES
 from tests.protocols.transport.test_bulk import LIMIT_S, RUN, credentials
 
 HELLO = Hello(1, False, "", "", "ann")
@@ -358,6 +362,142 @@ def test_a_server_that_sends_no_record_breaks_the_protocol(tmp_path: Path) -> No
         async with pair(tmp_path, noise) as two:
             with pytest.raises(BadMessageError):
                 await call(two.here, two.peer, AskRequest(), LIMIT_S)
+
+    run(work())
+
+
+# -- what is too much ------------------------------------------------------------------------------------------------------------
+
+
+def test_who_does_not_read_has_so_much_waiting_at_most_and_then_gets_nothing_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    posted = list[bool]()
+
+    async def tell(stream: Any, opening: Any) -> None:
+        for number in range(100_000):
+            posted.append(stream.post(beat(number)))
+            if not posted[-1]:
+                break
+        assert not stream._posted, "nothing of it is kept"
+        with pytest.raises(UnreachableError):
+            await stream.send(beat(0))
+
+    async def work() -> None:
+        async with pair(tmp_path, tell) as two, two.open():
+            await two.service.ended.wait()
+        assert 10_000 < len(posted) < 100_000 and posted[-1] is False
+        assert f"{two.me[:8]} does not read what it is sent" in caplog.text
+
+    run(work())
+
+
+def test_who_takes_no_chunk_for_long_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_streams, "SEND_S", 0.2)
+
+    async def give(stream: Stream, opening: Any) -> None:
+        with pytest.raises(UnreachableError, match="takes nothing"):
+            for _ in range(100):
+                await stream.send(Chunk(0, bytes(MAX_CHUNK_BYTES)))
+
+    async def work() -> None:
+        async with pair(tmp_path, give) as two, two.open(SnapshotRequest("a" * 64, 0, 1)):
+            await two.service.ended.wait()
+
+    run(work())
+
+
+def test_who_opens_a_call_and_does_not_say_what_for_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_streams, "OPENING_S", 0.1)
+
+    async def work() -> None:
+        async with pair(tmp_path, echo) as two, two.here._channels.to(two.peer.peer, two.peer.address) as channel:
+            stream = channel.stream_stream(f"/{SERVICE}/Control", bytes, bytes)(metadata=two.here._channels.metadata)
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await stream.read()
+            assert error.value.details().startswith(Reason.SILENT.value)
+
+    run(work())
+
+
+def test_a_message_is_no_larger_than_its_kind_needs(tmp_path: Path) -> None:
+    large = b"\x12" + bytes(MEMBER_BYTES)  # less than a chunk
+
+    async def work() -> None:
+        async with pair(tmp_path, echo) as two:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await two.opened_with(large)
+            assert f"a message of {len(large)} bytes" in error.value.details()
+
+    run(work())
+
+
+def test_a_flood_of_records_waits_at_home_and_the_others_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "BYTES_S_OF_PEER", 64 << 10)  # 32 records a second, after a burst of 64
+    heard = 0
+
+    async def listen(stream: Stream, opening: Any) -> None:
+        nonlocal heard
+        if isinstance(opening, AskRequest):
+            await stream.send(AskReply(STANDING, True, Candidate("", ""), 0, ""))
+        else:
+            while await stream.receive() is not None:
+                heard += 1
+
+    async def flood(stream: Stream) -> None:
+        while True:
+            await stream.send(report(1))
+
+    async def work() -> None:
+        async with pair(tmp_path, listen) as two, two.open() as stream:
+            theirs = two.here._credentials.authority
+            other = NetworkTransport(replace(credentials(tmp_path), authority=theirs), RUN)
+            flooding = asyncio.create_task(flood(stream))
+            began = time.monotonic()
+            await asyncio.sleep(0.3)
+            await call(other, two.peer, AskRequest(), 1.0)
+            rate = 64 + 32 * (time.monotonic() - began)
+            assert 30 < heard <= rate
+            flooding.cancel()
+            await other.aclose()
+
+    run(work())
+
+
+def test_a_peer_with_too_many_calls_is_refused_whatever_connections_it_makes(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pair(tmp_path, for_ever) as two, contextlib.AsyncExitStack() as stack:
+            for _ in range(callers.MAX_CALLS_OF_PEER):
+                await stack.enter_async_context(two.open())
+            while len(two.service.heard) < callers.MAX_CALLS_OF_PEER:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            again = NetworkTransport(two.here._credentials, RUN)
+            with pytest.raises(RefusedError) as error:
+                await call(again, two.peer, AskRequest(), LIMIT_S)
+            assert error.value.reason == Reason.BUSY.value
+            await again.aclose()
+
+    run(work())
+
+
+def test_connections_beyond_those_of_a_run_are_closed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [
+        (name, 3 if name == "grpc.max_allowed_incoming_connections" else value) for name, value in channels._SERVER_OPTIONS
+    ]
+    monkeypatch.setattr(channels, "_SERVER_OPTIONS", options)
+
+    async def work() -> None:
+        async with pair(tmp_path, for_ever) as two:
+            where = ("127.0.0.1", int(two.peer.address.split(":")[1]))
+            made = [await asyncio.open_connection(*where) for _ in range(8)]
+            ended = 0
+            for reader, _ in made:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(reader.read(1 << 10), 0.05)
+                    ended += reader.at_eof()
+            assert ended >= 5
+            for _, writer in made:
+                writer.close()
 
     run(work())
 
