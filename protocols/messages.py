@@ -83,11 +83,7 @@ class AskReply:
     standing: Standing
     caught_up: bool
     follows: Candidate  # NOBODY when it follows nobody
-    followers: int
     bulk_address: str  # '' for a client-mode peer
-
-    def __post_init__(self) -> None:
-        require(0 <= self.followers <= MAX_COUNT, "followers count from 0")
 
 
 @dataclass(frozen=True)

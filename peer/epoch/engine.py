@@ -601,7 +601,7 @@ class Engine:
             if self._idle_leaders.rests(follows, now):  # this peer does not yield to a leader that it left
                 self.perform(self.leader.unreachable(peer, now))
             else:
-                self.perform(self.leader.answered(peer, follows, answer.followers))
+                self.perform(self.leader.answered(peer, follows))
 
     # -- a round ---------------------------------------------------------------------------------------------------------------
 

@@ -199,7 +199,6 @@ class PeerService:
             standing=tip.standing,
             caught_up=engine.member.phase is not Phase.CATCHING_UP,
             follows=engine.following or NOBODY,
-            followers=len(engine.followers),
             bulk_address=engine.hello.bulk_address,
         )
 

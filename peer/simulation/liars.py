@@ -386,13 +386,13 @@ class SilentLeader(Lie):
         return None if isinstance(record, MemberPlan | Abort) else record
 
 
-class ManyFollowers(Lie):
-    """It leads a billion peers, it says to leaders; to its followers, if there are any, it sends no plan."""
+class FalseLeader(Lie):
+    """It leads, it says to leaders, whomever it follows; to its followers, if there are any, it sends no plan."""
 
     def says(self, record: Any) -> Any | None:
         if isinstance(record, AskReply):
             name = self.process.name
-            return replace(record, followers=10**9, follows=Candidate(name, f"{name}:1"))
+            return replace(record, follows=Candidate(name, f"{name}:1"))
         return None if isinstance(record, MemberPlan) else record
 
 
@@ -461,7 +461,7 @@ LIES: dict[str, type[Lie]] = {
     "dial-back": ReachedNobody,
     "bans": MakesBans,
     "silent leader": SilentLeader,
-    "many followers": ManyFollowers,
+    "false leader": FalseLeader,
     "told drift": TellsOfDrift,
     "ended attempts": EndsEveryAttempt,
     "anything": AnythingAtAll,

@@ -96,8 +96,11 @@ class Leader:
         self._roll_call = RollCall(DETECTION_S)
         self._asked: set[str] = set()  # peers asked at this tip because a reported plan names them
         self._named = Counter[str]()  # follower -> how often it named peers that were not asked yet, at this tip
+        self._told: dict[str, str] = {}  # peer that follows another leader, or leads -> that leader, as it said itself
         self._highest_attempt = 0  # of any leader, as far as followers say
         self._attempts = 0  # of this leader at this epoch
+        self._froze = False  # one of them, or one of another leader, froze this peer's contribution and others'
+        self._grown_at = (0, 0.0)  # samples gathered at most at this epoch, and when that was reached
         self._planned_at = 0.0  # this leader's first attempt at the epoch; 0 before it
         self._overrun = 1.0  # real / planned duration of the last commit, at least 1: a round is more than its transfers
         self._committed = False
@@ -127,6 +130,7 @@ class Leader:
         actions = self._fail(Reason.LEADER_LOST, self.me.peer)
         self.active = self._committed = False
         self.followers.clear()
+        self._told.clear()
         self._roll_call = RollCall(DETECTION_S)
         self._absences = Absences()
         return actions
@@ -137,12 +141,14 @@ class Leader:
         if self.tip is None or tip.lineage != self.tip.lineage:
             # At the same lineage it is still the same epoch, and no ballot of it may be used twice.
             self._highest_attempt = self._attempts = 0
+            self._froze, self._grown_at = False, (0, 0.0)
             self._planned_at = 0.0
             self._failed_pairs.clear()
             self._disowned.clear()
             self._in_vain.clear()
             self._absences.next_epoch(tip.members, self.followers)
             self._asked.clear()
+            self._told.clear()
             self._named.clear()
             for follower in self.followers.values():
                 follower.ready_for = None
@@ -165,6 +171,7 @@ class Leader:
             return []
         actions = self._lose(peer, Reason.OTHER_INCARNATION, now) if follower is not None else []
         self.followers[peer] = Follower(hello, now)
+        self._told.pop(peer, None)
         self._absences.connected(peer)
         return actions
 
@@ -212,18 +219,25 @@ class Leader:
             actions += self._hear({peer}, now)
         return [*actions, *self._consider(now)]
 
-    def answered(self, peer: str, follows: str, followers: int) -> list[LeaderAction]:
-        """Take in the answer to an Ask: `peer` follows `follows` ('' if nobody), and `followers` peers follow it.
+    def answered(self, peer: str, follows: str) -> list[LeaderAction]:
+        """Take in the answer to an Ask: `peer` follows `follows` ('' if nobody).
 
-        Of two leaders the one with fewer followers yields; with equally many, the one with the smaller peer id.
+        Of two leaders the one with fewer followers yields; with equally many, the one with the smaller peer id. Followers count
+        that were members of the last commit, and can be dialled: both leaders can ask the same ones. No leader's own word counts.
         """
-        if not self.active or follows in ("", self.me.peer):
+        if not self.active or self.tip is None or follows in ("", self.me.peer):
+            self._told.pop(peer, None)
             return []  # it still looks for its leader; we wait for its report until the roll call is over
-        if follows != peer:
+        self._told[peer] = follows
+        if follows not in (peer, self._told.get(follows)):
             return [Ask((follows,))]  # there may be a second leader, which must answer for itself
-        if (followers, peer) <= (len(self.followers.keys() - {self.me.peer}), self.me.peer):
-            return []
-        return [*self.step_down(), Yield(follows)]
+        members = self.tip.members
+        theirs = sum(self._told.get(other) == follows for other in members if other != follows and other not in self.followers)
+        mine = sum(it.hello.reachable for other, it in self.followers.items() if other in members and other != self.me.peer)
+        if (theirs, follows) > (mine, self.me.peer):
+            return [*self.step_down(), Yield(follows)]
+        unasked = tuple(sorted(set(members) - self.followers.keys() - self._told.keys()))
+        return [Ask(unasked)] if unasked and follows == peer else []
 
     def unreachable(self, peer: str, now: float) -> list[LeaderAction]:
         """Take in that `peer` could not be dialled: the roll call does not wait for it."""
@@ -361,7 +375,7 @@ class Leader:
         if not self._roll_call.is_over(now):
             return []
         samples = self.gathered_samples
-        if not self._most_are_frozen:
+        if not self._has_stalled(tip, samples, now):
             reports = [follower.report for follower in self.followers.values() if follower.report is not None]
             if samples < self.target_batch_size or self._stragglers.awaited(tip, self._parent, reports, now):
                 return []
@@ -372,6 +386,7 @@ class Leader:
         plan = self._plan(tip, layout)
         plan = replace(plan, planned_s=planned_seconds(plan, present, self.vector_bytes))
         self._highest_attempt, self._attempts = plan.ballot.attempt, self._attempts + 1
+        self._froze = self._froze or plan.finishes is None
         deadline = self._deadline(plan, present, now)
         self._planned_at = self._planned_at or now
         self.attempt = Attempt(plan, now, deadline, codec_after(plan, present, self.codecs, self.target_batch_size))
@@ -393,14 +408,22 @@ class Leader:
         due = Round(tip.epoch + 1, self.elements, self.vector_bytes, self.target_batch_size)
         return finishing(present, me, failed) or fresh(present, me, due, failed)
 
-    @property
-    def _most_are_frozen(self) -> bool:
-        """Whether to wait for more samples would bring few: there was an attempt, by this leader or as others say by another one,
-        and its contributors are frozen."""
-        at_tip = list(self._at_tip())
-        promised = [report.promised_attempt > 0 for _, report in at_tip]
-        is_held = any(self.followers[peer].ready_for is not None for peer, _ in at_tip)
-        return self._attempts > 0 or is_held or (any(promised) and 2 * sum(promised) >= len(promised))
+    def _has_stalled(self, tip: Tip, samples: int, now: float) -> bool:
+        """Whether to wait for more samples would bring few, since there was an attempt and its contributors are frozen.
+
+        This leader knows that of its own attempts, and of those that it promised. What others say that they promised counts once
+        the batch has not grown for the detection time: or one of them could make every batch a small one.
+        """
+        if samples > self._grown_at[0]:
+            self._grown_at = (samples, now)
+        if self._froze:
+            return True
+        at_tip = dict(self._at_tip())
+        if any(self._held_by(peer, tip) is not None for peer in at_tip):
+            return True
+        if (own := at_tip.get(self.me.peer)) is not None and own.promised_attempt > 0:
+            return True
+        return any(report.promised_attempt > 0 for report in at_tip.values()) and now - self._grown_at[1] > DETECTION_S
 
     def _plan(self, tip: Tip, layout: Layout) -> Plan:
         attempt = self._highest_attempt + 1
@@ -426,7 +449,7 @@ class Leader:
                 report.samples,
                 report.upload_bytes_s,
                 report.download_bytes_s,
-                self._sound(self.followers[peer].ready_for, tip) if self._in_vain[peer] < MAX_FINISHING else None,
+                self._held_by(peer, tip),
                 report.samples_per_second,
                 self.followers[peer].hello.memory_bytes,
                 self._shares.most(peer, reducers),
@@ -434,9 +457,16 @@ class Leader:
             for peer, report in self._at_tip()
         }
 
-    def _sound(self, ready: ReadyFor | None, tip: Tip) -> ReadyFor | None:
-        """The attempt that a member reports to be ready for; None if it cannot be committed at this tip."""
-        if ready is None or ready.ballot.parent != tip.lineage or ready.averages.elements != self.elements:
+    def _held_by(self, peer: str, tip: Tip) -> ReadyFor | None:
+        """The attempt that this follower reports to be ready for; None if it cannot be committed at this tip, or was tried in
+        vain."""
+        ready = self.followers[peer].ready_for
+        if (
+            self._in_vain[peer] >= MAX_FINISHING
+            or ready is None
+            or ready.ballot.parent != tip.lineage
+            or ready.averages.elements != self.elements
+        ):
             return None
         contributions = ready.averages.contributions
         uncounted = all(c.first >= self._counted.get((c.peer, c.incarnation), 0) for c in contributions)

@@ -425,18 +425,16 @@ class AskRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class AskReply(_message.Message):
-    __slots__ = ("standing", "caught_up", "follows", "followers", "bulk_address")
+    __slots__ = ("standing", "caught_up", "follows", "bulk_address")
     STANDING_FIELD_NUMBER: _ClassVar[int]
     CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
     FOLLOWS_FIELD_NUMBER: _ClassVar[int]
-    FOLLOWERS_FIELD_NUMBER: _ClassVar[int]
     BULK_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     standing: Standing
     caught_up: bool
     follows: Candidate
-    followers: int
     bulk_address: str
-    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., caught_up: _Optional[bool] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ..., followers: _Optional[int] = ..., bulk_address: _Optional[str] = ...) -> None: ...
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., caught_up: _Optional[bool] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ..., bulk_address: _Optional[str] = ...) -> None: ...
 
 class OfferRequest(_message.Message):
     __slots__ = ("digest", "at_least", "strictly")

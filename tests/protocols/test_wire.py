@@ -258,7 +258,6 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         standing=standings,
         caught_up=st.booleans(),
         follows=candidates | st.just(messages.NOBODY),
-        followers=st.integers(0, 2**20),
         bulk_address=texts,
     ),
     messages.DialBackRequest: st.builds(messages.DialBackRequest, address=texts, bulk_address=texts),

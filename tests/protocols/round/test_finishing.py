@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from protocols.reasons import Reason
-from protocols.round.leader_actions import Announce, NoteFailure
+from protocols.round.leader_actions import Announce, NoteFailure, SendPlan
 from protocols.round.member import Failed, Refuse
 from protocols.round.records import (
     Averages,
@@ -92,8 +92,8 @@ def test_what_a_member_claims_to_hold_is_not_finished_when_it_cannot_be_committe
     averages = replace(held.averages, shards=change.get("shards", held.averages.shards))
     table.report("lea", 0)
     ready_for = ReadyFor(replace(held.ballot, parent=parent), averages)
-    plan = the_plan(table.report("bob", 12, promised_attempt=1, ready_for=ready_for))
-    assert plan.finishes is None
+    assert of(SendPlan, table.report("bob", 12, promised_attempt=1, ready_for=ready_for)) == []
+    assert the_plan(table.wait(2.0)).finishes is None
 
 
 def test_averages_that_a_contributor_disowns_are_not_finished_again() -> None:
@@ -104,7 +104,8 @@ def test_averages_that_a_contributor_disowns_are_not_finished_again() -> None:
     assert plan.finishes is not None
     actions = table.leader.answer("bob", Refuse(plan.digest, Reason.RESULTS_DIFFER, 1), table.now)
     assert of(NoteFailure, actions) == [NoteFailure(plan.ballot, Reason.RESULTS_DIFFER, "bob")]
-    assert the_plan(actions).finishes is None
+    assert of(SendPlan, actions) == [], "others may draw samples yet, whatever one says that it promised"
+    assert the_plan(table.wait(2.0)).finishes is None
 
 
 def test_when_nobody_is_left_who_could_pass_the_averages_on_a_fresh_set_is_planned() -> None:
@@ -116,7 +117,8 @@ def test_when_nobody_is_left_who_could_pass_the_averages_on_a_fresh_set_is_plann
     later = the_plan(actions)
     assert later.finishes is not None and later.contributors == ("bob",), "bob brings them to the leader"
     actions = table.leader.answer("bob", Failed(later.digest, Reason.REDUCER_LOST, "bob", "lea"), table.now)
-    assert the_plan(actions).finishes is None
+    assert of(SendPlan, actions) == [], "others may draw samples yet, whatever one says that it promised"
+    assert the_plan(table.wait(2.0)).finishes is None
 
 
 def test_nobody_present_is_said_to_have_given_more_than_it_reported() -> None:

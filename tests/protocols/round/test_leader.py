@@ -602,6 +602,23 @@ def test_an_attempt_that_another_commit_overtakes_ends_with_a_reason() -> None:
     assert table.leader.attempt is None
 
 
+def rivals(mine: int, theirs: int, me: str = "lea", other: str = "zoe") -> tuple[Table, list[str]]:
+    """A leader with so many followers beside another with so many, of one commit; and the other's followers."""
+    here, there = [f"l{n}" for n in range(mine)], [f"z{n}" for n in range(theirs)]
+    tip = replace(genesis(), epoch=1, members=tuple(sorted((me, other, *here, *there))), lineage="a" * 64)
+    return Table(*here, tip=tip, me=me), there
+
+
+def meets(table: Table, other: str, theirs: list[str]) -> list[Any]:
+    """The other leader answers, and then whoever is asked about it."""
+    actions = table.leader.answered(other, other)
+    asked = {peer for ask in of(Ask, actions) for peer in ask.peers}
+    for peer in theirs:
+        if peer in asked and table.leader.active:
+            actions = table.leader.answered(peer, other)
+    return actions
+
+
 @pytest.mark.parametrize(
     ("me", "other", "mine", "theirs", "yields"),
     [
@@ -612,9 +629,8 @@ def test_an_attempt_that_another_commit_overtakes_ends_with_a_reason() -> None:
     ],
 )
 def test_of_two_leads_the_one_with_fewer_followers_yields(me: str, other: str, mine: int, theirs: int, yields: bool) -> None:
-    tip = replace(genesis(), epoch=1, members=(me, other), lineage="a" * 64)
-    table = Table(*("f1", "f2")[:mine], tip=tip, me=me)
-    actions = table.leader.answered(other, other, theirs)
+    table, followers = rivals(mine, theirs, me, other)
+    actions = meets(table, other, followers)
     assert bool(of(Yield, actions)) is yields
     assert table.leader.active is not yields
     if yields:
@@ -624,52 +640,38 @@ def test_of_two_leads_the_one_with_fewer_followers_yields(me: str, other: str, m
 def test_exactly_one_of_two_leads_yields() -> None:
     for mine in range(3):
         for theirs in range(3):
-            lea = Table(*[f"l{n}" for n in range(mine)], me="lea")
-            zoe = Table(*[f"z{n}" for n in range(theirs)], me="zoe")
-            yielded = [
-                bool(of(Yield, lea.leader.answered("zoe", "zoe", theirs))),
-                bool(of(Yield, zoe.leader.answered("lea", "lea", mine))),
-            ]
-            assert sum(yielded) == 1, (mine, theirs)
+            lea, followers_of_zoe = rivals(mine, theirs, "lea", "zoe")
+            zoe, followers_of_lea = rivals(theirs, mine, "zoe", "lea")
+            yielded = [of(Yield, meets(lea, "zoe", followers_of_zoe)), of(Yield, meets(zoe, "lea", followers_of_lea))]
+            assert sum(map(bool, yielded)) == 1, (mine, theirs)
+
+
+def test_who_says_that_it_leads_and_has_no_followers_makes_no_leader_yield() -> None:
+    table, _ = rivals(1, 0)
+    for _ in range(5):
+        assert of(Yield, table.leader.answered("zoe", "zoe")) == []
+    assert table.leader.active
 
 
 def test_who_follows_another_leader_leads_this_one_there() -> None:
-    tip = replace(genesis(), epoch=1, members=("bob", "lea"), lineage="a" * 64)
-    table = Table(tip=tip)
-    actions = table.leader.answered("bob", "zoe", 0)
-    if actions == [Ask(("zoe",))]:
-        actions = table.leader.answered("zoe", "zoe", 1)
-    assert actions[-1] == Yield("zoe")
+    table, (bob, *_) = rivals(0, 1)
+    assert table.leader.answered(bob, "zoe") == [Ask(("zoe",))]
+    assert table.leader.answered("zoe", "zoe")[-1] == Yield("zoe")
 
 
 def test_a_leader_does_not_yield_to_one_that_is_dead() -> None:
     """A member may still believe in a leader that died a moment ago."""
-    tip = replace(genesis(), epoch=1, members=("bob", "lea"), lineage="a" * 64)
-    table = Table("cid", tip=tip)
-    actions = table.leader.answered("bob", "zoe", 0)
-    assert of(Yield, actions) == []
+    table, (bob, *_) = rivals(1, 2)
+    assert of(Yield, table.leader.answered(bob, "zoe")) == []
     table.leader.unreachable("zoe", table.now)
     assert table.leader.active
-
-
-@pytest.mark.parametrize(("mine", "theirs"), [(1, 1), (1, 2), (2, 1), (3, 3)])
-def test_exactly_one_of_two_leads_yields_when_their_followers_tell_them_of_each_other(mine: int, theirs: int) -> None:
-    tables = {"lea": Table(*[f"l{n}" for n in range(mine)], me="lea"), "zoe": Table(*[f"z{n}" for n in range(theirs)], me="zoe")}
-    followers = {"lea": mine, "zoe": theirs}
-    yielded = []
-    for me, other in (("lea", "zoe"), ("zoe", "lea")):
-        actions = tables[me].leader.answered(f"{other[0]}0", other, 0)
-        if Ask((other,)) in actions:
-            actions = tables[me].leader.answered(other, other, followers[other])
-        yielded += of(Yield, actions)
-    assert len(yielded) == 1
 
 
 def test_who_looks_for_a_leader_is_waited_for() -> None:
     tip = replace(genesis(), epoch=1, members=("bob", "lea"), lineage="a" * 64)
     table = Table(tip=tip)
     table.report("lea", 30)
-    assert table.leader.answered("bob", "", 0) == []
+    assert table.leader.answered("bob", "") == []
     assert table.leader.active
     assert table.wait(0.5) == [Ask(("bob",))], "its report is waited for, and it is asked again meanwhile"
     table.join("bob")
