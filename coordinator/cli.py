@@ -115,9 +115,8 @@ def kick(run: _RunFile, peer: _Peer = None, of: _OfInvite = None, directory: _Di
 def ban(run: _RunFile, peer: _Peer = None, of: _OfInvite = None, directory: _Directory = None) -> None:
     """Send a peer away for good, or all of an invite, which then admits nobody any more.
 
-    The running coordinator passes it on, and every peer heeds it within ten seconds, also once the coordinator is gone. If it
-    does not run now, it passes it on when it starts. Whoever is banned can come again with another key, unless its invite is used
-    up or ended.
+    The coordinator passes it on, at once or when it starts, and every peer heeds it within ten seconds, also when the coordinator
+    is gone again. Whoever is banned can come again with another key, unless its invite is used up or ended.
     """
     from coordinator.organising import ban
 

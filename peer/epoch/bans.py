@@ -17,9 +17,10 @@ from protocols.round.strikes import Strikes
 from protocols.transport.ban_exchange import answer, exchange
 from protocols.transport.interface import Stream, refusal
 
-# A list reaches n peers within about log2(n) of these spans when the coordinator is away. While it is there, it tells all whom it
-# can reach at once, and the others ask one of those within a span.
+# A list reaches n peers within about log3(n) of these spans when the coordinator is away. While it is there, it tells all whom it
+# can reach at once, and the others ask two of those within a span: one may be gone, or the banned peer itself.
 EXCHANGE_S = 2.0
+ASKED_AT_ONCE = 2
 ANSWER_S = 3.0
 _SENTENCE = "the organiser does not let this peer take part now"
 
@@ -81,18 +82,20 @@ class Bans:
     # -- from peer to peer -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until cancelled: compare lists with one peer after another."""
+        """Until cancelled: compare lists with others."""
         environment = self._environment
         while True:
             now = environment.clock()
             others = [other for other in self._reachable() if other.address and not self._strikes.rests(other.peer, now)]
-            if others:
-                whom = environment.random.choice(others)
-                with contextlib.suppress(RemoteError), self._striking(whom.peer):
-                    theirs = await exchange(environment.transport, whom, self.newest, ANSWER_S)
-                    if theirs is not None:
-                        self.hear(theirs, whom.peer)
+            some = environment.random.sample(others, min(len(others), ASKED_AT_ONCE))
+            await asyncio.gather(*map(self._compare_with, some))
             await asyncio.sleep(EXCHANGE_S)
+
+    async def _compare_with(self, peer: Candidate) -> None:
+        with contextlib.suppress(RemoteError), self._striking(peer.peer):
+            theirs = await exchange(self._environment.transport, peer, self.newest, ANSWER_S)
+            if theirs is not None:
+                self.hear(theirs, peer.peer)
 
     async def serve(self, stream: Stream, opening: KnownBans) -> None:
         """Also to peers that are banned: they may see the proof. Raises BadMessageError."""
