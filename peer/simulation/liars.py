@@ -416,12 +416,12 @@ LIES: dict[str, type[Lie]] = {
     "claims": ClaimsAndGivesNothing,
     "damaged state": DamagedState,
     "other chunks": OtherChunks,
-    "other weights": OtherWeights,
     "dial-back": ReachedNobody,
     "silent leader": SilentLeader,
     "many followers": ManyFollowers,
     "told drift": TellsOfDrift,
     "anything": AnythingAtAll,
+    "weights": OtherWeights,
 }
 UNSTOPPED: dict[str, type[Lie]] = {}
 
