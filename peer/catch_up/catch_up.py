@@ -236,7 +236,9 @@ class CatchUp:
         raise problem
 
     def _trusts(self, peer: str) -> bool:
-        return peer not in self._distrusted and (not self._sound or peer in self._sound)
+        """The organiser's own peer too: whoever says which states are sound may name its own kind."""
+        is_sound = not self._sound or peer in (*self._sound, self._witnesses.anchor)
+        return peer not in self._distrusted and is_sound
 
     async def _take_snapshot(self, donors: list[Whereabouts], fetch: SnapshotFetch, restored: Restored) -> None:
         furthest = {there.peer.peer for there in donors if there.standing == donors[0].standing}

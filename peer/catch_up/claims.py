@@ -6,6 +6,7 @@ majority voted for, is waited with: while a majority stands here, and commits, i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -164,16 +165,16 @@ class Claims:
 
         A record is as true as the lineage: each commit names the one before.
         """
-        longest = list[SignedCommit]()
-        for candidate in holders:
+
+        async def chain_of(candidate: Candidate) -> list[SignedCommit]:
             try:
-                records = await self._fetch(candidate, max(0, at.epoch - RECENT_EPOCHS), at.lineage)
+                return chain_to(at.lineage, await self._fetch(candidate, max(0, at.epoch - RECENT_EPOCHS), at.lineage))
             except RemoteError as error:
                 _log.info("no records from %s: %s", candidate.peer[:8], error)
-                continue
-            longest = max(longest, chain_to(at.lineage, records), key=len)
-            if len(longest) >= min(RECENT_EPOCHS, at.epoch):
-                break
+                return []
+
+        chains = await asyncio.gather(*map(chain_of, holders))
+        longest = max(chains, key=len, default=[])
         return electorate([signed.commit for signed in longest], self._genesis.leader.peer) if longest else {}
 
     async def _fetch(self, candidate: Candidate, after: int, lineage: str) -> list[SignedCommit]:

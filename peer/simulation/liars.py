@@ -457,7 +457,6 @@ LIES: dict[str, type[Lie]] = {
     "claims": ClaimsAndGivesNothing,
     "damaged state": DamagedState,
     "other chunks": OtherChunks,
-    "other weights": OtherWeights,
     "dial-back": ReachedNobody,
     "bans": MakesBans,
     "silent leader": SilentLeader,
@@ -465,6 +464,7 @@ LIES: dict[str, type[Lie]] = {
     "told drift": TellsOfDrift,
     "ended attempts": EndsEveryAttempt,
     "anything": AnythingAtAll,
+    "weights": OtherWeights,
 }
 UNSTOPPED: dict[str, type[Lie]] = {}
 

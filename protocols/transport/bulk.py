@@ -23,6 +23,7 @@ from protocols.errors import BadMessageError, PortInUseError, RemoteError, Unrea
 from protocols.identity import Credentials, holder_of
 from protocols.messages import BulkHello
 from protocols.reasons import Reason
+from protocols.round.records import MAX_PEERS
 from protocols.transport import tls
 from protocols.transport.addresses import EVERYWHERE, family_of, joined
 from protocols.transport.bandwidth import Bandwidth
@@ -40,8 +41,9 @@ QUICK_S = 0.25
 TURN_BYTES = 512 << 10
 # A refused caller is listened to for so long, since closing at once would take the refusal back from it.
 DRAIN_S = 5.0
-# One peer needs a connection for each shard that it gives to this one.
-MAX_CONNECTIONS_OF_PEER = 128
+# One peer needs a connection for each shard that it gives to this one. Peers behind one router share an address. In all, a run's
+# peers may have two each, so that descriptors are left.
+MAX_CONNECTIONS_OF_PEER, MAX_CONNECTIONS_OF_ADDRESS, MAX_CONNECTIONS = 128, 1024, 2 * MAX_PEERS
 # Callers that have not shown a certificate yet, from one address and in all. Beyond that the one that waits longest is let go.
 MAX_STRANGERS_OF_ADDRESS, MAX_STRANGERS = 128, 512
 # A handshake takes 1.5 ms of the network thread. All peers of a large run may come at once from behind one router, but not
@@ -297,7 +299,7 @@ class BulkServer:
         self._run_digest = run_digest
         self._bandwidth = bandwidth
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections: Counter[str] = Counter()  # by peer
+        self._connections: Counter[str] = Counter()  # by peer, by network, and in all
         self._handshakes = Pace(HANDSHAKES_S, time.monotonic, HANDSHAKES_BURST_S)  # by network
         self._strangers: dict[asyncio.Task[None], str] = {}  # who serves one -> its address, the oldest first
         try:
@@ -368,8 +370,8 @@ class BulkServer:
             await asyncio.wait_for(self._greeted(stream, network), DIAL_S)
             if (me := asyncio.current_task()) is not None:
                 self._strangers.pop(me, None)
-            with self._counted(stream.peer) as count:
-                if count > MAX_CONNECTIONS_OF_PEER:
+            with self._counted(stream.peer, network) as is_too_many:
+                if is_too_many:
                     await refuse(stream, Reason.BUSY, "too many connections")
                 while True:
                     kind, length = await stream.header()
@@ -383,13 +385,14 @@ class BulkServer:
             stream.close()
 
     @contextlib.contextmanager
-    def _counted(self, peer: str) -> Iterator[int]:
-        """One more connection of `peer`, within: how many there are."""
-        self._connections[peer] += 1
+    def _counted(self, peer: str, network: str) -> Iterator[bool]:
+        """One more connection of `peer`, within: whether it is too many."""
+        most = {peer: MAX_CONNECTIONS_OF_PEER, network: MAX_CONNECTIONS_OF_ADDRESS, "": MAX_CONNECTIONS}
+        self._connections.update(most.keys())
         try:
-            yield self._connections[peer]
+            yield any(self._connections[name] > count for name, count in most.items())
         finally:
-            self._connections[peer] -= 1
+            self._connections.subtract(most.keys())
             self._connections += Counter()  # forgets those who have none
 
     async def _greeted(self, stream: TlsStream, network: str) -> None:

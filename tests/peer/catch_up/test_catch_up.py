@@ -14,13 +14,15 @@ import torch
 from peer.catch_up.catch_up import TRIES, TRIES_WITH_STATE, CatchUp
 from peer.catch_up.claims import Claims
 from peer.catch_up.kept_state import KeptState
+from peer.simulation.liars import other_weights
 from protocols.errors import UnreachableError
 from protocols.messages import NOBODY, AskReply, AskRequest, Chunk, CommitsRequest, ObserveRequest, OfferRequest, SnapshotRequest
+from protocols.observations import Committed, Swarm
 from protocols.reasons import Reason
 from protocols.round.records import Candidate, SignedCommit, Standing, Tip
 from protocols.snapshot.format import manifest_of, read_header
 from protocols.transport.interface import Stream, refusal
-from tests.peer.histories import History, Stand
+from tests.peer.histories import LEADER, History, Stand
 from tests.peer.virtual import JobsAtOnce, Net
 
 CHUNK = 1 << 10
@@ -41,7 +43,8 @@ class Donor:
         self.asked: list[Any] = []
         self.when_asked: Callable[[Any], None] = lambda opening: None
         self.sends: Callable[[], bytes] = lambda: self.history.snapshots[self.epoch]
-        self.offers_after_s = 0.0
+        self.offers_after_s = self.chunks_after_s = 0.0
+        self.records: list[SignedCommit] | None = None
         self.chunks_a_call = 10**6  # then it breaks the link off
         self.damage: Callable[[SignedCommit], SignedCommit] = lambda signed: signed
 
@@ -59,13 +62,19 @@ class Donor:
                 snapshot = self.sends()
                 await stream.send(manifest_of(snapshot, read_header(snapshot), CHUNK))
             case SnapshotRequest(_, first, count):
+                await asyncio.sleep(self.chunks_after_s)
                 snapshot = self.sends()
                 for index in range(first, first + min(count, self.chunks_a_call)):
                     await stream.send(Chunk(index * CHUNK, snapshot[index * CHUNK : (index + 1) * CHUNK]))
                 if count > self.chunks_a_call:
                     raise UnreachableError("cut")
             case ObserveRequest():
-                raise refusal(Reason.BUSY, "it tells no commits")
+                if self.records is None:
+                    raise refusal(Reason.BUSY, "it tells no commits")
+                for view in range(2):
+                    await stream.send(Swarm(self.history.tips[self.epoch].standing, 0, "training", (), None))
+                    for signed in self.records if view == 0 else ():
+                        await stream.send(Committed(signed))
             case CommitsRequest(after):
                 found = self.history.after(after, self.epoch) if self.keeps else None
                 if found is None:
@@ -90,6 +99,7 @@ class Joiner:
         environment = self.node.environment()
         self.kept_state = KeptState(me, environment)
         claims = Claims(environment, self.stand.replica.settings.genesis, me, lambda: self.replica.tip, lambda: ())
+        self.claims = claims
         self.catch_up = CatchUp(environment, me, self.kept_state, me, claims, lambda: "", self.node.told)
         self.replayed: list[int] = []
         self.restored: list[int] = []
@@ -223,15 +233,24 @@ def test_a_client_mode_peer_that_is_further_is_asked_to_push_when_nobody_else_gi
 def test_a_peer_whose_state_was_off_takes_one_from_those_that_are_sound_though_others_are_nearer(
     net: Net, history: History
 ) -> None:
-    ann, bob = Donor(net, "ann", history, 7), Donor(net, "bob", history, 7)
-    joiner = Joiner(net, ann, bob, stand=history.stand("joiner", 7))
+    cid, bob = Donor(net, "cid", history, 7), Donor(net, "bob", history, 7)
+    joiner = Joiner(net, cid, bob, stand=history.stand("joiner", 7))
     assert joiner.run(Reason.DRIFT, sound=("bob",)) == history.tips[7]
-    assert (len(ann.asked_for(OfferRequest)), len(bob.asked_for(OfferRequest))) == (0, 1)
+    assert (len(cid.asked_for(OfferRequest)), len(bob.asked_for(OfferRequest))) == (0, 1)
 
-    joiner = Joiner(net, ann, stand=history.stand("joiner", 7))
+    joiner = Joiner(net, cid, stand=history.stand("joiner", 7))
     joiner.hidden_ones = {"hid": (history.tips[7].standing, history.snapshots[7])}
     assert joiner.run(Reason.DRIFT, sound=("hid",)) == history.tips[7]
-    assert ann.asked_for(OfferRequest) == []
+    assert cid.asked_for(OfferRequest) == []
+
+
+def test_the_organisers_own_peer_has_a_word_in_which_states_are_sound(net: Net, history: History) -> None:
+    """A leader may name its like as those whose states are sound."""
+    ann, bob = Donor(net, LEADER.peer, history, 7), Donor(net, "bob", history, 7)
+    bob.sends = lambda: other_weights(history.snapshots[7])
+    joiner = Joiner(net, ann, bob, stand=history.stand("joiner", 7))
+    assert joiner.run(Reason.DRIFT, sound=("bob",)) == history.tips[7]
+    assert joiner.stand.weights == history.weights[7]
 
 
 def test_when_none_that_is_sound_can_give_its_state_the_others_are_asked(net: Net, history: History) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load, save
 
+from peer.catch_up import witnesses
 from peer.catch_up.claims import Claims
 from peer.catch_up.witnesses import UNDECIDED_TRIES
 from peer.simulation.liars import other_weights
@@ -142,3 +143,24 @@ def test_one_donor_alone_is_believed(net: Net, history: History) -> None:
     joiner = Joiner(net, *donors(net, history, bob=true))
     joiner.run()
     assert joiner.stand.weights == history.weights[AT]
+
+
+def test_a_donor_that_shows_its_state_too_slowly_is_left_for_another(
+    net: Net, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(witnesses, "COMPARE_S", 3.0)
+    bob, cid, dan = donors(net, history, bob=lambda snapshot: nearly(snapshot, 2), cid=true, dan=nearly)
+    bob.chunks_after_s = 1.0
+    joiner = Joiner(net, bob, cid, dan)
+    joiner.run()
+    assert taken(joiner, history) and blamed(joiner) <= {"bob"}
+
+
+def test_the_votes_are_those_of_the_longest_record_that_any_donor_tells(net: Net, history: History) -> None:
+    bob, cid = Donor(net, "bob", history, AT), Donor(net, "cid", history, AT)
+    bob.records, cid.records = [], history.commits[:AT]
+    joiner = Joiner(net, bob, cid)
+    at = history.tips[AT].standing
+    assert joiner.node.play(joiner.claims.electorate(joiner.others, at)) == {"ann": 1.0}
+    bob.records = cid.records = []
+    assert joiner.node.play(joiner.claims.electorate(joiner.others, at)) == {}

@@ -330,8 +330,9 @@ def test_a_pace_holds_and_is_taken_off_for_the_next_request(tmp_path: Path) -> N
     run(work())
 
 
-def test_connections_of_one_peer_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "MAX_CONNECTIONS_OF_PEER", 2)
+@pytest.mark.parametrize("limit", ["MAX_CONNECTIONS_OF_PEER", "MAX_CONNECTIONS_OF_ADDRESS", "MAX_CONNECTIONS"])
+def test_connections_of_one_peer_are_limited(tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, limit, 2)
 
     async def work() -> None:
         async with pair(tmp_path) as two, two.to() as first, two.to() as second:
