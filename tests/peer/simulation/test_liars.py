@@ -9,10 +9,10 @@ import pytest
 
 from peer.simulation.liars import LIES
 from peer.simulation.scenario import simulate
-from protocols.reasons import Reason
 from protocols.round.idle_leaders import IdleLeaders
-from protocols.round.member import Member
-from protocols.round.strikes import Strikes
+from protocols.round.leader import Leader
+from protocols.round.leader_actions import Ask, Yield
+from protocols.round.records import Tip
 
 Patch = pytest.MonkeyPatch
 
@@ -31,25 +31,26 @@ def leaders_that_are_never_left(patch: Patch) -> None:
     patch.setattr(IdleLeaders, "rests", lambda idle, leader, now: False)
 
 
-def members_that_are_never_left_out(patch: Patch) -> None:
-    patch.setattr(Strikes, "rests", lambda strikes, peer, now: False)
+def leaders_that_yield_to_a_claim(patch: Patch) -> None:
+    def mutant(leader: Leader, peer: str, follows: str) -> list[Any]:
+        if not leader.active or follows in ("", leader.me.peer):
+            return []
+        return [*leader.step_down(), Yield(follows)] if follows == peer else [Ask((follows,))]
+
+    patch.setattr(Leader, "answered", mutant)
 
 
-def states_given_up_at_a_leaders_word(patch: Patch) -> None:
-    on_abort = Member.on_abort
+def batches_that_a_claim_ends(patch: Patch) -> None:
+    def mutant(leader: Leader, tip: Tip, samples: int, now: float) -> bool:
+        return any(report.promised_attempt > 0 for _, report in leader._at_tip())
 
-    def mutant(member: Member, plan_digest: str, reason: Reason, *more: Any) -> list[Any]:
-        if reason is Reason.DRIFT and member.plan is not None and member.plan.digest == plan_digest:
-            return member._fall_behind(reason)
-        return on_abort(member, plan_digest, reason, *more)
-
-    patch.setattr(Member, "on_abort", mutant)
+    patch.setattr(Leader, "_has_stalled", mutant)
 
 
 MUTANTS: dict[Callable[[Patch], None], str] = {
     leaders_that_are_never_left: "silent leader",
-    members_that_are_never_left_out: "refusals",
-    states_given_up_at_a_leaders_word: "told drift",
+    leaders_that_yield_to_a_claim: "false leader",
+    batches_that_a_claim_ends: "creeping promises",
 }
 
 
