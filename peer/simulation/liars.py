@@ -25,7 +25,7 @@ from peer.training.replica import Frozen
 from protocols.ban_list import BanList, KnownBans, SignedBanList
 from protocols.errors import BadMessageError
 from protocols.gradients.codecs import Codec
-from protocols.messages import Abort, AskReply, Chunk, DialBackReply, Heartbeat, Manifest
+from protocols.messages import Abort, AskReply, Chunk, DialBackReply, Heartbeat, Manifest, NotLeader
 from protocols.observations import Swarm
 from protocols.reasons import Reason
 from protocols.round.drift_votes import Drifted, DriftVerdict, refusal_message
@@ -41,6 +41,7 @@ from protocols.round.records import (
     Ballot,
     Candidate,
     Contribution,
+    Hello,
     ReadyFor,
     Report,
     Result,
@@ -417,6 +418,22 @@ class EndsEveryAttempt(Lie):
         return Abort(record.commit.plan_digest, Reason.RESULTS_DIFFER) if isinstance(record, SignedCommit) else record
 
 
+# -- of history ----------------------------------------------------------------------------------------------------------------
+
+
+class CommitsAlone(FalseSamples):
+    """It follows nobody, lets nobody follow, and commits alone, each time as many samples as fit."""
+
+    def __init__(self, process: SimulatedPeer, random: Random) -> None:
+        super().__init__(process, random)
+        self._factor = 1 << 20
+
+    def says(self, record: Any) -> Any | None:
+        if isinstance(record, Hello | Heartbeat | NotLeader):
+            raise refusal(Reason.BUSY, "not now")
+        return super().says(record)
+
+
 # -- anything --------------------------------------------------------------------------------------------------------------------
 
 
@@ -463,6 +480,7 @@ LIES: dict[str, type[Lie]] = {
     "false leader": FalseLeader,
     "told drift": TellsOfDrift,
     "ended attempts": EndsEveryAttempt,
+    "commits alone": CommitsAlone,
     "anything": AnythingAtAll,
     "weights": OtherWeights,
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from peer.catch_up.claims import LIVE_S
 from peer.settings import RunSettings
 from peer.simulation.feedback import Feedback
 from peer.simulation.lineages import Lineages, Sample, range_of
@@ -368,8 +369,22 @@ class Observer:
             seen.pending = None
         seen.lineage, seen.heaviest = digest, (lineage.weight, digest)
         if process.name not in self._liars:
+            self._check_votes(process, digest)
             self.honestly_reached.setdefault(digest, self.world.now)
         self.moves += 1
+
+    def _check_votes(self, process: Source, digest: str) -> None:
+        """Nobody follows liars to a lineage for which they alone voted, while the others commit and are not too few."""
+        ways = list(self.lineages.back_from(digest))
+        theirs = [at for at in ways if self._votes.get(at, set()) - self._liars]
+        if not self._liars or ways[0] in theirs or ways[0] not in self._votes:
+            return
+        shared = ways[ways.index(theirs[0]) :] if theirs else []
+        votes = electorate([self.commits[at] for at in reversed(shared) if at in self.commits], "")
+        carried = (at for at, voters in self._votes.items() if has_majority(share_of(voters - self._liars, votes)))
+        newest = max((self.lineages.times[at] for at in carried), default=-LIVE_S)
+        if len(votes) >= FEWEST_VOTERS and self.world.now - newest < LIVE_S:
+            self._violated("8 history", f"{process.name} stands at {digest[:8]}, for which liars alone voted")
 
     def _has_more_votes(self, new: str, old: str) -> bool:
         """Whether a majority voted for commits of lineage `new`, and none for those of `old`, since the two went apart."""

@@ -82,11 +82,12 @@ def test_a_longer_lineage_that_most_voted_for_is_followed_at_once(net: Net) -> N
     assert it.wins("ann", it.stand["ann"], stand=HERE)
 
 
-def test_one_that_nobody_else_voted_for_waits_while_a_majority_stands_here_and_commits(net: Net) -> None:
+def test_one_that_nobody_else_voted_for_waits_until_a_majority_has_left_or_nobody_commits(net: Net) -> None:
     it = Surroundings(net, tip=TIP, record=SHARED, eve=[*SHARED, *ALONE])
     it.claims.advanced(SHARED[-1], it.node.loop.time())
     assert not it.wins("eve", it.stand["eve"], stand=HERE)
-    assert it.wins("eve", it.stand["eve"], stand={}), "nobody else is here"
+    assert not it.wins("eve", it.stand["eve"], stand={}), "nobody says that it has left"
+    assert it.wins("eve", it.stand["eve"], stand=dict.fromkeys(HERE, it.stand["eve"])), "all others are there"
     assert it.wins("eve", it.stand["eve"], follows="eve", stand=HERE), "it is the leader here"
     net.world.at(LIVE_S + 1, None, lambda: None)
     net.world.run_until(LIVE_S + 1, lambda: False)
@@ -115,7 +116,8 @@ def test_a_lineage_that_is_not_shown_is_no_reason_to_leave_a_majority(net: Net) 
     it = Surroundings(net, tip=TIP, record=SHARED, eve=None)
     claim = Standing(1000, "f" * 64, 1 << 50)
     assert not it.wins("eve", claim, stand=HERE)
-    assert it.wins("eve", claim, stand={})
+    assert not it.wins("eve", claim, stand={})
+    assert it.wins("eve", claim, stand=dict.fromkeys(HERE, claim))
 
 
 def test_a_newcomer_goes_where_the_coordinator_says_that_the_run_stands_and_on_by_votes(net: Net) -> None:
