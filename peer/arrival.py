@@ -15,6 +15,7 @@ from peer.config import PeerConfig
 from peer.console import PeerConsole
 from peer.milestones import Milestones
 from protocols.host.home import Home
+from protocols.host.terminal import printable
 from protocols.identity import Key
 from protocols.tasks.assets import write_asset
 from protocols.transport import addresses, discovery
@@ -60,6 +61,7 @@ def arrive(config: PeerConfig) -> Iterator[Arrival]:
                 write = functools.partial(write_asset, enrolment.spec, home.path)
                 network.call(fetch_assets(enrolment, ticket, missing, write))
             milestones.reached("files_fetched")
+            console.say(f"Admitted to {printable(enrolment.spec.run.name, 32)}. Loading PyTorch, which takes some seconds")
         keep(home.path, enrolment.credentials, enrolment.spec, enrolment.peers)
         process = network.call(discovery.launch(_discovery_log(home.path)))
         try:
