@@ -174,6 +174,7 @@ def test_an_unknown_option_is_wrong_use() -> None:
         pytest.param(("--data", "/nowhere/*.txt"), "--data: nothing matches /nowhere/*.txt", id="data"),
         pytest.param(("--host", "192.0.2.7"), "this machine has no such address", id="a host of another machine"),
         pytest.param(("--announce", "a:b:c"), "--announce a:b:c is no address", id="announce"),
+        pytest.param(("--device", "tpu"), "there is no device 'tpu'", id="device"),
         pytest.param(("--client-mode", "--role", "auxiliary"), "an auxiliary peer in client mode", id="roles"),
     ],
 )
@@ -186,7 +187,7 @@ def test_what_is_wrong_without_the_run_is_refused_at_once(options: tuple[str, ..
 
 def test_a_device_that_is_not_there_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     away = Ticket(("192.0.2.1",), 29100, bytes(32), bytes(16))
-    refused(2, "there is no device 'tpu'", "peer", str(away), "--device", "tpu", "--home", str(tmp_path / "home"))
+    refused(2, "device 'cuda:99' cannot be used", "peer", str(away), "--device", "cuda:99", "--home", str(tmp_path / "home"))
     assert not (tmp_path / "home").exists()
 
 
