@@ -48,7 +48,7 @@ class Screen:
         text = Text(line) if isinstance(line, str) else line
         live = self._live
         # A long line is not broken, so that grep finds it and a ticket can be copied in one piece.
-        with live.above() if live is not None else contextlib.nullcontext():
+        with _unless_closed(), live.above() if live is not None else contextlib.nullcontext():
             self.terminal.print(text, soft_wrap=True)
 
     def __enter__(self) -> Screen:
@@ -82,7 +82,8 @@ class Screen:
     def _end(self) -> None:
         live, self._live = self._live, None
         if live is not None:
-            live.stop()
+            with _unless_closed():
+                live.stop()
         self._keys.show()
 
     def _suspend(self, _number: int, _frame: FrameType | None) -> None:
@@ -125,7 +126,7 @@ class _View(Live):
         super().__init__(get_renderable=lambda: self._frame, **options)
 
     def refresh(self) -> None:
-        with self._lock, self.console:
+        with _unless_closed(), self._lock, self.console:
             up_a_row = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
             self.console.control(Control(*up_a_row * self._frame.broken_rows(self.console.width)))
             super().refresh()
@@ -157,6 +158,13 @@ class _Keys:
         if sys.platform != "win32" and before is not None and _in_foreground():
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _unless_closed() -> Iterator[None]:
+    """What is written within is lost if the terminal is closed, since nobody reads it: this process may have to go on."""
+    with contextlib.suppress(OSError):
+        yield
 
 
 def _in_foreground() -> bool:

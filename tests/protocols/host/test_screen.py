@@ -160,3 +160,18 @@ def test_the_view_is_there_once_in_a_window_that_became_narrower(tmp_path: Path,
         tmux("send-keys", "C-c")
     finally:
         tmux("kill-server")
+
+
+def test_a_terminal_that_is_closed_is_as_ctrl_c_and_what_is_said_afterwards_ends_nothing(tmp_path: Path) -> None:
+    program, marker = tmp_path / "program.py", tmp_path / "left"
+    goes_on = f'screen.say("said to nobody")\nopen({str(marker)!r}, "x")'
+    program.write_text(textwrap.dedent(PROGRAM).replace('print("left")', goes_on))
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, str(program)], {**os.environ, "PYTHONPATH": str(Path.cwd()), "TERM": "xterm"})
+    seen = b""
+    while b"frame 2" not in seen:
+        seen += os.read(fd, 1 << 16)
+    os.close(fd)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert marker.exists()
