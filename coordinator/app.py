@@ -17,7 +17,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.genesis import RunFolder, open_run
 from coordinator.invites import Admission
 from coordinator.monitor import Monitor, Run
-from coordinator.network import Network, announced_hosts, check_ports
+from coordinator.network import Network, announced_hosts
 from coordinator.sinks.base import Sinks
 from coordinator.sinks.console import Console
 from coordinator.sinks.history import History
@@ -38,12 +38,10 @@ EXIT_DONE = 0
 
 
 def run_coordinator(config: CoordinatorConfig) -> int:
-    """Start or resume a run and watch it to its end. Returns the exit code; raises DugnadError for what a person should read."""
-    announce = tuple(addresses.host_alone(host) for host in config.announce)
-    config = replace(config, host=addresses.host_to_listen_on(config.host), announce=announce)
+    """Start or resume a run and watch it to its end. `config` is checked. Returns the exit code; raises DugnadError for what a
+    person should read."""
     author = RunSpec.load(config.run_file)
     path = config.directory or Path("runs") / author.run.name
-    check_ports(config)
     is_new = not path.exists()
     with Home.claim(path):
         with Console() as console:

@@ -59,9 +59,10 @@ def run(
     """
     if end_with_standard_input:
         end_with_parent()
+    config = CoordinatorConfig(run_file=run, directory=directory, host=host, announce=tuple(announce or ()), port=port, json=json)
+    config = config.checked()
     from coordinator.app import run_coordinator  # torch takes seconds: a wrong option should not wait for it
 
-    config = CoordinatorConfig(run_file=run, directory=directory, host=host, announce=tuple(announce or ()), port=port, json=json)
     raise typer.Exit(run_coordinator(config))
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from protocols.run_spec import RunSpec
+from protocols.transport import addresses
+
 DEFAULT_PORT = 29100
+PORTS = 4  # enrolment, discovery, and two of the auxiliary peer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +28,13 @@ class CoordinatorConfig:
     """Enrolment listens here, discovery on the next port and the auxiliary peer on the two after; 0 takes free ones."""
     json: bool = False
     """Print the ticket as one JSON object on standard output."""
+
+    def checked(self) -> CoordinatorConfig:
+        """With its addresses as sockets take them. Raises SpecError, UsageError and PortInUseError for what is wrong already:
+        torch takes seconds, corpus and tokenizer minutes."""
+        RunSpec.load(self.run_file)
+        announce = tuple(addresses.host_alone(host) for host in self.announce)
+        config = replace(self, host=addresses.host_to_listen_on(self.host), announce=announce)
+        if config.port:
+            addresses.check_free(config.host, range(config.port, config.port + PORTS))
+        return config

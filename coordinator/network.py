@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import errno
 import logging
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,7 +32,6 @@ from protocols.transport.network_thread import NetworkThread
 from protocols.transport.whereabouts import ask
 from protocols.wire.dugnad_pb2_grpc import add_EnrolmentServicer_to_server
 
-PORTS = 4  # enrolment, discovery, and two of the auxiliary peer
 FETCH_S = 600.0
 CLOSE_S = 15.0
 MAX_SNAPSHOT_BYTES = 64 << 30
@@ -194,17 +191,3 @@ def announced_hosts(config: CoordinatorConfig) -> tuple[str, ...]:
     if addresses.is_everywhere(config.host):
         return (addresses.own_address(addresses.family_of(config.host)),)
     return (config.host,)
-
-
-def check_ports(config: CoordinatorConfig) -> None:
-    """Raises PortInUseError. Called before minutes go into corpus and tokenizer."""
-    for port in range(config.port, config.port + PORTS) if config.port else ():
-        with socket.socket(addresses.family_of(config.host)) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((config.host, port))
-            except OSError as error:
-                cause = "the port is in use" if error.errno == errno.EADDRINUSE else str(error.strerror)
-                raise PortInUseError(
-                    f"cannot listen on {addresses.joined(config.host, port)}: {cause}", remedy="Choose another --port."
-                ) from error

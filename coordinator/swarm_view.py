@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocols.host.reason_words import in_words
 from protocols.host.terminal import display_name, plural
 from protocols.observations import Committed, PeerView, Swarm
 from protocols.reasons import Reason
-from protocols.round.records import Commit, Standing
+from protocols.round.records import Standing
 from protocols.run_spec import RunSpec
 
 _NOT_STARTED = Standing(epoch=0, lineage="0" * 64, total_samples=0)
@@ -41,7 +41,7 @@ class SwarmView:
     @classmethod
     def of(cls, swarm: Swarm, spec: RunSpec, recent: Sequence[Committed] = ()) -> SwarmView:
         """What a peer said, beside what the run's spec asks for. `recent`: its commits up to now, oldest first."""
-        standing = swarm.standing or _NOT_STARTED
+        standing, last = swarm.standing or _NOT_STARTED, spec.training.max_epochs
         return cls(
             run=spec.run.name,
             run_digest=spec.digest,
@@ -52,10 +52,10 @@ class SwarmView:
             total_samples=standing.total_samples,
             phase=swarm.phase,
             peers=swarm.peers,
-            max_epochs=spec.training.max_epochs,
+            max_epochs=last,
             loss=recent[-1].signed_commit.commit.loss if recent else None,
-            committed_samples_per_second=_pace(recent, lambda commit: commit.total_samples),
-            left_s=_left_s(recent, spec.training.max_epochs),
+            committed_samples_per_second=swarm.committed_samples_per_second or None,
+            left_s=swarm.epoch_s * (last - standing.epoch) if swarm.epoch_s and last is not None else None,
             problems=_problems(swarm, recent),
         )
 
@@ -63,21 +63,6 @@ class SwarmView:
     def samples_per_second(self) -> float:
         """The sum over all peers that are not silent."""
         return sum(peer.samples_per_second for peer in self.peers if peer.state != "silent")
-
-
-def _pace(recent: Sequence[Committed], count: Callable[[Commit], int]) -> float | None:
-    """What `count` grew by in a second of the recent epochs; None unless their leader said how long each took."""
-    if len(recent) < 2 or not all(told.seconds for told in recent[1:]):
-        return None
-    first, last = recent[0].signed_commit.commit, recent[-1].signed_commit.commit
-    return (count(last) - count(first)) / sum(told.seconds for told in recent[1:])
-
-
-def _left_s(recent: Sequence[Committed], max_epochs: int | None) -> float | None:
-    epochs_s = _pace(recent, lambda commit: commit.ballot.epoch)
-    if max_epochs is None or not epochs_s:
-        return None
-    return max(0, max_epochs - recent[-1].signed_commit.commit.ballot.epoch) / epochs_s
 
 
 # These are as a volunteer or an organiser wants them.

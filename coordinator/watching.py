@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from coordinator.swarm_view import SwarmView
 from protocols.committed_rate import RECENT_EPOCHS
 from protocols.errors import BadMessageError, RemoteError, UnreachableError
+from protocols.host.terminal import plural
 from protocols.messages import ObserveRequest
 from protocols.observations import Committed, Observation, Swarm
 from protocols.round.records import Candidate, Commit
@@ -22,9 +23,10 @@ RETRY_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-async def look_once(transport: Transport, peers: Iterable[Candidate], spec: RunSpec) -> SwarmView:
-    """How the swarm stands now, from its leader. Raises UnreachableError when no peer answers."""
-    problem: RemoteError = UnreachableError("nobody takes part in this run now", remedy="Start a peer with its ticket.")
+async def look_once(transport: Transport, peers: Sequence[Candidate], spec: RunSpec) -> SwarmView:
+    """How the swarm stands now, from its leader. Raises UnreachableError when no peer answers, and what one answered with if that
+    tells nothing."""
+    problem: RemoteError | None = None
     for peer in peers:
         try:
             swarm = await _standing_of(transport, peer)
@@ -32,9 +34,16 @@ async def look_once(transport: Transport, peers: Iterable[Candidate], spec: RunS
             if leader is not None and leader.peer != peer.peer and leader.address:
                 peer, swarm = leader, await _standing_of(transport, leader)
             return SwarmView.of(swarm, spec, await _recent_commits(transport, peer, swarm))
+        except UnreachableError:
+            continue
         except RemoteError as error:
             problem = error
-    raise problem
+    if problem is not None:
+        raise problem
+    raise UnreachableError(
+        f"none of the {plural(len(peers), 'peer')} that could tell answers" if peers else "nobody takes part in this run now",
+        remedy="The run may be over, or its peers away. Start one with the ticket, or ask the organiser.",
+    )
 
 
 async def _recent_commits(transport: Transport, peer: Candidate, swarm: Swarm) -> list[Committed]:

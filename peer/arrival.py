@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from peer import listening
 from peer.config import PeerConfig
 from peer.console import PeerConsole
 from peer.milestones import Milestones
 from protocols.host.home import Home
+from protocols.host.terminal import printable
 from protocols.identity import Key
 from protocols.tasks.assets import write_asset
-from protocols.transport import discovery
+from protocols.transport import addresses, discovery
 from protocols.transport.enrolling import Enrolment, enrol, fetch_assets, missing_assets
 from protocols.transport.kept_enrolment import KEY, home_of, keep
 from protocols.transport.network_thread import NetworkThread
@@ -40,7 +42,7 @@ class Arrival:
 
 @contextmanager
 def arrive(config: PeerConfig) -> Iterator[Arrival]:
-    """Raises UsageError for a home in use, and what `enrol` and `fetch_assets` raise."""
+    """Raises UsageError for a home in use, PortInUseError, and what `enrol` and `fetch_assets` raise."""
     ticket, milestones = config.ticket, Milestones()
     folder = config.home or home_of(ticket)
     claim = Home.claim if config.home is not None else Home.claim_free
@@ -51,11 +53,15 @@ def arrive(config: PeerConfig) -> Iterator[Arrival]:
             key = Key.load_or_create(home.path / KEY)
             enrolment = network.call(enrol(ticket, key))
             milestones.reached("enrolled")
+            if config.port and not config.client_mode:
+                listen = listening.hosts(config.host, enrolment.coordinator)[0]
+                addresses.check_free(listen, (config.port, config.port + 1))
             if missing := missing_assets(enrolment.spec, home.path):
                 console.status("Fetching the run's files")
                 write = functools.partial(write_asset, enrolment.spec, home.path)
                 network.call(fetch_assets(enrolment, ticket, missing, write))
             milestones.reached("files_fetched")
+            console.say(f"Admitted to {printable(enrolment.spec.run.name, 32)}. Loading PyTorch, which takes some seconds")
         keep(home.path, enrolment.credentials, enrolment.spec, enrolment.peers)
         process = network.call(discovery.launch(_discovery_log(home.path)))
         try:

@@ -57,7 +57,7 @@ def peer(
     ] = None,
     share_gpu: Annotated[bool, typer.Option("--share-gpu", help="Work also while another program uses the GPU.")] = False,
     max_transfer: Annotated[float | None, typer.Option(min=0.001, help="Send and receive at most so many GB a day.")] = None,
-    load: Annotated[int, typer.Option(min=1, max=100, help="Compute for so many percent of the time.")] = 100,
+    load: Annotated[int, typer.Option(min=1, max=100, help="Compute for so many percent of the time, on CPU or GPU.")] = 100,
     name: Annotated[str, typer.Option(help="Shown to others; this computer's name when left out.")] = "",
     data: Annotated[list[str] | None, typer.Option(help="Text file or glob to train on instead of the run's own data.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree to what the run wants without being asked.")] = False,

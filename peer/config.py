@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -93,6 +94,7 @@ class PeerConfig:
             raise UsageError(
                 "--untouched: this system does not tell whether somebody uses it", remedy="Use --hours or --load instead."
             )
+        check_device_name(self.device)
         if self.role == "auxiliary" and ranks.size() > 1:
             raise UsageError("an auxiliary peer computes nothing, so that it is one process", remedy="Start it without torchrun.")
         if self.client_mode and self.role == "auxiliary":
@@ -106,3 +108,9 @@ class PeerConfig:
         for pattern in self.data:
             if not matching_files(Path(pattern)):
                 raise UsageError(f"--data: nothing matches {pattern}", remedy="Correct the path; put a glob into quotes.")
+
+
+def check_device_name(name: str) -> None:
+    """Whether it is a name of a device; torch knows whether that is there. Raises UsageError."""
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name) is None:
+        raise UsageError(f"there is no device {name!r}", remedy="Devices are auto, cpu, mps, cuda, cuda:1 and so on.")

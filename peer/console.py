@@ -24,6 +24,7 @@ from protocols.host.readable_log import screen
 from protocols.host.screen import Screen
 from protocols.host.terminal import (
     batch_bar,
+    frame_title,
     labelled,
     log_lines,
     loss_line,
@@ -185,22 +186,28 @@ class PeerConsole:
             ("you", Text(" · ".join(mine))),
             ("given", given),
         ]
-        body: list[RenderableType | None] = [labelled(rows)]
-        if events:
-            body += ["", log_lines(events, wrap=True)]
-        body.append(step)
+        grid, terminal = labelled(rows), self._screen.terminal
         of = f" of {status.max_epochs:,}" if status.max_epochs is not None else ""
-        title = Text.assemble(("dugnad", "bold"), " · ", printable(status.run, 32), " · ")
-        title.append(f"epoch {status.epoch:,}{of}", "bold cyan")
-        title.append(f" · {printable(status.phase, 24)}" if status.phase else "")
-        return Panel(
-            stacked(body),
-            title=title,
-            title_align="left",
-            subtitle=Text("Ctrl-C leaves", style="dim"),
-            subtitle_align="right",
-            border_style="dim",
-        )
+        title = frame_title(status.run, f"epoch {status.epoch:,}{of}", status.phase, terminal.width)
+
+        def view() -> Panel:
+            body: list[RenderableType | None] = [grid]
+            if events:
+                body += ["", log_lines(events, wrap=True)]
+            body.append(step)
+            return Panel(
+                stacked(body),
+                title=title,
+                title_align="left",
+                subtitle=Text("Ctrl-C leaves", style="dim"),
+                subtitle_align="right",
+                border_style="dim",
+            )
+
+        # On a low or narrow screen the oldest events give way.
+        while events and len(terminal.render_lines(view(), pad=False)) >= terminal.height:  # the cursor waits below
+            del events[0]
+        return view()
 
 
 def _time_of_day() -> str:

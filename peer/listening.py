@@ -8,13 +8,15 @@ import ipaddress
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peer.environment import EventSink
 from protocols.errors import UsageError
 from protocols.round.records import Hello
 from protocols.transport import addresses
 from protocols.transport.port_mapping import RENEW_S, Mapping, PortMapping
+
+if TYPE_CHECKING:  # arrival.py looks at ports before torch is imported
+    from peer.environment import EventSink
 
 LOOK_S = 1.0  # between two looks at this machine's own addresses; they send nothing
 

@@ -31,14 +31,21 @@ class CommittedRate:
             return None
         return (self._reached[-1][2] - self._reached[0][2]) / self._seconds
 
+    @property
+    def epoch_s(self) -> float | None:
+        """Seconds that an epoch takes at that pace; None before the second commit."""
+        if len(self._reached) < 2:
+            return None
+        return self._seconds / (self._reached[-1][1] - self._reached[0][1])
+
     def seconds_left(self, max_epochs: int | None) -> float | None:
         """Until the run's last epoch; None without an end, before the second commit, or when the run is complete."""
-        if max_epochs is None or len(self._reached) < 2:
+        an_epoch_s = self.epoch_s
+        if max_epochs is None or an_epoch_s is None:
             return None
-        (_, first, _), (last_at, epoch, _) = self._reached[0], self._reached[-1]
+        last_at, epoch, _ = self._reached[-1]
         if epoch >= max_epochs:
             return None
-        an_epoch_s = self._seconds / (epoch - first)
         return max(1.0, (max_epochs - epoch) * an_epoch_s - min(an_epoch_s, self._clock() - last_at))
 
     @property

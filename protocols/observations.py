@@ -48,9 +48,14 @@ class Swarm:
     peers: tuple[PeerView, ...]
     follows: Candidate | None
     """The leader; None while the peer follows nobody. Events are told by the leader alone."""
+    committed_samples_per_second: float = 0.0
+    """Of wall time, over recent epochs; 0 before the second commit that the peer saw."""
+    epoch_s: float = 0.0
+    """Seconds that an epoch takes at that pace; 0 where it is not known."""
 
     def __post_init__(self) -> None:
         require(0 <= self.samples <= MAX_COUNT and len(self.peers) <= MAX_PEERS, "a swarm's samples count from 0")
+        require(0 <= self.committed_samples_per_second < math.inf and 0 <= self.epoch_s < math.inf, "a swarm's pace is finite")
         require(bool(self.phase), "a swarm has a phase")
 
 

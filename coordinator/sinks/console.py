@@ -25,6 +25,7 @@ from protocols.committed_rate import CommittedRate
 from protocols.host.screen import Screen
 from protocols.host.terminal import (
     batch_bar,
+    frame_title,
     labelled,
     log_lines,
     loss_line,
@@ -133,16 +134,18 @@ class Console(Sink):
             ("loss", loss_line(losses, note if width >= WIDE or not losses else note.split(" at ")[0], width - 14)),
             ("swarm", swarm_line(view, pace, left_s)),
         ]
-        room = max(4, self._screen.terminal.height - _FRAME_ROWS - (spinner is not None))
+        grid, terminal = labelled(rows), self._screen.terminal
+        broken = len(terminal.render_lines(grid, terminal.options.update_width(width - 4))) - len(rows)
+        room = max(4, terminal.height - _FRAME_ROWS - broken - (spinner is not None))
         # On a low screen the peers keep at least three rows, and the oldest events give way.
         events = events[-max(1, room - 1 - min(len(view.peers), 3)) :]
         body: list[RenderableType | None] = [
-            labelled(rows),
+            grid,
             "",
             peer_table(view.peers, width, room - len(events) - bool(events)),
         ]
         if events:
             body += ["", log_lines(events)]
         body.append(spinner)
-        title = Text.assemble(("dugnad", "bold"), " · ", printable(view.run, 32), " · ", (epoch_text(view), "bold cyan"))
+        title = frame_title(view.run, epoch_text(view), "", width)
         return Panel(stacked(body), title=title, title_align="left", border_style="dim")

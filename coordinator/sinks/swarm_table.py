@@ -11,6 +11,7 @@ from protocols.host.terminal import batch_bar, labelled, plural, printable, rate
 from protocols.observations import PeerView
 
 WIDE = 84  # columns from which each property of a peer gets a column of its own
+NARROW = 60  # columns below which a peer's name, speed and state have to do
 _STATE_STYLES = {"training": "green", "averaging": "cyan", "catching up": "yellow", "silent": "red"}
 
 
@@ -46,14 +47,16 @@ def swarm_line(view: SwarmView, pace: float | None = None, left_s: float | None 
 def peer_table(peers: tuple[PeerView, ...], width: int, room: int) -> RenderableType:
     if not peers:
         return Text("no peer yet: send the ticket to somebody", style="dim")
-    wide = width >= WIDE
+    wide, narrow = width >= WIDE, width < NARROW
     table = Table(box=None, expand=True, padding=(0, 1, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("", width=1)
     table.add_column("peer", ratio=3, no_wrap=True, overflow="ellipsis")
-    table.add_column("role", min_width=11, no_wrap=True)
+    if not narrow:
+        table.add_column("role", min_width=11, no_wrap=True)
     if wide:
         table.add_column("link", min_width=11, no_wrap=True)
-    table.add_column("samples", justify="right", no_wrap=True)
+    if not narrow:
+        table.add_column("samples", justify="right", no_wrap=True)
     table.add_column("samples/s" if wide else "per s", justify="right", no_wrap=True)
     if wide:
         table.add_column("epoch", justify="right", no_wrap=True)
@@ -68,9 +71,9 @@ def peer_table(peers: tuple[PeerView, ...], width: int, room: int) -> Renderable
         cells = [
             Text("★" if peer.is_leader else "", style="yellow"),
             Text.assemble(printable(peer.name, 24) or "peer", " ", (short_id(peer.peer), "dim")),
-            Text(role, style="dim" if auxiliary else ""),
+            *([Text(role, style="dim" if auxiliary else "")] if not narrow else []),
             *([Text(link, style="" if peer.reachable else "dim")] if wide else []),
-            Text("–" if auxiliary else f"{peer.samples:,}"),
+            *([Text("–" if auxiliary else f"{peer.samples:,}")] if not narrow else []),
             Text("–" if auxiliary else rate(peer.samples_per_second)),
             *([Text(f"{peer.epoch:,}")] if wide else []),
             Text(("○ " if peer.state == "silent" else "● ") + printable(peer.state, 16), style=style),

@@ -113,7 +113,7 @@ class Engine:
         self.kept_state = KeptState(training, environment)
         self.round_traffic = RoundTraffic(environment, training, settings)
         self.pushed_snapshots = PushedSnapshots(max_snapshot_bytes(replica.elements), environment)
-        self.observers = Observers(self.swarm, self.commits)
+        self.observers = Observers(self.swarm, self.commits, environment.clock)
         self.unreached = Unreached()
         self._idle_leaders = IdleLeaders()
         self._training = training
@@ -323,6 +323,8 @@ class Engine:
             phase=self.member.phase.value,
             peers=tuple(views),
             follows=self.following,
+            committed_samples_per_second=self.observers.pace.samples_per_second or 0.0,
+            epoch_s=self.observers.pace.epoch_s or 0.0,
         )
 
     # -- training --------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from protocols.committed_rate import CommittedRate
 from protocols.observations import Absence, Committed, Failure, Observation, PeerView, Role, Seen, Swarm
 from protocols.reasons import Reason
 from protocols.round.records import Hello, SignedCommit
@@ -39,9 +40,10 @@ class Observer:
 class Observers:
     """Passes on what happens to everybody who has subscribed."""
 
-    def __init__(self, swarm: Callable[[], Swarm], commits: Iterable[SignedCommit]) -> None:
+    def __init__(self, swarm: Callable[[], Swarm], commits: Iterable[SignedCommit], clock: Callable[[], float]) -> None:
         """`swarm`: how it stands now. `commits`: those on record, oldest first."""
         self.swarm = swarm
+        self.pace = CommittedRate(clock)
         self._commits = commits
         self._announced: deque[Committed] = deque(maxlen=ANNOUNCED)  # with what only their leader knows
         self._observers: list[Observer] = []  # the oldest first
@@ -65,6 +67,8 @@ class Observers:
     def happened(self, event: str, fields: dict[str, Any]) -> None:
         """One of the engine's events; those that outsiders need are passed on."""
         if event == "applied":
+            commit = fields["signed"].commit
+            self.pace.reached(commit.ballot.epoch, commit.total_samples)
             self._tell(Committed(fields["signed"]))
         elif event == "announced":
             absent = tuple(Absence(peer, reason) for peer, reason in fields["absent"])

@@ -8,6 +8,7 @@ The checks, by name:
     4 heavier, liveness                        forks heal
     5 one kill, end, reach                     no single point; a run ends with its last epoch; the unreachable reduce nothing
     4 lies                                     beside liars, the honest peers commit again and again
+    8 history                                  nobody stands where liars alone voted, while the others commit
     7 attempts, contributions, peers, forks    every absence has a reason
     0 crash                                    no process ends by an error that nobody foresaw
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 
 import torch
 
+from peer.config import check_device_name
 from protocols.errors import UsageError
 from protocols.host.terminal import plural
 
@@ -19,8 +19,7 @@ def pick_device(wanted: str) -> torch.device:
         if torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")
-    if re.fullmatch(r"cpu|mps|cuda(:\d+)?", wanted) is None:
-        raise UsageError(f"there is no device {wanted!r}", remedy="Devices are auto, cpu, mps, cuda, cuda:1 and so on.")
+    check_device_name(wanted)
     try:
         device = torch.device(wanted)
         torch.zeros(1, device=device)

@@ -11,30 +11,35 @@ from contextlib import contextmanager
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
+_HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 @contextmanager
 def two_stage_interrupts(
     leave: Callable[[], None], restore_terminal: Callable[[], None], *, echo_s: float = 0.0
 ) -> Iterator[None]:
-    """While entered, call `leave` at the first SIGINT or SIGTERM. At the second, call `restore_terminal` and exit with 130.
+    """While entered, call `leave` at the first SIGINT, SIGTERM or SIGHUP. At the second, call `restore_terminal`, exit with 130.
 
-    `echo_s`: a signal within so many seconds after the first is the same one, passed on by a parent process.
+    A terminal that is closed sends SIGHUP, and its shell sends it once more, so that a second SIGHUP is none. `nohup` has it
+    ignored. `echo_s`: a signal within so many seconds after the first is the same one, passed on by a parent process.
     Only on the main thread.
     """
     left_at: float | None = None
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
         nonlocal left_at
         now = time.monotonic()
         if left_at is None:
             left_at = now
             leave()
-        elif now > left_at + echo_s:
+        elif number != _HANG_UP and now > left_at + echo_s:
             restore_terminal()
             os._exit(EXIT_INTERRUPTED)  # the children notice and end, see child_process.py
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if _HANG_UP is not None and signal.getsignal(_HANG_UP) != signal.SIG_IGN:
+        numbers.append(_HANG_UP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

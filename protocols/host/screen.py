@@ -8,13 +8,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 from rich.console import Console as Terminal
-from rich.console import RenderableType
+from rich.console import ConsoleOptions, RenderableType, RenderResult
+from rich.control import Control
 from rich.live import Live
+from rich.segment import ControlType, Segment, SegmentLines
 from rich.text import Text
 
 if sys.platform != "win32":
@@ -36,7 +38,7 @@ class Screen:
         # A dumb terminal cannot move its cursor up, so a live view would scroll for ever.
         self.is_live = self.terminal.is_terminal and not self.terminal.is_dumb_terminal
         self._render = render
-        self._live: Live | None = None
+        self._live: _View | None = None
         self._keys = _Keys()
         self._entered = False
         self._before: Any = None  # the handler of Ctrl-Z
@@ -44,8 +46,10 @@ class Screen:
     def say(self, line: str | Text) -> None:
         """Print a line that stays: above the live view, if there is one."""
         text = Text(line) if isinstance(line, str) else line
+        live = self._live
         # A long line is not broken, so that grep finds it and a ticket can be copied in one piece.
-        self.terminal.print(text, soft_wrap=True)
+        with _unless_closed(), live.above() if live is not None else contextlib.nullcontext():
+            self.terminal.print(text, soft_wrap=True)
 
     def __enter__(self) -> Screen:
         if self.is_live:
@@ -65,9 +69,9 @@ class Screen:
     def _begin(self) -> None:
         self._keys.hide()
         # Take over standard output only if it is a terminal. Else another program reads it.
-        self._live = Live(
+        self._live = _View(
+            self._render,
             console=self.terminal,
-            get_renderable=self._render,
             refresh_per_second=REFRESHES_PER_SECOND,
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=True,
@@ -78,7 +82,8 @@ class Screen:
     def _end(self) -> None:
         live, self._live = self._live, None
         if live is not None:
-            live.stop()
+            with _unless_closed():
+                live.stop()
         self._keys.show()
 
     def _suspend(self, _number: int, _frame: FrameType | None) -> None:
@@ -93,6 +98,45 @@ class Screen:
             time.sleep(LOOK_S)
         if self._entered:
             self._begin()
+
+
+class _Frame:
+    """What is drawn, and the cells of each row that were drawn last."""
+
+    def __init__(self, render: Callable[[], RenderableType]) -> None:
+        self._render = render
+        self._row_cells: list[int] = []
+
+    def __rich_console__(self, console: Terminal, options: ConsoleOptions) -> RenderResult:
+        rows = console.render_lines(self._render(), options, pad=False)
+        self._row_cells = [Segment.get_line_length(row) for row in rows[: options.size.height]]
+        yield SegmentLines(rows, new_lines=True)
+
+    def broken_rows(self, columns: int) -> int:
+        """By how many rows the frame has grown in a window that now has so many columns: most terminals go on in the next row
+        with what has no room any more."""
+        return sum(max(cells - 1, 0) // columns for cells in self._row_cells)
+
+
+class _View(Live):
+    """Finds its last frame again in a window that became narrower. No line is written above while a frame is being drawn."""
+
+    def __init__(self, render: Callable[[], RenderableType], **options: Any) -> None:
+        self._frame = _Frame(render)
+        super().__init__(get_renderable=lambda: self._frame, **options)
+
+    def refresh(self) -> None:
+        with _unless_closed(), self._lock, self.console:
+            up_a_row = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
+            self.console.control(Control(*up_a_row * self._frame.broken_rows(self.console.width)))
+            super().refresh()
+
+    @contextlib.contextmanager
+    def above(self) -> Iterator[None]:
+        """To print there."""
+        with self._lock:
+            self.refresh()
+            yield
 
 
 class _Keys:
@@ -114,6 +158,13 @@ class _Keys:
         if sys.platform != "win32" and before is not None and _in_foreground():
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _unless_closed() -> Iterator[None]:
+    """What is written within is lost if the terminal is closed, since nobody reads it: this process may have to go on."""
+    with contextlib.suppress(OSError):
+        yield
 
 
 def _in_foreground() -> bool:

@@ -79,13 +79,24 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def labelled(rows: Sequence[tuple[str, RenderableType]], *, label_width: int = 7) -> Table:
-    """A grid of rows, each a dim label and its value."""
+    """A grid of rows, each a dim label and its value, which takes several lines where there is little room."""
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(width=label_width, style="dim", no_wrap=True)
-    grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    grid.add_column(ratio=1)
     for label, value in rows:
         grid.add_row(label, value)
     return grid
+
+
+def frame_title(run: str, epoch: str, phase: str, width: int) -> Text:
+    """The title of a view that is `width` columns wide. Where there is little room, what a person knows is left out."""
+    known, told = Text("dugnad · ", style="bold"), f" · {printable(phase, 24)}" if phase else ""
+    needed = Text.assemble(printable(run, 32), " · ", (epoch, "bold cyan"))
+    room = width - 6 - len(needed)  # the frame's corner, a bar and a space on each side
+    if len(told) <= room:
+        needed.append(told)
+        room -= len(told)
+    return Text.assemble(known, needed) if len(known) <= room else needed
 
 
 def batch_bar(samples: int, target_batch_size: int) -> Table:

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from protocols.errors import UsageError
+from protocols.errors import PortInUseError, UsageError
 
 MAX_PORT = (1 << 16) - 1  # with the next beside it
 NOBODY = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # reserved for documentation
@@ -162,6 +164,20 @@ def is_own(host: str) -> bool:
         except OSError:
             return False
         return True
+
+
+def check_free(host: str, ports: Iterable[int]) -> None:
+    """Whether this process could listen there now. Raises PortInUseError."""
+    for port in ports:
+        with socket.socket(family_of(host)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                cause = "the port is in use" if error.errno == errno.EADDRINUSE else str(error.strerror)
+                raise PortInUseError(
+                    f"cannot listen on {joined(host, port)}: {cause}", remedy="Choose another --port."
+                ) from error
 
 
 def default_gateway() -> str | None:

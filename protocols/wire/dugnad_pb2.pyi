@@ -577,18 +577,22 @@ class Seen(_message.Message):
     def __init__(self, peer: _Optional[_Union[PeerView, _Mapping]] = ..., present: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Swarm(_message.Message):
-    __slots__ = ("standing", "samples", "phase", "peers", "follows")
+    __slots__ = ("standing", "samples", "phase", "peers", "follows", "committed_samples_per_second", "epoch_s")
     STANDING_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_SAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_S_FIELD_NUMBER: _ClassVar[int]
     standing: Standing
     samples: int
     phase: str
     peers: _containers.RepeatedCompositeFieldContainer[PeerView]
     follows: Candidate
-    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., samples: _Optional[int] = ..., phase: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerView, _Mapping]]] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ...) -> None: ...
+    committed_samples_per_second: float
+    epoch_s: float
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ..., samples: _Optional[int] = ..., phase: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerView, _Mapping]]] = ..., follows: _Optional[_Union[Candidate, _Mapping]] = ..., committed_samples_per_second: _Optional[float] = ..., epoch_s: _Optional[float] = ...) -> None: ...
 
 class Observation(_message.Message):
     __slots__ = ("swarm", "committed", "failure", "seen")

@@ -1,6 +1,6 @@
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from rich.console import Console as Terminal
 
@@ -27,19 +27,19 @@ def test_recent_commits_give_pace_time_left_and_problems() -> None:
     spec = run_spec(training={"target_batch_size": 4, "max_epochs": 20})
     commits = chain("a", range(1, 11), "0" * 64)
     standing = Standing(10, commits[-1].commit.digest, 40)
-    swarm = Swarm(standing, 0, "training", (LEADER, SILENT), Candidate("3fa2", "a:1"))
+    swarm = Swarm(standing, 0, "training", (LEADER, SILENT), Candidate("3fa2", "a:1"), 2.0, 3.0)
     absent = (Absence("91cc", Reason.SLOW_LINK), Absence("77dd", Reason.LEFT), Absence("55ee", Reason.STALLED))
-    recent = [Committed(signed, 2.0, 1 + number % 2, absent) for number, signed in enumerate(commits)]
+    recent = [Committed(signed, 0.1, 1 + number % 2, absent) for number, signed in enumerate(commits)]
     view = SwarmView.of(swarm, spec, recent)
-    assert (view.committed_samples_per_second, view.left_s, view.loss) == (2.0, 20.0, 1.0)
+    assert (view.committed_samples_per_second, view.left_s, view.loss) == (2.0, 30.0, 1.0), "whatever averaging takes"
     assert view.problems == (
         "91cc is silent",
         "5 of the last 10 epochs took more than one attempt",
         "91cc was not in the last epoch: its upload would hold up the others",
         "55ee was not in the last epoch: no byte moved any more",
     )
-    told_by_a_member = SwarmView.of(swarm, spec, [Committed(signed) for signed in commits])
-    assert told_by_a_member.left_s is None and told_by_a_member.loss == 1.0
+    untold = SwarmView.of(replace(swarm, committed_samples_per_second=0.0, epoch_s=0.0), spec, recent)
+    assert untold.committed_samples_per_second is None and untold.left_s is None and untold.loss == 1.0
     text = io.StringIO()
     Terminal(file=text, width=100).print(render_view(view, 100))
     assert "2.00 samples/s" in text.getvalue() and "took more than one attempt" in text.getvalue()

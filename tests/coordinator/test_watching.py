@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from coordinator.watching import watch
-from protocols.errors import BadMessageError
+from coordinator.watching import look_once, watch
+from protocols.errors import BadMessageError, RefusedError, UnreachableError
 from protocols.messages import ObserveRequest
 from protocols.observations import Committed, Swarm
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit
 from protocols.transport.bandwidth import Bandwidth
+from tests.factories import run_spec
 
 START = "0" * 64
 LEADER = Candidate("1" * 32, "lead")
@@ -135,3 +136,27 @@ def test_a_damaged_observation_is_dropped_with_a_warning_and_the_stream_goes_on(
     assert watched(peers, 2, 0) == ["a1", "a2"]
     assert peers.asked == [("lead", 0)]
     assert "an observation by peer 11111111 was dropped" in caplog.text
+
+
+@pytest.mark.parametrize(("known", "said"), [(2, "none of the 2 peers that could tell answers"), (0, "nobody takes part")])
+def test_when_nobody_answers_an_onlooker_is_told_so_in_words_and_what_to_do(known: int, said: str) -> None:
+    class Away(Peers):
+        @contextlib.asynccontextmanager
+        async def open(self, peer: Candidate, opening: Any) -> AsyncIterator[Stream]:
+            raise UnreachableError("unavailable: UNKNOWN: ipv4:127.0.0.1:1: connection refused")
+            yield Stream([])
+
+    with pytest.raises(UnreachableError, match=said) as raised:
+        asyncio.run(look_once(Away(), [Candidate(f"{number}" * 32, "a:1") for number in range(known)], run_spec()))
+    assert "organiser" in raised.value.remedy and "ipv4" not in str(raised.value)
+
+
+def test_what_a_peer_answers_with_is_told_before_that_others_are_away() -> None:
+    class Refusing(Peers):
+        @contextlib.asynccontextmanager
+        async def open(self, peer: Candidate, opening: Any) -> AsyncIterator[Stream]:
+            raise RefusedError("banned", reason="banned") if peer == LEADER else UnreachableError("away")
+            yield Stream([])
+
+    with pytest.raises(RefusedError):
+        asyncio.run(look_once(Refusing(), [LEADER, Candidate("2" * 32, "a:1")], run_spec()))

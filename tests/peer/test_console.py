@@ -32,10 +32,10 @@ STATUS = PeerStatus(
 class Fixture:
     """A console on a terminal of a given width that is drawn on demand."""
 
-    def __init__(self, width: int, *, is_tty: bool = True) -> None:
+    def __init__(self, width: int, *, height: int = 24, is_tty: bool = True) -> None:
         self.now = 0.0
         self.out = io.StringIO()
-        self.terminal = Terminal(file=self.out, width=width, height=24, force_terminal=is_tty, color_system=None)
+        self.terminal = Terminal(file=self.out, width=width, height=height, force_terminal=is_tty, color_system=None)
         self.console = PeerConsole(terminal=self.terminal, clock=lambda: self.now)
 
     def frame(self) -> str:
@@ -79,6 +79,33 @@ def test_a_narrow_terminal_gets_a_whole_frame() -> None:
     lines = on.frame().splitlines()
     assert {len(line) for line in lines} == {40}
     assert lines[0].startswith("╭") and lines[-1].startswith("╰")
+    assert words_of(lines).startswith("dugnad · python-lm · epoch 7 of 80 batch")
+    for shown in (
+        "held-out 4.207 at epoch 60",
+        "159 samples/s · 4 minutes left · leader attic 3fa2…",
+        "3 contributions, 1,072 samples: 25% of all since you joined, place 2 of 3",
+        "an event that is longer than a line of forty columns can hold",
+    ):
+        assert shown in words_of(lines)
+
+
+def words_of(lines: list[str]) -> str:
+    """What a frame says, in one line."""
+    return " ".join(" ".join(lines).translate({ord(bar): " " for bar in "╭─╮│╰╯"}).split())
+
+
+@pytest.mark.parametrize("width", [40, 100])
+@pytest.mark.parametrize("height", [12, 18, 24])
+def test_on_a_low_screen_the_oldest_events_give_way(width: int, height: int) -> None:
+    on = Fixture(width, height=height)
+    on.console.update(replace(STATUS, epoch=1234, max_epochs=20_000, leader="a kitchen's computer 3fa2…"))
+    for number in range(4):
+        on.console.event(f"event {number} " + "which takes more than one line of forty columns, or even two of them")
+    lines = on.frame().splitlines()
+    assert len(lines) < max(height, 14) and lines[-1].startswith("╰")
+    assert "python-lm · epoch 1,234 of 20,000" in words_of(lines) and "place 2 of 3" in words_of(lines)
+    if height == 24:
+        assert "event 3" in words_of(lines)
 
 
 def test_a_download_shows_its_bytes_and_its_pace() -> None:

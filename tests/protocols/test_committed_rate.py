@@ -29,12 +29,13 @@ def after(*epochs_s: float, samples: int = 60) -> tuple[CommittedRate, Wall]:
 
 def test_it_is_unknown_before_the_second_commit() -> None:
     rate, _ = after()
-    assert rate.samples_per_second is None and rate.seconds_left(80) is None
+    assert rate.samples_per_second is None and rate.epoch_s is None and rate.seconds_left(80) is None
 
 
 def test_a_retried_epoch_counts_with_its_whole_time() -> None:
     rate, _ = after(2.0, 10.0)
     assert rate.samples_per_second == pytest.approx(2 * 60 / 12)
+    assert rate.epoch_s == pytest.approx(6.0)
 
 
 def test_the_time_left_comes_from_the_same_pace_and_not_from_the_wait_for_the_first_volunteer() -> None:

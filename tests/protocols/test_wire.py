@@ -217,6 +217,8 @@ EVERY_RECORD: dict[type[Any], st.SearchStrategy[Any]] = {
         phase=texts.filter(bool),
         peers=st.lists(peer_views, max_size=3).map(tuple),
         follows=st.none() | candidates,
+        committed_samples_per_second=rates,
+        epoch_s=rates,
     ),
     Absence: st.builds(Absence, peer=peers, reason=reasons),
     Committed: st.builds(

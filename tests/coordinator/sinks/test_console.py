@@ -51,6 +51,21 @@ def test_the_view_shows_batch_loss_swarm_and_peers_at_any_width(width: int) -> N
     assert "● averaging" in text
 
 
+@pytest.mark.parametrize("height", [16, 24])
+def test_forty_columns_hold_names_pace_and_time_left(height: int) -> None:
+    on = Fixture(40, height)
+    on.console.swarm(replace(VIEW, epoch=10, total_samples=1000))
+    on.now = 60.0
+    on.console.swarm(replace(VIEW, epoch=20, total_samples=2000))
+    for _ in range(9):
+        on.console.event(COMMITTED_EVENT)
+    frame = on.frame()
+    assert {len(line) for line in frame} == {40} and len(frame) < height
+    text = " ".join(" ".join(line.strip("│") for line in frame).split())
+    for shown in ("python-lm · epoch 20 of 60", "alice 3fa2…", "bob 91cc…", "16.7 samples/s · 4 minutes left", "● averaging"):
+        assert shown in text, text
+
+
 def test_the_leader_is_marked_and_stands_first() -> None:
     on = Fixture(100)
     on.console.swarm(VIEW)

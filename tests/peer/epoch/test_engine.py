@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from peer.epoch.engine import Engine
+from protocols.committed_rate import RECENT_EPOCHS
 from protocols.errors import BadMessageError
 from protocols.messages import Abort, AskRequest, Chunk, Heartbeat, PushReply
 from protocols.reasons import Reason
@@ -247,6 +248,24 @@ def test_a_heavier_lineage_that_nobody_holds_is_sought_once_and_then_left_alone(
     assert len(process.told_of("catching_up")) == before + 1
     epoch = swarm.epoch("p1")
     swarm.until(lambda: swarm.epoch("p1") > epoch + 1)
+
+
+def test_outsiders_are_told_the_pace_of_commits_by_the_clock_on_the_wall(swarm: SmallSwarm) -> None:
+    """Not of averaging, which takes a part of an epoch."""
+    leader = swarm.processes["p0"]
+
+    def at_a_commit(epoch: int) -> tuple[float, int]:
+        swarm.until(lambda: swarm.epoch("p0") >= epoch)
+        tip = leader.engine.member.tip
+        assert tip is not None
+        return swarm.world.now, tip.total_samples
+
+    first = swarm.epoch("p0") + 2
+    began, before = at_a_commit(first)
+    ended, after = at_a_commit(first + RECENT_EPOCHS)
+    view = leader.engine.swarm()
+    assert view.epoch_s == pytest.approx((ended - began) / RECENT_EPOCHS, rel=0.05)
+    assert view.committed_samples_per_second == pytest.approx((after - before) / (ended - began), rel=0.05)
 
 
 # -- leaving ----------------------------------------------------------------------------------------------------------------

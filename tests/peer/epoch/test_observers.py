@@ -13,7 +13,7 @@ HELLO = Hello(1, False, "", "", "ann")
 
 
 def observers() -> Observers:
-    return Observers(lambda: Swarm(None, 0, "training", (), None), ())
+    return Observers(lambda: Swarm(None, 0, "training", (), None), (), lambda: 0.0)
 
 
 def test_an_observer_that_does_not_read_is_told_nothing_more_and_the_others_are() -> None:

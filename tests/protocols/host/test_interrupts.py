@@ -40,3 +40,22 @@ def test_a_ctrl_c_that_a_destructor_swallows_is_acted_on_by_the_next_part() -> N
         assert leaving.asked.is_set()
         with leaving.by(lambda: calls.append("left")):
             assert calls == ["left"]
+
+
+def test_a_terminal_that_is_closed_asks_once_however_often_its_shell_says_so() -> None:
+    leaving, calls = Leaving(), []
+    with two_stage_interrupts(leaving.ask, lambda: None), leaving.by(lambda: calls.append("left")):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGHUP)
+    assert calls == ["left"]
+
+
+def test_under_nohup_it_stays() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    leaving = Leaving()
+    try:
+        with two_stage_interrupts(leaving.ask, lambda: None):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not leaving.asked.is_set()

@@ -7,8 +7,10 @@ import fcntl
 import os
 import pty
 import select
+import shutil
 import signal
 import struct
+import subprocess
 import sys
 import termios
 import textwrap
@@ -127,3 +129,49 @@ def test_ctrl_z_leaves_the_terminal_to_the_shell_and_fg_begins_a_new_view_below(
     assert written.endswith("program.py"), f"the shell's line is not drawn over: {lines}"
     terminal.types("\x03")
     terminal.shows("left")
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+@pytest.mark.parametrize("columns", [79, 60, 40, 33])
+def test_the_view_is_there_once_in_a_window_that_became_narrower(tmp_path: Path, columns: int) -> None:
+    """In a terminal that breaks lines which have no room any more, as most do."""
+    program, server = tmp_path / "program.py", str(tmp_path / "tmux")
+    program.write_text(textwrap.dedent(PROGRAM).replace("title=", "height=9, title="))
+
+    def tmux(*words: str) -> list[str]:
+        done = subprocess.run(["tmux", "-f", "/dev/null", "-S", server, *words], capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.splitlines() if line.strip()]
+
+    def shows(text: str) -> list[str]:
+        deadline, lines = time.monotonic() + 20, tmux("capture-pane", "-p")
+        while not any(text in line for line in lines):
+            assert time.monotonic() < deadline, lines
+            time.sleep(0.05)
+            lines = tmux("capture-pane", "-p")
+        return lines
+
+    bare = ("env", "-u", "COLUMNS", "-u", "LINES", f"PYTHONPATH={Path.cwd()}")
+    tmux("new-session", "-d", "-x", "80", "-y", "24", *bare, sys.executable, str(program))
+    try:
+        shows("frame 2")
+        tmux("resize-window", "-x", str(columns))
+        lines = shows("╰" + "─" * (columns - 2) + "╯")
+        assert is_whole(lines) and lines[:-9] in ([], ["a line above"]), "nothing is left of what was drawn before"
+        tmux("send-keys", "C-c")
+    finally:
+        tmux("kill-server")
+
+
+def test_a_terminal_that_is_closed_is_as_ctrl_c_and_what_is_said_afterwards_ends_nothing(tmp_path: Path) -> None:
+    program, marker = tmp_path / "program.py", tmp_path / "left"
+    goes_on = f'screen.say("said to nobody")\nopen({str(marker)!r}, "x")'
+    program.write_text(textwrap.dedent(PROGRAM).replace('print("left")', goes_on))
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, str(program)], {**os.environ, "PYTHONPATH": str(Path.cwd()), "TERM": "xterm"})
+    seen = b""
+    while b"frame 2" not in seen:
+        seen += os.read(fd, 1 << 16)
+    os.close(fd)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert marker.exists()
