@@ -21,7 +21,6 @@ from peer.simulation.problem import State
 from peer.simulation.training_thread import NotifyingJobQueue, TrainingThread
 from peer.simulation.transport import SimulatedSigner, SimulatedTransport
 from peer.training.gradient_pass import GradientPass
-from peer.training.strategies import build_strategy
 from peer.training.trainer import Trainer
 from protocols.errors import RemoteError
 from protocols.gradients.error_feedback import ErrorFeedback
@@ -111,8 +110,7 @@ class SimulatedPeer:
 
     def _replica(self, signer: SimulatedSigner) -> ObservedReplica:
         device, settings = self.device, self.swarm.settings
-        strategy = build_strategy(settings, device.model, device.optimizer, device.schedule)
-        device.optimizer = strategy.optimizer  # whose slots are state: a strategy may step one of its own
+        strategy = device.strategy(settings)
         feedback = ErrorFeedback(self.name, self.incarnation)
         replica = ObservedReplica(device.model, strategy, settings, error_feedback=feedback, verify=signer.verify)
         replica.slices = self.swarm.problem.slices
