@@ -60,6 +60,8 @@ class _Directory:
 class SimulatedPeer:
     """One start of a peer on a machine. It lives until it is killed, gives up, or its machine loses power."""
 
+    sizes = SIZES
+
     def __init__(self, swarm: Swarm, machine: Machine, incarnation: int, bootstrap: tuple[Candidate, ...]) -> None:
         self.swarm, self.world, self.observer = swarm, swarm.world, swarm.observer
         self.machine, self.name, self.incarnation = machine, machine.name, incarnation
@@ -98,7 +100,7 @@ class SimulatedPeer:
                 signer,
                 clock=self.loop.time,
                 random=random,
-                sizes=SIZES,
+                sizes=self.sizes,
                 events=self._happened,
             )
             address = f"{self.name}:1" if machine.listens else ""
