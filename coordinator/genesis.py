@@ -10,7 +10,7 @@ from coordinator.checkpoints.store import Checkpoints
 from protocols.errors import DiskError, UsageError
 from protocols.host.files import write_durably
 from protocols.identity import Authority, Credentials, Key, Ticket
-from protocols.optimization import build_optimizer, build_scheduler
+from protocols.optimization import build_optimizer, build_scheduler, build_state_optimizer
 from protocols.run_spec import RunSpec
 from protocols.snapshot.format import StateHeader, capture, parameters_sha256
 from protocols.tasks.registry import checked, initial_model, prepare
@@ -89,8 +89,8 @@ def _resolved(author: RunSpec, path: Path, progress: Callable[[str], None]) -> R
 
 def _make_genesis(author: RunSpec, spec: RunSpec, path: Path, leader: str, file: Path) -> None:
     model = initial_model(author, spec, path)
-    optimizer = build_optimizer(spec, model)
-    schedule = build_scheduler(spec, optimizer)
+    optimizer = build_state_optimizer(spec, model)
+    schedule = build_scheduler(spec, build_optimizer(spec, model))
 
     def snapshot(lineage: str) -> bytes:
         header = StateHeader(spec.digest, epoch=0, lineage=lineage, samples=0, commit="", scheduler=schedule.state_dict())

@@ -37,7 +37,7 @@ from peer.training.strategies import build_strategy
 from peer.training.trainer import Progressed, Trainer
 from peer.training.tuning import Choices, Memory, Trials, Way, find_way
 from protocols.committed_rate import CommittedRate
-from protocols.errors import DiskError, UnreachableError
+from protocols.errors import DiskError, UnreachableError, UsageError
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.host.event_log import EventLog
 from protocols.host.interrupts import EXIT_INTERRUPTED, Leaving, two_stage_interrupts
@@ -193,6 +193,11 @@ class _Session:
     def _build_trainer(self, progressed: Progressed, stack: contextlib.ExitStack) -> Trainer:
         """`stack` closes its batches."""
         config, spec, enrolment, task = self._config, self._spec, self._enrolment, self._task
+        if ranks.size() > 1 and spec.training.strategy == "local-steps":
+            raise UsageError(
+                "torchrun does not go with local steps yet: the processes of a computer step together, at commits alone",
+                remedy="Start one `dugnad peer` for each GPU, with --device cuda:0, cuda:1 and so on, and a --home of its own.",
+            )
         device = pick_device("cpu" if config.role == "auxiliary" else config.device)
         model = task.build_model().to(device)
         optimizer = build_optimizer(spec, model)
@@ -237,7 +242,7 @@ class _Session:
         way = None if config.retune else memory.recall()
         if way is None:
             self._console.status("Trying out how this computer trains fastest")
-            way = find_way(device, choices, self._spec.training.target_batch_size, trials.rate, time.monotonic)
+            way = find_way(device, choices, self._spec.training.largest_micro_batch, trials.rate, time.monotonic)
             memory.keep(way)
         self._console.event(f"training on {describe(device)} with {plural(way.threads, 'thread')}, {way}")
         return way

@@ -291,7 +291,7 @@ def _training(network: NetworkThread, enrolment: Enrolment, ticket: Ticket, wish
     model.to(device)
 
     trials = Trials(task, model, device, seed=spec.run.seed, peer="doctor")
-    way = find_way(device, Choices(compiled=False), spec.training.target_batch_size, trials.rate, time.monotonic)
+    way = find_way(device, Choices(compiled=False), spec.training.largest_micro_batch, trials.rate, time.monotonic)
     rate = trials.rate(way)
     speed = f"{way} with {plural(way.threads, 'thread')}: {way.micro_batch / rate:.2f} s, {rate:.1f} samples/s"
     yield Check("speed", "ok", f"{speed}; the run's batch is {spec.training.target_batch_size:,} samples")

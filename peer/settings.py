@@ -35,6 +35,12 @@ class RunSettings:
     strategy: str = "accumulate"
     """A name of `peer.training.strategies.STRATEGIES`."""
 
+    local_batch_size: int = 1
+    """Samples of a local step."""
+
+    outer_learning_rate: float = 1.0
+    outer_momentum: float = 0.0
+
     rule: str = "mean"
     """A name of `protocols.gradients.aggregation.RULES`."""
 
@@ -54,6 +60,9 @@ class RunSettings:
             overlap=spec.averaging.overlap,
             max_grad_norm=spec.training.max_grad_norm,
             strategy=spec.training.strategy,
+            local_batch_size=spec.training.local_batch_size,
+            outer_learning_rate=spec.training.outer_learning_rate,
+            outer_momentum=spec.training.outer_momentum,
             rule=spec.averaging.rule,
             max_share=spec.averaging.max_share,
         )

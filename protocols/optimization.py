@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from pytorch_optimizer import Lamb
@@ -34,6 +35,23 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
         )
         return lamb
     return torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum, foreach=False, fused=False)
+
+
+def build_outer_optimizer(model: nn.Module, learning_rate: float, momentum: float) -> torch.optim.Optimizer:
+    """The optimizer that joins local steps: SGD, with Nesterov's momentum if there is any (DiLoCo, Douillard et al., 2023).
+
+    Its gradient is the averaged movement. Rate 1 without momentum sets the parameters to the mean of the peers'.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, foreach=False, fused=False)
+
+
+def build_state_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer whose slots are training state, as the run's strategy has it."""
+    training = spec.training
+    if training.strategy == "local-steps":
+        return build_outer_optimizer(model, training.outer_learning_rate, training.outer_momentum)
+    return build_optimizer(spec, model)
 
 
 def _groups(model: nn.Module, options: OptimizerSpec) -> list[dict[str, Any]]:
@@ -68,7 +86,7 @@ class Schedule:
             )
             if not isinstance(scheduler, LambdaLR):
                 raise TypeError("its rate is no function of the epoch alone")
-            self._factor = scheduler.lr_lambdas[0]
+            self._factor: Callable[[float], float] = cast(Any, scheduler.lr_lambdas[0])
             probes = [self._factor(step) for step in (0, 1, spec.total_steps or 1000)]
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise SpecError(f'schedule "{schedule.name}": {error}', remedy="Correct schedule.options in the run file.") from error
@@ -76,8 +94,8 @@ class Schedule:
             raise SpecError(f'schedule "{schedule.name}" yields no number', remedy="Correct schedule.options in the run file.")
         self.set_epoch(0)
 
-    def learning_rate_at(self, epoch: int) -> float:
-        """The rate for the step out of `epoch`, which counts from 0."""
+    def learning_rate_at(self, epoch: float) -> float:
+        """The rate for the step out of `epoch`, which counts from 0. Half epochs lie between."""
         return self._peak * float(self._factor(epoch))
 
     def set_epoch(self, epoch: int) -> None:

@@ -47,7 +47,7 @@ ScheduleName = Literal[
 ]
 # transformers has two more, reduce_lr_on_plateau and greedy. They follow a locally measured loss, so peers would disagree.
 
-StrategyName = Literal["accumulate"]
+StrategyName = Literal["accumulate", "local-steps"]
 """Implemented in peer/training/strategies."""
 
 RuleName = Literal["mean", "norm-capped"]
@@ -166,13 +166,32 @@ class TrainingSpec(Section):
     """Samples that one epoch averages, over all peers together."""
 
     max_grad_norm: float = Field(default=1.0, ge=0.0)
-    """Clips the averaged gradient to this norm; 0 turns clipping off."""
+    """Clips the averaged gradient to this norm (local-steps: the gradient of each local step); 0 turns clipping off."""
 
     max_epochs: int | None = Field(default=None, ge=1)
     """Epochs after which the run is complete; open-ended when not set."""
 
     strategy: StrategyName = "accumulate"
-    """The training algorithm. accumulate: each peer adds up gradients, and an epoch is one optimizer step on their mean."""
+    """The training algorithm:
+    - accumulate: each peer adds up gradients, and an epoch is one optimizer step on their mean.
+    - local-steps: each peer steps alone, as often as it can, and an epoch averages where the peers have come to. That takes far
+      fewer bytes a sample, so that slow lines reach large models. An epoch of it is long: some hundred samples a peer.
+    """
+
+    local_batch_size: int = Field(default=16, ge=1, le=1 << 20)
+    """local-steps: samples of one local step. The optimizer's learning rate belongs to this batch."""
+
+    outer_learning_rate: float = Field(default=1.0, gt=0.0)
+    """local-steps: the share of the averaged movement that an epoch takes. With 1 and no momentum it is the peers' mean."""
+
+    outer_momentum: _DecayRate = 0.0
+    """local-steps: Nesterov momentum of the averaged movement. It fails in short runs: leave it at 0 unless there are hundreds of
+    epochs. With 0.9, an outer_learning_rate of 0.7 is usual."""
+
+    @property
+    def largest_micro_batch(self) -> int:
+        """Samples: a step has no more."""
+        return self.local_batch_size if self.strategy == "local-steps" else self.target_batch_size
 
 
 class AveragingSpec(Section):
@@ -209,7 +228,7 @@ class AveragingSpec(Section):
     overlap: bool = False
     """Train on while an epoch is averaged, with the parameters from before it. No round then makes a contributor wait, but each
     gradient is one step stale, which calls for a lower learning rate. A contributor needs memory for two more vectors of the
-    parameters' size: one always, and one while it steps."""
+    parameters' size: one always, and one while it steps. It does not go with local-steps."""
 
 
 class CheckpointSpec(Section):
@@ -262,7 +281,21 @@ class RunSpec(Section):
             raise ValueError('schedule "warmup_stable_decay" needs schedule.total_steps or schedule.options.num_stable_steps')
         if total is not None and schedule.warmup_steps > total:
             raise ValueError(f"schedule.warmup_steps ({schedule.warmup_steps}) is above the total of {total} steps")
+        self._strategy_agrees()
         return self
+
+    def _strategy_agrees(self) -> None:
+        training = self.training
+        if training.strategy != "local-steps":
+            for key in ("local_batch_size", "outer_learning_rate", "outer_momentum"):
+                if getattr(training, key) != TrainingSpec.model_fields[key].default:
+                    raise ValueError(f'training.{key} is for strategy "local-steps", and this run\'s is "{training.strategy}"')
+            return
+        if self.averaging.overlap:
+            raise ValueError('averaging.overlap does not go with strategy "local-steps": leave one of them out')
+        if training.local_batch_size > training.target_batch_size:
+            sizes = f"training.local_batch_size ({training.local_batch_size}) is above target_batch_size"
+            raise ValueError(f"{sizes} ({training.target_batch_size}): an epoch has many local steps")
 
     @classmethod
     def load(cls, path: Path | str) -> RunSpec:

@@ -91,9 +91,9 @@ def _unknown_key(table: str, key: str, value: Any, tables: Tables) -> SpecError:
     dotted = _dotted(table, key)
     valid = tables.get(table, frozenset())
     near = difflib.get_close_matches(key, sorted(valid), n=1)
-    if near:
-        return SpecError(f"unknown key {dotted}", remedy=f"Did you mean {_dotted(table, near[0])}?")
     everywhere = {name: _dotted(other, name) for other, names in tables.items() if other for name in sorted(names)}
+    if near and key not in everywhere:
+        return SpecError(f"unknown key {dotted}", remedy=f"Did you mean {_dotted(table, near[0])}?")
     near = difflib.get_close_matches(key, everywhere, n=1)
     if near and not isinstance(value, Mapping):
         return SpecError(f"unknown key {dotted}", remedy=f"Did you mean {everywhere[near[0]]}?")

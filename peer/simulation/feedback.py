@@ -1,4 +1,4 @@
-"""What every process has to give, worked out apart from it: its samples' gradients, and what its earlier encodings lost of them.
+"""What every process has to give, worked out apart from it: what its samples come to, and what its earlier encodings lost.
 
 Error feedback loses nothing: what was given and what is still to come are together what was drawn, through attempts that fail,
 epochs that miss a contribution, and other codecs. What is still to come changes when a commit that names the contribution is
@@ -30,8 +30,8 @@ ROUNDING = {np.float32: 2.0**-22, np.float64: 2.0**-40}
 class Given:
     contribution: Contribution
     codec: Codec
-    values: Vector  # the mean gradient, as everybody decodes it
-    lost: Vector  # of the gradient sum
+    values: Vector  # the mean, as everybody decodes it
+    lost: Vector  # of the mean times the samples
     sound: bool  # it is known at which parameters the samples were drawn
 
 
@@ -56,7 +56,7 @@ class Feedback:
         """`liars`: peers that may name other contributions than they froze."""
         self._world, self._liars = world, liars
         self._rule, self._max_share = rule_named(settings.rule), settings.max_share
-        self._elements, self._gradient = problem.elements, problem.gradient
+        self._elements, self._contributed = problem.elements, problem.contributed
         self._owed: dict[tuple[str, int], _Owed] = {}
         self._given: dict[Contribution, Given] = {}
         self.weights_at: Callable[[str], Vector] = lambda lineage: self._zeros()  # lineage -> its parameters
@@ -74,23 +74,19 @@ class Feedback:
         return found
 
     def froze(self, contribution: Contribution, encoded: bytes, codec: Codec, *, sound: bool) -> None:
-        """Checked where the problem tells each sample's gradient. `sound`: by an honest process whose state had not drifted."""
+        """Checked where the problem tells what samples come to. `sound`: by an honest process whose state had not drifted."""
         drawn, size = self._zeros(), self._zeros()
-        c, weights = contribution, self.weights_at(contribution.base)
-        gradient_of = self._gradient
-        if gradient_of is not None and sound:
-            for counter in range(c.first, c.end):
-                gradient = gradient_of(c.peer, c.incarnation, counter, weights)
-                drawn += gradient
-                size += np.abs(gradient)
+        c, contributed = contribution, self._contributed
+        if contributed is not None and sound:
+            drawn, size = contributed(c.peer, c.incarnation, c.first, c.end, self.weights_at(c.base))
         owed = self._owed.setdefault((c.peer, c.incarnation), self._nothing())
         exact = drawn + owed.vector
-        size += np.abs(owed.vector)
+        size = size + np.abs(owed.vector)
         values = codec.decode(encoded, self._elements).astype(np.float64)
         off, unknown = np.abs(values - exact / c.weight), owed.rounding / c.weight
-        sound = sound and owed.sound and gradient_of is not None
+        sound = sound and owed.sound and contributed is not None
         if sound and bool((off > unknown + allowed(codec, np.abs(exact / c.weight) + unknown, size / c.weight)).any()):
-            what = f"{named(c)} come to other gradients than theirs and what was lost before, by up to {off.max():.3g}"
+            what = f"{named(c)} come to something else than theirs and what was lost before, by up to {off.max():.3g}"
             self._world.violated("2 given", what)
         lost = exact - values * c.weight if codec.error_feedback else self._zeros()
         owed.given = self._given[c] = Given(c, codec, values, lost, sound)

@@ -46,7 +46,8 @@ class _Seen:
 
     lineage: str = ""  # where its state stands; '' before the first, and after a step that failed
     heaviest: tuple[int, str] | None = None  # (weight, lineage) that it was at last
-    version: int = 0  # of the training state's memory, as the last commit or snapshot left it
+    version: int = 0  # of the training state's memory, when it was looked at last
+    state: State | None = None  # as the last commit or snapshot left it
     drifted: bool = False  # by a fault, or by a snapshot of such a process
     catches_up: Reason | None = None  # the last reason that it gave for leaving the round, until it is back
     unreached: dict[str, float] = field(default_factory=dict)  # reducer -> when it failed last for this process
@@ -97,7 +98,7 @@ class Observer:
     # -- of processes ----------------------------------------------------------------------------------------------------------
 
     def started(self, process: Source, *, on_disk: bool) -> None:
-        self._seen[process] = _Seen(version=process.device.version)
+        self._seen[process] = _Seen(version=process.device.version, state=process.state)
         self.moves += 1
         self._note(process, f"starts as {process.incarnation}" + (" with a snapshot on disk" if on_disk else ""))
 
@@ -108,8 +109,10 @@ class Observer:
     def after_event(self, process: Source) -> None:
         """Whole commits only: what an event wrote, a commit or a snapshot of the same event explains."""
         seen = self._seen[process]
-        if process.device.version != seen.version:
-            self._violated("3 whole", f"{process.name}'s state changed outside any commit and any snapshot")
+        if process.device.version != seen.version:  # perhaps by local steps, which write to the model's parameters too
+            seen.version = process.device.version
+            if seen.state is None or not process.state.equals(seen.state):
+                self._violated("3 whole", f"{process.name}'s state changed outside any commit and any snapshot")
         seen.late = None
 
     def catching_up(self, process: Source, reason: Reason) -> None:
@@ -305,14 +308,14 @@ class Observer:
     def _stands_nowhere(self, process: Source) -> None:
         """The lineage that it takes next is no move to a lighter one."""
         seen = self._seen[process]
-        seen.version = process.device.version
+        seen.version, seen.state = process.device.version, process.state
         seen.lineage, seen.heaviest = "", None
         self.moves += 1
 
     def drifted(self, process: Source) -> None:
         """A fault changed its state."""
         seen = self._seen[process]
-        seen.version, seen.drifted = process.device.version, True
+        seen.version, seen.state, seen.drifted = process.device.version, process.state, True
         self._tainted.add(seen.lineage)
         self._note(process, "drifts")
 
@@ -352,7 +355,8 @@ class Observer:
 
     def _stands_at(self, process: Source, seen: _Seen, digest: str) -> None:
         lineage = self.lineages.known[digest]
-        is_right = process.state.equals(lineage.state)
+        seen.state = process.state
+        is_right = seen.state.equals(lineage.state)
         if not is_right and not (seen.drifted or digest in self._tainted or self._anybody_drifted()):
             self._violated("1 state", f"{process.name}'s state at {digest[:8]} is not that of this lineage")
         seen.version, seen.drifted = process.device.version, not is_right

@@ -2,25 +2,29 @@
 
 Sample c of a peer pulls every weight towards a target drawn from (peer, incarnation, c): its loss is half the squared distance,
 and its gradient `weights - target`. So a gradient depends on the sample and on the parameters at which it was drawn, and the
-observer can work out each of them, and every step, apart from the processes.
+observer can work out each contribution, and every step of the state, apart from the processes.
 
-The learning rate and the momentum are powers of two, so that numpy's steps and torch's round alike.
+Learning rates and momenta are powers of two, so that numpy's steps and torch's round alike. The inner optimizer of local steps
+has no momentum: what a peer drew in vain would stay in there, and the observer does not hear of that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from peer.settings import RunSettings
 from peer.training.gradient_norm import gradient_norm
+from peer.training.strategies import build_strategy
+from peer.training.strategies.base import Strategy
 from protocols.gradients.codecs import Codec
 from protocols.gradients.slices import ResultLayout, Slices
 from protocols.optimization import build_optimizer, build_scheduler
@@ -34,13 +38,13 @@ ELEMENTS = 4 * GRID  # at most four reducers
 SLICES = Slices(ELEMENTS, 4)  # a block an epoch
 LEARNING_RATE, MOMENTUM = 2.0**-3, 2.0**-1
 MAX_NORM = 16.0  # about as long as an average of a batch: some are clipped
-SPEC = RunSpec.model_validate(
-    {
-        "run": {"name": "simulation"},
-        "optimizer": {"name": "sgd", "learning_rate": LEARNING_RATE, "momentum": MOMENTUM},
-        "schedule": {"name": "constant"},
-    }
-)
+OUTER_LEARNING_RATE, OUTER_MOMENTUM = 2.0**-1, 2.0**-2
+LOCAL_BATCH = 6  # a multiple of every micro-batch in the simulator, so that local steps do not depend on it
+
+
+def _spec(momentum: float) -> RunSpec:
+    optimizer = {"name": "sgd", "learning_rate": LEARNING_RATE, "momentum": momentum}
+    return RunSpec.model_validate({"run": {"name": "simulation"}, "optimizer": optimizer, "schedule": {"name": "constant"}})
 
 
 class DeviceError(Exception):
@@ -63,10 +67,18 @@ class Device:
         self.model = model
         self._parameters = tuple(model.parameters())
         self.optimizer = build_optimizer(spec, model)
+        """After `strategy`, the one whose slots are state."""
+
         self.schedule = build_scheduler(spec, self.optimizer)
+        self.fails_next_step = False
+
+    def strategy(self, settings: RunSettings) -> Strategy:
+        """The run's strategy on this device. Ask once."""
+        strategy = build_strategy(settings, self.model, self.optimizer, self.schedule)
+        self.optimizer = strategy.optimizer
         self._step = self.optimizer.step
         self.optimizer.step = self._maybe_step  # type: ignore[method-assign,assignment]
-        self.fails_next_step = False
+        return strategy
 
     def _maybe_step(self) -> None:
         if self.fails_next_step:
@@ -146,6 +158,24 @@ def _joined(tensors: Iterable[torch.Tensor]) -> Vector:
     return torch.cat(parts).numpy() if parts else np.zeros(0)
 
 
+def summed(peer: str, incarnation: int, first: int, end: int, weights: Vector) -> tuple[Vector, Vector]:
+    """The sum of the samples' gradients, and of their sizes."""
+    gradients = [weights - target(peer, incarnation, counter) for counter in range(first, end)]
+    return sum(gradients, np.zeros(ELEMENTS)), sum(map(np.abs, gradients), np.zeros(ELEMENTS))
+
+
+def moved(peer: str, incarnation: int, first: int, end: int, weights: Vector) -> tuple[Vector, Vector]:
+    """The movement of local steps times the samples, and the sizes of what came to it."""
+    local, size = weights.copy(), np.abs(weights)
+    for at in range(first, end, LOCAL_BATCH):
+        stop = min(at + LOCAL_BATCH, end)
+        gradient = summed(peer, incarnation, at, stop, local)[0] / (stop - at)
+        step = LEARNING_RATE * min(1.0, MAX_NORM / float(np.linalg.norm(gradient))) * gradient
+        local -= step
+        size += np.abs(step)
+    return (weights - local) * (end - first), size * (end - first)
+
+
 def stepped(state: State, commit: Commit, averaged: bytes, codec: Codec) -> State:
     """The regression's state after this commit, whose encoded averages are these."""
     gradient = codec.decode(averaged, ELEMENTS).astype(np.float64)
@@ -156,9 +186,16 @@ def stepped(state: State, commit: Commit, averaged: bytes, codec: Codec) -> Stat
     return State(state.weights - LEARNING_RATE * momentum, momentum)
 
 
+def outer_stepped(state: State, commit: Commit, averaged: bytes, codec: Codec) -> State:
+    """The same with local steps, by Nesterov's momentum."""
+    movement = codec.decode(averaged, ELEMENTS).astype(np.float64)
+    momentum = state.slots * OUTER_MOMENTUM + movement if state.slots.size else movement
+    return State(state.weights - OUTER_LEARNING_RATE * (movement + OUTER_MOMENTUM * momentum), momentum)
+
+
 @dataclass(frozen=True)
 class Problem:
-    """A model and what it learns. With `gradient` and `stepped` the observer works out every gradient and step for itself;
+    """A model and what it learns. With `contributed` and `stepped` the observer works out every contribution and step for itself;
     without, it holds all processes against the first that stepped."""
 
     device: Callable[[], Device]
@@ -170,10 +207,13 @@ class Problem:
     value_bytes: int
     """Of the canonical values of one element: the parameter and its slots."""
 
-    gradient: Callable[[str, int, int, Vector], Vector] | None = None
-    """(peer, incarnation, counter of the sample, weights) -> (elements,)"""
+    contributed: Callable[[str, int, int, int, Vector], tuple[Vector, Vector]] | None = None
+    """(peer, incarnation, first and end counter of the samples, weights at their base) -> (elements,) the contribution times its
+    samples, and the sizes of the numbers that came to it, by which it may be rounded"""
 
     stepped: Callable[[State, Commit, bytes, Codec], State] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of RunSettings that belong to the problem."""
 
     @property
     def elements(self) -> int:
@@ -185,11 +225,23 @@ class Problem:
 
 
 REGRESSION = Problem(
-    device=lambda: Device(Regression(), SPEC),
+    device=lambda: Device(Regression(), _spec(MOMENTUM)),
     task=cast(Task, Pull()),
     batches=lambda peer, incarnation, micro_batch: cast(Batches, targets(peer, incarnation, micro_batch)),
     slices=SLICES,
     value_bytes=2 * np.dtype(np.float64).itemsize,
-    gradient=lambda peer, incarnation, counter, weights: weights - target(peer, incarnation, counter),
+    contributed=summed,
     stepped=stepped,
+)
+LOCAL_REGRESSION = replace(
+    REGRESSION,
+    device=lambda: Device(Regression(), _spec(0.0)),
+    contributed=moved,
+    stepped=outer_stepped,
+    settings={
+        "strategy": "local-steps",
+        "local_batch_size": LOCAL_BATCH,
+        "outer_learning_rate": OUTER_LEARNING_RATE,
+        "outer_momentum": OUTER_MOMENTUM,
+    },
 )

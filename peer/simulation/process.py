@@ -21,7 +21,6 @@ from peer.simulation.problem import State
 from peer.simulation.training_thread import NotifyingJobQueue, TrainingThread
 from peer.simulation.transport import SimulatedSigner, SimulatedTransport
 from peer.training.gradient_pass import GradientPass
-from peer.training.strategies import build_strategy
 from peer.training.trainer import Trainer
 from protocols.errors import RemoteError
 from protocols.gradients.error_feedback import ErrorFeedback
@@ -65,6 +64,8 @@ class _Directory:
 class SimulatedPeer:
     """One start of a peer on a machine. It lives until it is killed, gives up, or its machine loses power."""
 
+    sizes = SIZES
+
     def __init__(self, swarm: Swarm, machine: Machine, incarnation: int, bootstrap: tuple[Candidate, ...]) -> None:
         self.swarm, self.world, self.observer = swarm, swarm.world, swarm.observer
         self.machine, self.name, self.incarnation = machine, machine.name, incarnation
@@ -103,7 +104,7 @@ class SimulatedPeer:
                 signer,
                 clock=self.loop.time,
                 random=random,
-                sizes=SIZES,
+                sizes=self.sizes,
                 events=self._happened,
             )
             address = f"{self.name}:1" if machine.listens else ""
@@ -115,8 +116,7 @@ class SimulatedPeer:
 
     def _replica(self, signer: SimulatedSigner) -> ObservedReplica:
         device, settings = self.device, self.swarm.settings
-        strategy = build_strategy(settings, device.model, device.optimizer, device.schedule)
-        device.optimizer = strategy.optimizer  # whose slots are state: a strategy may step one of its own
+        strategy = device.strategy(settings)
         feedback = ErrorFeedback(self.name, self.incarnation)
         replica = ObservedReplica(device.model, strategy, settings, error_feedback=feedback, verify=signer.verify)
         replica.slices = self.swarm.problem.slices

@@ -12,6 +12,7 @@ import torch
 
 from peer.simulation.faults import FAULTS_S, KINDS, LONGEST_S, PATIENCE_S, Fault, Schedule, draw
 from peer.simulation.liars import LIES, draw_liars
+from peer.simulation.problem import LOCAL_REGRESSION, REGRESSION
 from peer.simulation.swarm import SLOW_BYTES_S, Swarm
 from peer.simulation.world import ViolationError, World
 
@@ -81,7 +82,8 @@ def simulate(
     hostile: float = 0.0,
     lies: Iterable[str] = LIES,
 ) -> SeedResult:
-    """`schedule`: the faults, instead of those drawn from the seed. The runs of odd seeds overlap.
+    """`schedule`: the faults, instead of those drawn from the seed. The runs of odd seeds overlap; every second one of the others
+    takes local steps.
 
     `hostile`: the share of the peers that lie from the beginning to the end, each with one of `lies`. Among them no other peer
     drifts or gives damaged state: docs/SECURITY.md promises nothing where honest states are damaged, too.
@@ -89,7 +91,8 @@ def simulate(
     world = World(seed)
     liars = draw_liars(seed, [f"p{index}" for index in range(peers)], hostile, lies)
     max_epochs = MAX_EPOCHS if seed % 8 == 6 else None
-    swarm = Swarm(world, peers, overlap=bool(seed % 2), max_epochs=max_epochs, liars=liars)
+    problem = LOCAL_REGRESSION if seed % 4 == 2 else REGRESSION
+    swarm = Swarm(world, peers, problem=problem, overlap=bool(seed % 2), max_epochs=max_epochs, liars=liars)
     if schedule is None:
         schedule = draw(seed, swarm.names) if faults else ()
     if liars:

@@ -14,7 +14,6 @@ from peer.simulation.problem import MAX_NORM, REGRESSION, Problem
 from peer.simulation.process import SimulatedPeer
 from peer.simulation.transport import STRANGER, ban_list_by_the_organiser
 from peer.simulation.world import World
-from peer.training.strategies import build_strategy
 from protocols.ban_list import NO_BANS, BanList
 from protocols.round.planner import WINDOW_BYTES
 from protocols.round.records import Candidate, Tip
@@ -88,6 +87,7 @@ class Swarm:
             max_grad_norm=MAX_NORM,
             rule=averaging.rule if liars else "mean",
             max_share=averaging.max_share if liars else 1.0,
+            **problem.settings,
         )
         self.observer = Observer(world, self.settings, problem, self.network.reached_at, liars.keys())
         self.injector = Injector(world, self)
@@ -231,6 +231,6 @@ class Swarm:
 def genesis_snapshot(problem: Problem, settings: RunSettings) -> bytes:
     """The state that a run with these settings begins with."""
     device = problem.device()
-    optimizer = build_strategy(settings, device.model, device.optimizer, device.schedule).optimizer
+    optimizer = device.strategy(settings).optimizer
     header = StateHeader(RUN, 0, settings.genesis.lineage, 0, commit="", scheduler=device.schedule.state_dict())
     return capture(device.model, optimizer, header)

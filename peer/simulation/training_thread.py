@@ -36,12 +36,17 @@ class TrainingThread:
         self._jobs = jobs
         self.step_s = step_s
         self.slowness = 1.0  # of jobs
+        self.is_held = False  # it draws nothing until `release`
         self.trainer: Trainer | None = None
         self._is_busy = False
         jobs.notify = self._go_on
 
     def start(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        self._go_on()
+
+    def release(self) -> None:
+        self.is_held = False
         self._go_on()
 
     def _go_on(self) -> None:
@@ -51,7 +56,7 @@ class TrainingThread:
         job = self._jobs.next(wait_s=0.0)
         if job is not None:
             self._for(self._random.uniform(*JOB_S) * self.slowness, job.run)
-        elif trainer.is_drawing:
+        elif trainer.is_drawing and not self.is_held:
             self._for(self.step_s, trainer.micro_batch)
 
     def _for(self, seconds: float, act: Callable[[], None]) -> None:

@@ -39,6 +39,17 @@ class BaseParameters:
             self._show(self._state)
         self._state = []
 
+    def moved(self, at: int, stop: int) -> torch.Tensor:
+        """(stop - at,) elements of the flat vector of the state's parameters minus the copy, on the CPU. Call between `keep` and
+        `release`."""
+        pieces, first = [], 0  # `first`: the flat element that a parameter begins with
+        for state, copy in zip(self._state, self._copy, strict=True):
+            begin, end = max(at - first, 0), min(stop - first, state.numel())
+            if begin < end:
+                pieces.append((state.reshape(-1)[begin:end] - copy.reshape(-1)[begin:end]).to("cpu"))
+            first += state.numel()
+        return torch.cat(pieces)
+
     @contextmanager
     def at_tip(self) -> Iterator[None]:
         """Inside, the module holds the state's own parameters. All code that reads or writes state runs inside."""

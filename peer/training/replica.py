@@ -96,6 +96,8 @@ class Replica:
         None when there are no samples, or when their loss or contribution is not finite. The next freeze overwrites `encoded`.
         """
         strategy, frozen = self.strategy, None
+        if strategy.samples:
+            strategy.finish()
         if self.tip is not None and strategy.samples and math.isfinite(strategy.loss_sum):
             encoded = self._error_feedback.encode(self.codec, strategy)
             if encoded is not None and self._error_feedback.norm <= MAX_NORM:

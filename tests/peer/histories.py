@@ -12,7 +12,6 @@ from peer.settings import RunSettings
 from peer.simulation.problem import ELEMENTS, MAX_NORM, REGRESSION, SLICES
 from peer.simulation.transport import SimulatedSigner
 from peer.training.replica import Replica
-from peer.training.strategies import build_strategy
 from protocols.gradients.codecs import CODECS
 from protocols.gradients.error_feedback import ErrorFeedback
 from protocols.round.records import Ballot, Candidate, Commit, Contribution, ShardResult, SignedCommit, Tip
@@ -46,7 +45,7 @@ class Stand:
 
     def __init__(self, name: str, **change: Any) -> None:
         self.device, settings = REGRESSION.device(), replace(SETTINGS, **change)
-        strategy = build_strategy(settings, self.device.model, self.device.optimizer, self.device.schedule)
+        strategy = self.device.strategy(settings)
         verify = SimulatedSigner(name).verify
         self.replica = Replica(self.device.model, strategy, settings, error_feedback=ErrorFeedback(name, 1), verify=verify)
         self.replica.slices = SLICES

@@ -7,10 +7,11 @@ import torch
 from peer.settings import RunSettings
 from peer.training.strategies.accumulate import Accumulate
 from peer.training.strategies.base import Strategy
+from peer.training.strategies.local_steps import LocalSteps
 from protocols.optimization import Schedule
 from protocols.sections import unknown_name
 
-STRATEGIES: dict[str, type[Strategy]] = {"accumulate": Accumulate}
+STRATEGIES: dict[str, type[Strategy]] = {"accumulate": Accumulate, "local-steps": LocalSteps}
 
 
 def build_strategy(

@@ -18,7 +18,8 @@ class Strategy(ABC):
     An epoch calls, in this order:
 
         after_backward(samples, loss)     once for each micro-batch
-        mean(at, stop)                    at the freeze, for one piece of the contribution after another
+        finish()                          at the freeze
+        mean(at, stop)                    then, for one piece of the contribution after another
         restart()                         after the freeze
         with advancing(lineage) as average:
             ...                           the replica decodes the averaged contribution into `average`
@@ -33,17 +34,6 @@ class Strategy(ABC):
       the commit's norm, never by one computed here.
     - What is drawn belongs to one base: the parameters at the last restart, at the lineage `base`. With overlap, a commit
       comes while samples accumulate; they go on at their base, and `base` names it. Without overlap they are discarded.
-
-    How `local-steps` fits (DiLoCo, Douillard et al., 2023: each peer steps alone, an outer optimizer joins the results):
-
-    - `optimizer` is the outer one, SGD with Nesterov momentum. The optimizer that the constructor gets is the inner one; its
-      slots stay on this machine and are no state.
-    - `after_backward`: `BaseParameters.keep()` inside `at_tip`, which copies at the first micro-batch; then the inner step, on
-      the copy, with the gradient divided by `samples`; then zero the gradient.
-    - `mean`: the state's own parameters minus the copy.
-    - `step`: the average is the outer optimizer's gradient, and its step moves the state's own parameters.
-    - `restart`: `BaseParameters.release()`, which returns to the tip.
-    - Overlap needs a second copy, of the base, since a commit moves the state's own parameters before the next freeze.
     """
 
     def __init__(
@@ -69,6 +59,9 @@ class Strategy(ABC):
         """`samples` more went through `backward()`, with this sum of losses."""
         self.end += samples
         self.loss_sum += loss_sum
+
+    def finish(self) -> None:  # noqa: B027  most strategies have nothing to do
+        """No more samples come before the freeze: take in what is not in the contribution yet."""
 
     @abstractmethod
     def mean(self, at: int, stop: int) -> torch.Tensor:

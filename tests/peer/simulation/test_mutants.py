@@ -23,6 +23,8 @@ from peer.simulation.scenario import simulate
 from peer.training.base_parameters import BaseParameters
 from peer.training.replica import Frozen, Replica
 from peer.training.strategies.accumulate import Accumulate
+from peer.training.strategies.base import Strategy
+from peer.training.strategies.local_steps import LocalSteps
 from peer.training.trainer import Trainer
 from protocols.gradients.codecs import Codec
 from protocols.gradients.error_feedback import ErrorFeedback, Sums
@@ -167,6 +169,16 @@ def a_base_of_any_age(patch: Patch) -> None:
 def samples_that_enter_two_epochs(patch: Patch) -> None:
     """With overlap, e+1 accumulates on top of what e has frozen. (Without, it is restarted before anything more is drawn.)"""
     _freeze_and_go_on(patch)
+
+
+def local_steps_that_go_on_from_where_they_led(patch: Patch) -> None:
+    """After a commit, a peer that steps alone does not return to the tip."""
+
+    def mutant(strategy: LocalSteps) -> None:
+        Strategy.restart(strategy)
+        strategy._stepped = strategy.end
+
+    patch.setattr(LocalSteps, "restart", mutant)
 
 
 def _at_the_end_of_an_attempt(patch: Patch, spoil: Callable[[ErrorFeedback], None]) -> None:
@@ -335,6 +347,7 @@ MUTANTS: dict[Callable[[Patch], None], str] = {
     a_new_leader_that_does_not_ask: "3 asks",
     a_contribution_frozen_twice: "2 frozen once",
     a_contribution_that_mixes_bases: "2 given",
+    local_steps_that_go_on_from_where_they_led: "2 given",
     a_base_of_any_age: "2 base",
     samples_that_enter_two_epochs: "2 frozen once",
     a_residual_that_an_attempt_settles: "2 given",
@@ -379,6 +392,7 @@ FIRST_SEEDS: dict[Callable[[Patch], None], int] = {
     damage_that_its_takers_keep: 60,
     a_late_commit_applied_after_a_promise: 13,
     a_run_without_an_end: 36,
+    local_steps_that_go_on_from_where_they_led: 2,
     a_member_that_forgets_whom_it_did_not_reach: 105,
 }
 

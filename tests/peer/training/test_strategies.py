@@ -1,37 +1,40 @@
-"""What every training algorithm must keep, and a second one, which only tests know, through the same path as the first."""
+"""What every training algorithm must keep, and an aggregation rule that only this file knows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from peer.simulation.feedback import Feedback
-from peer.simulation.observer import Source
 from peer.training.replica import Replica
 from peer.training.strategies import STRATEGIES
+from peer.training.strategies.local_steps import LocalSteps
 from protocols.errors import SpecError
 from protocols.gradients.aggregation import RULES
 from protocols.gradients.codecs import FloatArray
 from protocols.run_spec import RunSpec, StrategyName
-from tests.peer.other_algorithms import OUTER_LEARNING_RATE, OUTER_MOMENTUM, LocalSteps, largest, registered
-from tests.peer.training.test_overlap import DATA, PEERS, at_tip, draw, frozen_of, replica_of, replicas, round_of, state
-from tests.replicas import LEARNING_RATE, SGD, WARMUP, make_model, parameters, small_job, spec_of
-from tests.swarms import QuietSwarm, Recorder, Volunteer
+from tests.peer.training.test_overlap import PEERS, at_tip, draw, frozen_of, replicas, round_of, state
+from tests.replicas import SGD, make_model, parameters, small_job
+from tests.swarms import QuietSwarm, Volunteer
 
-NAMES = [*STRATEGIES, "test-local-steps"]
+NAMES = list(STRATEGIES)
 EVERY_STRATEGY = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.fixture(autouse=True)
-def known() -> Iterator[None]:
-    with registered():
-        yield
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "test-largest", largest)
+
+
+def largest(parts: Sequence[FloatArray], weights: Sequence[int], norms: Sequence[float]) -> FloatArray:
+    """Element by element, whatever the weights."""
+    result: FloatArray = np.maximum.reduce(parts)
+    return result
 
 
 def epoch(everybody: list[Replica], *followers: Replica) -> None:
@@ -47,7 +50,7 @@ def epoch(everybody: list[Replica], *followers: Replica) -> None:
 
 
 def test_the_spec_accepts_exactly_the_strategies_that_there_are() -> None:
-    assert {*get_args(StrategyName), "test-local-steps"} == set(STRATEGIES)
+    assert set(get_args(StrategyName)) == set(STRATEGIES)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +64,9 @@ def test_the_spec_refuses_an_unknown_name_with_the_nearest_valid_one(section: st
 
 
 def test_settings_with_an_unknown_name_are_refused_with_the_nearest_valid_one() -> None:
-    with pytest.raises(SpecError, match=r"training\.strategy is 'test-local-step'") as caught:
-        replicas(strategy="test-local-step")
-    assert 'Did you mean "test-local-steps"?' in caught.value.remedy
+    with pytest.raises(SpecError, match=r"training\.strategy is 'local-step'") as caught:
+        replicas(strategy="local-step")
+    assert 'Did you mean "local-steps"?' in caught.value.remedy
 
 
 # -- what every strategy keeps -------------------------------------------------------------------------------------------------
@@ -120,50 +123,7 @@ def test_a_contribution_does_not_depend_on_the_pieces_in_which_it_is_read(name: 
     assert it.strategy.mean(0, it.elements).any(), "it is a copy"
 
 
-# -- a second strategy and a second rule ---------------------------------------------------------------------------------------
-
-
-def test_local_steps_with_an_outer_optimizer_are_what_torch_alone_computes() -> None:
-    everybody = [
-        replica_of(make_model(torch.float64), spec_of(SGD), "fp64", strategy="test-local-steps", rule="test-largest")
-        for _ in PEERS
-    ]
-    base = make_model(torch.float64)
-    outer = torch.optim.SGD(base.parameters(), lr=OUTER_LEARNING_RATE, momentum=OUTER_MOMENTUM, nesterov=True)
-    local = [make_model(torch.float64) for _ in PEERS]
-    groups = [
-        [{"params": [p for p in it.parameters() if p.dim() >= 2]}, {"params": [p for p in it.parameters() if p.dim() < 2]}]
-        for it in local
-    ]
-    inner = [torch.optim.SGD(group, lr=1.0, momentum=SGD["momentum"]) for group in groups]
-    counters = [0, 0]
-    for number in range(5):
-        epoch(everybody)
-        moved = []
-        for index, model in enumerate(local):
-            model.load_state_dict(base.state_dict())
-            for group in inner[index].param_groups:
-                group["lr"] = LEARNING_RATE * min(1.0, number / WARMUP)
-            for count in (3 + index, 2):
-                rows = slice(counters[index], counters[index] + count)
-                counters[index] += count
-                inner[index].zero_grad()
-                (DATA.loss_sum(model, PEERS[index], rows) / count).backward()  # type: ignore[no-untyped-call]
-                inner[index].step()
-            moved.append(parameters(base) - parameters(model))
-        nn.utils.vector_to_parameters(parameters(base), base.parameters())
-        at, average = 0, torch.from_numpy(np.maximum.reduce([it.numpy() for it in moved]))
-        for parameter in base.parameters():
-            parameter.grad = average[at : at + parameter.numel()].view_as(parameter)
-            at += parameter.numel()
-        outer.step()
-    assert (at_tip(everybody[0]) - parameters(base)).abs().max() <= 1e-12
-    assert (parameters(base) - parameters(make_model(torch.float64))).abs().max() > 0.01, "the parameters moved"
-
-
-class LocalStepsObserver(Recorder):
-    def after_event(self, process: Source) -> None:
-        """Local steps write to parameters between commits, though not to the state's own."""
+# -- in whole peers ------------------------------------------------------------------------------------------------------------
 
 
 def test_whole_peers_train_with_the_strategy_and_the_rule_that_their_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +135,7 @@ def test_whole_peers_train_with_the_strategy_and_the_rule_that_their_settings_na
 
     monkeypatch.setitem(RULES, "test-largest", counted)
     monkeypatch.setattr(Feedback, "check_mean", lambda *_: None)  # it is no mean
-    options: dict[str, Any] = {"strategy": "test-local-steps", "rule": "test-largest", "recorder": LocalStepsObserver}
+    options: dict[str, Any] = {"strategy": "local-steps", "outer_momentum": 0.5, "rule": "test-largest"}
     start = parameters(make_model(torch.float64))
     with QuietSwarm(Volunteer("ann"), Volunteer("bob", 2), problem=small_job(torch.float64, SGD), **options) as swarm:
         swarm.epochs(4)  # the observer holds their states against each other at every lineage
