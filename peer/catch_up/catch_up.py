@@ -250,6 +250,7 @@ class CatchUp:
         candidates = [there.peer for there in donors]
         is_anchored = self._witnesses.anchor in {candidate.peer for candidate in candidates}
         votes = {} if is_anchored or len(candidates) == 1 else await self._claims.electorate(candidates, donors[0].standing)
+        votes.pop(self._environment.me, None)  # it cannot be its own witness
         self._witnesses.ask(candidates, votes)
         snapshot = await fetch.run(candidates, best=furthest, at_least=at_least, strictly=True)
         shares = dict(fetch.download.verified_by)

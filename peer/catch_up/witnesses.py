@@ -25,7 +25,7 @@ from protocols.transport.interface import Transport, receive_within
 # notice. What is smaller shows within a rotation of slices.
 BLOCKS = 12
 # Donors that captured at different epochs cannot be compared. They capture at common ones from then on, and are asked again so
-# often; then the snapshot that most of the votes are behind is taken.
+# often, as is one that is alone; then the snapshot that most of the votes are behind is taken.
 UNDECIDED_TRIES = 4
 # A donor has so long for all of its blocks: 24 MB, from a line of 2 Mbit/s.
 COMPARE_S = 120.0
@@ -67,7 +67,7 @@ class Witnesses:
         self._spent_s: dict[str, float] = defaultdict(float)  # by donor, in this run
 
     def ask(self, donors: Sequence[Candidate], votes: Mapping[str, float]) -> None:
-        """From now on these donors are asked, with these votes."""
+        """From now on these donors are asked. `votes`: of all others, not only of them."""
         self._donors = {donor.peer: donor for donor in donors}
         self._votes = votes
         self._spent_s.clear()
@@ -91,9 +91,6 @@ class Witnesses:
                 self._failed(error.peer, error.problem)
                 del offers[error.peer]
                 continue
-            if is_right is None and self._undecided >= UNDECIDED_TRIES:
-                _log.warning("donors offer states that cannot be compared; taking one of most votes, of epoch %d", manifest.epoch)
-                is_right = True
             if is_right:
                 self._agreed.add(manifest.digest)
                 return manifest
@@ -115,6 +112,9 @@ class Witnesses:
         donor = self._random.choice(sorted(agree))
         if self.anchor in offers:
             return await self._same(donor, manifest, self.anchor, offers[self.anchor])
+        waits = self._undecided < UNDECIDED_TRIES
+        if len(offers) == 1 and waits:
+            return None  # others may turn up
         disagree = set[str]()
         others = {offer.digest for offer in offers.values() if offer.lineage == manifest.lineage} - {manifest.digest}
         for digest in sorted(others, key=lambda digest: -jury.share(holders(offers, digest))):
@@ -124,9 +124,7 @@ class Witnesses:
             witness = self._random.choice(sorted(same))
             is_same = await self._same(donor, manifest, witness, offers[witness])
             (agree if is_same else disagree).update(same)
-        if jury.is_carried(agree):
-            return True
-        return False if jury.is_carried(disagree) else None
+        return jury.verdict(agree, disagree, waits=waits)
 
     # -- comparing -------------------------------------------------------------------------------------------------------------
 

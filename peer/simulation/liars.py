@@ -1,7 +1,7 @@
 """Hostile peers: production's own, of which one thing is changed, namely what they send. Each lie is a small class.
 
 A lie is one of what docs/SECURITY.md lists. LIES are those that the product stops: a swarm of an honest majority keeps the
-observer's rules among its honest peers, and commits. UNSTOPPED are those that it does not stop yet.
+observer's rules among its honest peers, and commits. UNSTOPPED are those that it does not stop yet, or not always.
 """
 
 from __future__ import annotations
@@ -324,7 +324,11 @@ class OtherChunks(Lie):
 
 
 class OtherWeights(Lie):
-    """Its snapshots have other weights under the true lineage. Its chunks are those that it promises."""
+    """Its snapshots have other weights under the true lineage. Its chunks are those that it promises.
+
+    A newcomer that finds the organiser's peer, or donors with more than half of the votes, is not deceived. One that finds fewer
+    donors may be: so not every seed stands this lie.
+    """
 
     def __init__(self, process: SimulatedPeer, random: Random) -> None:
         super().__init__(process, random)
@@ -482,9 +486,8 @@ LIES: dict[str, type[Lie]] = {
     "ended attempts": EndsEveryAttempt,
     "commits alone": CommitsAlone,
     "anything": AnythingAtAll,
-    "weights": OtherWeights,
 }
-UNSTOPPED: dict[str, type[Lie]] = {}
+UNSTOPPED: dict[str, type[Lie]] = {"other weights": OtherWeights}
 
 
 def draw_liars(seed: int, names: Sequence[str], share: float, lies: Iterable[str] = tuple(LIES)) -> dict[str, str]:

@@ -428,7 +428,7 @@ def joined_beside_a_crowd(swarm: SmallSwarm) -> None:
     swarm.until(lambda: swarm.processes["p5"].told_of("caught_up"))
 
 
-CROWD = {"p2": "weights", "p3": "weights", "p4": "weights"}
+CROWD = {"p2": "other weights", "p3": "other weights", "p4": "other weights"}
 
 
 def test_a_newcomer_has_the_bits_of_the_honest_peers_though_most_donors_give_other_weights() -> None:

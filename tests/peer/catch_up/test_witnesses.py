@@ -139,9 +139,11 @@ def test_donors_at_different_epochs_are_asked_again_and_then_one_is_taken(net: N
     assert len(bob.asked_for(OfferRequest)) == UNDECIDED_TRIES + 1 and blamed(joiner) == set()
 
 
-def test_one_donor_alone_is_believed(net: Net, history: History) -> None:
-    joiner = Joiner(net, *donors(net, history, bob=true))
+def test_one_donor_alone_is_believed_once_nobody_else_turns_up(net: Net, history: History) -> None:
+    (bob,) = donors(net, history, bob=true)
+    joiner = Joiner(net, bob)
     joiner.run()
+    assert len(bob.asked_for(OfferRequest)) == UNDECIDED_TRIES + 1
     assert joiner.stand.weights == history.weights[AT]
 
 
