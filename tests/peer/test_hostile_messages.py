@@ -162,7 +162,7 @@ class Mallory:
     # -- what it answers
 
     async def _asked(self, stream: Any, request: Any) -> AsyncIterator[Any]:
-        yield self._lie(AskReply(self.standing, True, NOBODY, 0, "mallory:2"))
+        yield self._lie(AskReply(self.standing, True, NOBODY, "mallory:2"))
 
     async def _dialled(self, stream: Any, request: Any) -> AsyncIterator[Any]:
         yield self._lie(DialBackReply(""))
@@ -248,7 +248,7 @@ class Claimant:
 
     async def _asked(self, stream: Any, request: Any) -> AsyncIterator[Any]:
         self.asked += 1
-        yield AskReply(self._standing, True, NOBODY, 0, "mallory:2")
+        yield AskReply(self._standing, True, NOBODY, "mallory:2")
 
     async def _refused(self, stream: Any, request: Any) -> AsyncIterator[Any]:
         raise refusal(Reason.BUSY, "not now")

@@ -56,7 +56,7 @@ class Donor:
         self.when_asked(opening)
         match opening:
             case AskRequest():
-                await stream.send(AskReply(self.history.tips[self.epoch].standing, True, NOBODY, 0, ""))
+                await stream.send(AskReply(self.history.tips[self.epoch].standing, True, NOBODY, ""))
             case OfferRequest():
                 await asyncio.sleep(self.offers_after_s)
                 snapshot = self.sends()

@@ -42,7 +42,7 @@ class Probed(Answers):
 
     def __init__(self, net: Net, name: str = "bob", rounds: Any = None) -> None:
         async def here(stream: Stream, request: AskRequest) -> AsyncIterator[Any]:
-            yield AskReply(Standing(1, "a" * 64, 8), True, NOBODY, 0, self.node.candidate.address)
+            yield AskReply(Standing(1, "a" * 64, 8), True, NOBODY, self.node.candidate.address)
 
         super().__init__(AskRequest=here)
         self.rounds, self.looks = rounds or (lambda: False), 0

@@ -67,7 +67,7 @@ class Me:
 
 
 async def stands(stream: Stream, request: AskRequest) -> AsyncIterator[Any]:
-    yield AskReply(STANDING, True, NOBODY, 0, "")
+    yield AskReply(STANDING, True, NOBODY, "")
 
 
 @pytest.fixture

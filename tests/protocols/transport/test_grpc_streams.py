@@ -439,7 +439,7 @@ def test_a_flood_of_records_waits_at_home_and_the_others_are_answered(tmp_path: 
     async def listen(stream: Stream, opening: Any) -> None:
         nonlocal heard
         if isinstance(opening, AskRequest):
-            await stream.send(AskReply(STANDING, True, Candidate("", ""), 0, ""))
+            await stream.send(AskReply(STANDING, True, Candidate("", ""), ""))
         else:
             while await stream.receive() is not None:
                 heard += 1

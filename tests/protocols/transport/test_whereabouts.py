@@ -31,7 +31,7 @@ def standing(samples: int, lineage: str = "c") -> Standing:
 
 def at(net: Net, name: str, where: Standing, *, caught_up: bool = True) -> Candidate:
     async def answer(stream: Stream, request: AskRequest) -> AsyncIterator[Any]:
-        yield AskReply(where, caught_up, NOBODY, 0, "")
+        yield AskReply(where, caught_up, NOBODY, "")
 
     return net.node(name, Answers(AskRequest=answer)).candidate
 
@@ -116,7 +116,7 @@ def test_an_answer_is_due_once_and_an_end_is_none(net: Net) -> None:
 
 def test_a_stream_that_falls_silent_is_told_apart_from_one_that_ends(net: Net) -> None:
     async def once(stream: Stream, request: AskRequest) -> AsyncIterator[Any]:
-        yield AskReply(standing(1), True, NOBODY, 0, "")
+        yield AskReply(standing(1), True, NOBODY, "")
         await asyncio.sleep(8.0)
 
     me, ann = net.node("me"), net.node("ann", Answers(AskRequest=once)).candidate
