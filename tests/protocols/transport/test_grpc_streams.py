@@ -450,7 +450,7 @@ def test_a_flood_of_records_waits_at_home_and_the_others_are_answered(tmp_path: 
 
     async def work() -> None:
         async with pair(tmp_path, listen) as two, two.open() as stream:
-            theirs = two.here._credentials.authority
+            theirs = two.here.credentials.authority
             other = NetworkTransport(replace(credentials(tmp_path), authority=theirs), RUN)
             flooding = asyncio.create_task(flood(stream))
             began = time.monotonic()
@@ -471,7 +471,7 @@ def test_a_peer_with_too_many_calls_is_refused_whatever_connections_it_makes(tmp
                 await stack.enter_async_context(two.open())
             while len(two.service.heard) < callers.MAX_CALLS_OF_PEER:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-            again = NetworkTransport(two.here._credentials, RUN)
+            again = NetworkTransport(two.here.credentials, RUN)
             with pytest.raises(RefusedError) as error:
                 await call(again, two.peer, AskRequest(), LIMIT_S)
             assert error.value.reason == Reason.BUSY.value
