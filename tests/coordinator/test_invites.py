@@ -16,9 +16,9 @@ from cryptography.x509.oid import NameOID
 
 from coordinator import organising
 from coordinator.invites import OPEN, Admission, Invites
+from protocols.ban_list import MAX_BANNED
 from protocols.errors import TicketError, UsageError
 from protocols.identity import Authority, Key, Ticket, requester
-from protocols.round.records import MAX_PEERS
 
 DAY_S = 86_400.0
 
@@ -92,7 +92,7 @@ def test_a_clock_that_was_put_back_makes_no_smaller_version(invites: Invites, cl
 def test_more_bans_than_a_list_holds_are_refused_and_change_nothing(invites: Invites) -> None:
     before = invites.ban_list
     with pytest.raises(UsageError, match="at most"):
-        invites.ban([f"{number:032x}" for number in range(MAX_PEERS + 1)])
+        invites.ban([f"{number:032x}" for number in range(MAX_BANNED + 1)])
     assert invites.ban_list == before
 
 

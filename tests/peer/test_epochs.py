@@ -80,7 +80,8 @@ def test_a_contributor_that_dies_costs_one_attempt(phase: str, kind: str, seed: 
         assert swarm.world.now - died_at < TAKES_OVER_S + 6
         last = swarm.history()[-1]
         assert {c.peer for c in last.contributions} == NAMES - {"cid"}
-        assert len(swarm.observer.failures) <= 1
+        earlier = [failure.reason for failure in swarm.observer.failures[:-1]]
+        assert earlier in ([], [Reason.REDUCER_LOST]), "a member may notice a moment before the leader"
         for failure in swarm.observer.failures:
             assert failure.peer == "cid"
             assert failure.reason in (Reason.SILENT, Reason.STALLED, Reason.CONNECTION_LOST, Reason.REDUCER_LOST)
