@@ -164,13 +164,13 @@ class Hooks:
 
             return moving
 
-        def beginning(stream: Any, peer: str, read: Any, write: Any, *, incoming: Any, outgoing: Any) -> None:
+        def beginning(stream: Any, peer: str, read: Any, write: Any, *, outgoing: Any, **others: Any) -> None:
             async def writing(message: bytes) -> None:
                 await write(message)
                 if outgoing is to_leader and isinstance(outgoing.from_bytes(message), Ready):
                     self.enter("ready-before-commit")
 
-            begin(stream, peer, read, writing, incoming=incoming, outgoing=outgoing)
+            begin(stream, peer, read, writing, outgoing=outgoing, **others)
 
         def acting(engine: Any, action: Any) -> None:
             if isinstance(action, Announce):
