@@ -78,12 +78,12 @@ class Claims:
             _log.warning("%s speaks of a lineage whose commits do not add up", peer[:8])
             return False
         if not chain or not fork.is_known:
-            return heavier and (not self._is_live() or await self._majority_is_elsewhere(fork, tip, peer, theirs, stand))
+            return heavier and not await self._is_majority(fork, tip, peer, theirs, stand, here=True)
         if fork.mine:
             return fork.theirs_wins or (heavier and not (fork.mine_wins and self._is_live()))
         if not heavier or fork.carried(fork.theirs) or peer == follows or not self._is_live():
             return heavier
-        return await self._majority_is_elsewhere(fork, tip, peer, theirs, stand)
+        return len(fork.votes) < FEWEST_VOTERS or await self._is_majority(fork, tip, peer, theirs, stand, here=False)
 
     async def _goes_on_from(self, said: Standing | None, peer: str, theirs: Standing) -> bool:
         """Whether `theirs` is where the coordinator says that the run stands, or follows on it by a majority's votes."""
@@ -110,14 +110,14 @@ class Claims:
         not grow, those who voted for it have gone, perhaps to the other side."""
         return self._environment.clock() - self._advanced_at < max(LIVE_S, LIVE_EPOCHS * self._epoch_s)
 
-    async def _majority_is_elsewhere(
-        self, fork: Fork, tip: Tip, peer: str, theirs: Standing, stand: Mapping[str, Standing] | None
+    async def _is_majority(
+        self, fork: Fork, tip: Tip, peer: str, theirs: Standing, stand: Mapping[str, Standing] | None, *, here: bool
     ) -> bool:
-        """Whether peers with a majority say that they are not at this peer's tip any more. Those that nobody can ask may be here
-        yet. With too few voters everybody may go."""
+        """Whether peers with a majority say that they stand at this peer's tip (`here`), or that they have left it. Those that
+        nobody can ask count for neither. Too few voters are no majority."""
         stand = {**(stand if stand is not None else await self._ask()), self._environment.me: tip.standing, peer: theirs}
-        gone = (other for other, standing in stand.items() if standing.lineage != tip.lineage)
-        return len(fork.votes) < FEWEST_VOTERS or has_majority(share_of(gone, fork.votes))
+        such = (other for other, standing in stand.items() if (standing.lineage == tip.lineage) == here)
+        return len(fork.votes) >= FEWEST_VOTERS and has_majority(share_of(such, fork.votes))
 
     async def _ask(self) -> dict[str, Standing]:
         found = await ask_all(self._environment.transport, self._sources.reachable(), self._environment.random)

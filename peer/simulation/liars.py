@@ -484,10 +484,9 @@ LIES: dict[str, type[Lie]] = {
     "false leader": FalseLeader,
     "told drift": TellsOfDrift,
     "ended attempts": EndsEveryAttempt,
-    "commits alone": CommitsAlone,
     "anything": AnythingAtAll,
 }
-UNSTOPPED: dict[str, type[Lie]] = {"other weights": OtherWeights}
+UNSTOPPED: dict[str, type[Lie]] = {"other weights": OtherWeights, "commits alone": CommitsAlone}
 
 
 def draw_liars(seed: int, names: Sequence[str], share: float, lies: Iterable[str] = tuple(LIES)) -> dict[str, str]:
