@@ -365,7 +365,9 @@ class Observer:
         if seen.heaviest is not None and digest != seen.heaviest[1]:
             weight, tip = seen.heaviest
             lighter = (lineage.weight, tip) < (weight, digest)  # at equal weights the smaller digest wins
-            if lighter and not self._has_more_votes(digest, tip):
+            # It may have come to an old snapshot first, on its way to a lineage with more votes.
+            aims = [other for other in self.lineages.known if self.lineages.is_ancestor(digest, other)] if lighter else []
+            if lighter and not any(self._has_more_votes(aim, tip) for aim in aims):
                 self._violated("4 heavier", f"{process.name} moves from weight {weight} to {lineage.weight}")
         if digest != seen.lineage:
             seen.unasked.clear()  # the question was about the lineage that was left

@@ -12,7 +12,6 @@ from peer.simulation.scenario import simulate
 from protocols.round.idle_leaders import IdleLeaders
 from protocols.round.leader import Leader
 from protocols.round.leader_actions import Ask, Yield
-from protocols.round.records import Tip
 
 Patch = pytest.MonkeyPatch
 
@@ -40,17 +39,9 @@ def leaders_that_yield_to_a_claim(patch: Patch) -> None:
     patch.setattr(Leader, "answered", mutant)
 
 
-def batches_that_a_claim_ends(patch: Patch) -> None:
-    def mutant(leader: Leader, tip: Tip, samples: int, now: float) -> bool:
-        return any(report.promised_attempt > 0 for _, report in leader._at_tip())
-
-    patch.setattr(Leader, "_has_stalled", mutant)
-
-
 MUTANTS: dict[Callable[[Patch], None], str] = {
     leaders_that_are_never_left: "silent leader",
     leaders_that_yield_to_a_claim: "false leader",
-    batches_that_a_claim_ends: "creeping promises",
 }
 
 
