@@ -113,8 +113,10 @@ class Claims:
     async def _is_majority(
         self, fork: Fork, tip: Tip, peer: str, theirs: Standing, stand: Mapping[str, Standing] | None, *, here: bool
     ) -> bool:
-        """Whether peers with a majority say that they stand at this peer's tip (`here`), or that they have left it. Those that
-        nobody can ask count for neither. Too few voters are no majority."""
+        """Whether peers with a majority of the votes say that they stand at this peer's tip (`here`) or elsewhere (not `here`).
+
+        Peers that cannot be asked count for neither. False among fewer than FEWEST_VOTERS voters.
+        """
         stand = {**(stand if stand is not None else await self._ask()), self._environment.me: tip.standing, peer: theirs}
         such = (other for other, standing in stand.items() if (standing.lineage == tip.lineage) == here)
         return len(fork.votes) >= FEWEST_VOTERS and has_majority(share_of(such, fork.votes))

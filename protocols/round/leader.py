@@ -409,10 +409,10 @@ class Leader:
         return finishing(present, me, failed) or fresh(present, me, due, failed)
 
     def _has_stalled(self, tip: Tip, samples: int, now: float) -> bool:
-        """Whether to wait for more samples would bring few, since there was an attempt and its contributors are frozen.
+        """Whether waiting would bring few more samples, because an attempt at this epoch froze its contributors.
 
-        This leader knows that of its own attempts, and of those that it promised. What others say that they promised counts once
-        the batch has not grown for the detection time: or one of them could make every batch a small one.
+        This leader knows of its own attempts, and of those that it promised. What others say that they promised counts only once
+        the batch has not grown for the detection time. Otherwise one liar could make every batch a small one.
         """
         if samples > self._grown_at[0]:
             self._grown_at = (samples, now)
